@@ -1,0 +1,84 @@
+"""midlogit: sample text from the exact middle of two language models.
+
+Names are imported when first used, so that `import midlogit` loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget, parse_rule
+    from midlogit.errors import (
+        EngineFailure,
+        Interrupted,
+        InvalidRequest,
+        MidlogitError,
+        MissingExtra,
+        ModelUnavailable,
+        PairMismatch,
+        PromptTooLong,
+    )
+    from midlogit.outputs import Completion, Diagnostics, Statistics, Token, Usage
+    from midlogit.pair import Pair
+    from midlogit.params import PRESETS, Preset, SamplingParams
+    from midlogit.sampling.policy import Decision, Top
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "midlogit.core.rules": ("AlphaRule", "EqualKL", "FixedAlpha", "KLBudget", "parse_rule"),
+    "midlogit.errors": (
+        "EngineFailure",
+        "Interrupted",
+        "InvalidRequest",
+        "MidlogitError",
+        "MissingExtra",
+        "ModelUnavailable",
+        "PairMismatch",
+        "PromptTooLong",
+    ),
+    "midlogit.outputs": ("Completion", "Diagnostics", "Statistics", "Token", "Usage"),
+    "midlogit.pair": ("Pair",),
+    "midlogit.params": ("PRESETS", "Preset", "SamplingParams"),
+    "midlogit.sampling.policy": ("Decision", "Top"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "PRESETS",
+    "AlphaRule",
+    "Completion",
+    "Decision",
+    "Diagnostics",
+    "EngineFailure",
+    "EqualKL",
+    "FixedAlpha",
+    "Interrupted",
+    "InvalidRequest",
+    "KLBudget",
+    "MidlogitError",
+    "MissingExtra",
+    "ModelUnavailable",
+    "Pair",
+    "PairMismatch",
+    "Preset",
+    "PromptTooLong",
+    "SamplingParams",
+    "Statistics",
+    "Token",
+    "Top",
+    "Usage",
+    "parse_rule",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME_OF:
+        return getattr(import_module(_HOME_OF[name]), name)
+    raise AttributeError(f"module 'midlogit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,183 @@
+"""A Hugging Face model folder without its weights: configuration, tokenizer, stop ids, sizes.
+
+Knows transformers' configuration and tokenizer files; loads no torch model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from midlogit.errors import InvalidRequest, ModelUnavailable
+from midlogit.extras import require
+
+Message = dict[str, Any]
+
+ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is known of a model before its weights are loaded.
+
+    Attributes:
+        name: the folder or hub id it was opened by.
+        config: transformers' configuration of the text model.
+        tokenizer: transformers' tokenizer, backed by the tokenizers library.
+        generation_stop_ids: eos_token_id of the generation configuration, else of the configuration.
+    """
+
+    name: str
+    config: Any
+    tokenizer: Any
+    generation_stop_ids: tuple[int, ...]
+
+    @classmethod
+    def open(cls, name: str | Path) -> Checkpoint:
+        """Reads a folder or hub id.
+
+        Raises:
+            ModelUnavailable: not there, unreadable, or not a causal language model.
+            MissingExtra: transformers is not installed.
+        """
+        require("transformers", "local")
+        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        name = str(name)
+        path = Path(name).expanduser()
+        if path.exists():
+            name = str(path)
+            if not (path / "config.json").is_file():
+                raise ModelUnavailable(f"{name} holds no config.json.", "Give a Hugging Face model folder or hub id.")
+        elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+            raise ModelUnavailable(f"There is no model folder {name}.", "Give a Hugging Face model folder or hub id.")
+        try:
+            config = AutoConfig.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelUnavailable(f"{name} cannot be opened: {_first_line(error)}") from error
+        causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+        architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")]
+        if not causal & set(architectures):
+            raise ModelUnavailable(f"{name} is not a causal language model ({', '.join(architectures)}).")
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise ModelUnavailable(f"{name} has no tokenizer.json that the tokenizers library can read.")
+        try:
+            stop = GenerationConfig.from_pretrained(name).eos_token_id
+        except OSError:
+            stop = config.get_text_config().eos_token_id
+        return cls(name, config.get_text_config(), tokenizer, _as_ids(stop))
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every id that ends a sequence for this model, ascending."""
+        return tuple(sorted({*self.generation_stop_ids, *_as_ids(self.tokenizer.eos_token_id)}))
+
+    @cached_property
+    def vocabulary(self) -> dict[int, str]:
+        """Id to token."""
+        return {i: token for token, i in self.tokenizer.get_vocab().items()}
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that the tokenizer marks as special."""
+        added = self.tokenizer.added_tokens_decoder
+        return frozenset(self.tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+
+    @property
+    def logit_size(self) -> int:
+        """Columns of the model's logits, padding included."""
+        return int(self.config.vocab_size)
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens of prompt and completion together; a sliding window counts as the limit."""
+        limit = int(getattr(self.config, "max_position_embeddings", 0) or 2048)
+        if "sliding_attention" in (getattr(self.config, "layer_types", None) or ()):
+            limit = min(limit, int(self.config.sliding_window))
+        return limit
+
+    @property
+    def unsupported_layers(self) -> set[str]:
+        """Kinds of layers that the local engine's KV cache does not hold."""
+        return set(getattr(self.config, "layer_types", None) or ()) - ATTENTION_LAYERS
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self.tokenizer.chat_template)
+
+    @property
+    def weight_count(self) -> int | None:
+        """Number of weights in the folder's safetensors files, None for a hub id or other formats."""
+        files = sorted(Path(self.name).glob("*.safetensors"))
+        return sum(_weights_in(file) for file in files) or None
+
+    @property
+    def kv_values_per_token(self) -> int:
+        """Numbers that one token adds to the KV cache."""
+        config = self.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * heads * head_dim)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text, with what the tokenizer itself adds (such as a beginning-of-text id)."""
+        return list(self.tokenizer(text)["input_ids"])
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of chat messages in the model's own template, ready for the answer.
+
+        A model without a template gets `plain_chat`.
+
+        Raises:
+            InvalidRequest: the template refuses the messages.
+        """
+        if not self.has_chat_template:
+            return self.encode(plain_chat(messages))
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise InvalidRequest(f"The chat template of {self.name} refuses the messages: {_first_line(error)}") from error
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def plain_chat(messages: Sequence[Message]) -> str:
+    """Chat messages for a model that knows no chat: what a base model reads as a list of answers.
+
+    System text comes first as it is, each user message as "Question: …", each answer as "Answer: …";
+    the text ends with "Answer:".
+    """
+    names = {"user": "Question: ", "assistant": "Answer: "}
+    lines = [names.get(m["role"], "") + m["content"] + ("\n" if m["role"] != "user" else "") for m in messages]
+    return "\n".join([*lines, "Answer:"])
+
+
+def _as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _weights_in(file: Path) -> int:
+    """Number of weights by the header of a safetensors file."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return sum(_product(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def _product(shape: list[int]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size

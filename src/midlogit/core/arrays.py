@@ -1,0 +1,72 @@
+"""The few array operations that the array API standard lacks; knows NumPy and torch, nothing of the mixture.
+
+Arrays are any that array-api-compat understands. Names end in their shape: N rows, V vocabulary,
+K candidates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+from array_api_compat import array_namespace, device
+
+Array = Any  # a numpy.ndarray or torch.Tensor; the standard has no static type
+Namespace = Any
+
+__all__ = [
+    "Array",
+    "Namespace",
+    "array_namespace",
+    "device",
+    "last_index",
+    "log_sum_exp",
+    "row_sum",
+    "resolution",
+    "take_columns",
+    "top_k_unordered",
+]
+
+
+def row_sum(xp: Namespace, x_NV: Array) -> Array:
+    """Row sums in float64, whatever the dtype of the rows (docs/theory.md section 4)."""
+    return xp.sum(x_NV, axis=-1, dtype=xp.float64)
+
+
+def log_sum_exp(x_NV: Array) -> Array:
+    """log Σ exp over the last axis, in float64; −inf for a row that is −inf everywhere.
+
+    NaN or +inf in a row makes its result NaN or +inf, so a finite result vouches for the row.
+    """
+    xp = array_namespace(x_NV)
+    peak_N = xp.max(x_NV, axis=-1)
+    shift_N = xp.where(xp.isfinite(peak_N), peak_N, xp.zeros_like(peak_N))
+    total_N = row_sum(xp, xp.exp(x_NV - shift_N[:, None]))
+    total_N = xp.where(xp.isnan(peak_N), xp.full_like(total_N, xp.nan), total_N)
+    tiny = xp.asarray(5e-324, dtype=xp.float64, device=device(x_NV))
+    log_N = xp.log(xp.maximum(total_N, tiny)) + xp.astype(shift_N, xp.float64)
+    return xp.where(total_N == 0, xp.full_like(log_N, -xp.inf), log_N)
+
+
+def take_columns(x_NV: Array, columns_NK: Array) -> Array:
+    """x[n, columns[n, k]]."""
+    return array_namespace(x_NV).take_along_axis(x_NV, columns_NK, axis=-1)
+
+
+def top_k_unordered(x_NV: Array, k: int) -> Array:
+    """Column indices of the `k` largest entries of each row, in no particular order."""
+    if array_api_compat.is_torch_array(x_NV):
+        return x_NV.topk(k, dim=-1, sorted=False).indices
+    xp = array_namespace(x_NV)
+    return xp.argpartition(x_NV, x_NV.shape[-1] - k, axis=-1)[:, x_NV.shape[-1] - k :]
+
+
+def last_index(xp: Namespace, mask_NV: Array) -> Array:
+    """Largest column where the mask holds, in each row."""
+    columns_V = xp.arange(mask_NV.shape[-1], device=device(mask_NV))
+    return xp.max(xp.where(mask_NV, columns_V[None, :], xp.zeros_like(columns_V)[None, :]), axis=-1)
+
+
+def resolution(x: Array) -> float:
+    """The relative spacing of the dtype of `x`."""
+    return float(array_namespace(x).finfo(x.dtype).eps)

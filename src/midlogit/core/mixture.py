@@ -1,0 +1,88 @@
+"""The geometric mixture of two rows and its cumulant F; knows docs/theory.md sections 1 and 2, no rule for α.
+
+Rows are log-probabilities on one alphabet, −inf where a model gives nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from midlogit.core.arrays import Array, array_namespace, log_sum_exp, row_sum
+
+
+def normalise(logits_NV: Array) -> Array:
+    """Log-probabilities of rows of logits; a row that is −inf everywhere stays so."""
+    xp = array_namespace(logits_NV)
+    total_N = log_sum_exp(logits_NV)
+    total_N = xp.where(total_N == -xp.inf, xp.zeros_like(total_N), total_N)
+    return logits_NV - xp.astype(total_N, logits_NV.dtype)[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class LogPair:
+    """Base and teacher rows with their log ratio; build with `LogPair.of`.
+
+    Attributes:
+        base_NV, teacher_NV: log-probabilities, −inf allowed.
+        common_NV: base log-probabilities on the common support, −inf elsewhere.
+        ratio_NV: ℓ = log teacher − log base (docs/theory.md (3)), 0 off the common support.
+        overlap_N: whether the row has a common support at all.
+    """
+
+    base_NV: Array
+    teacher_NV: Array
+    common_NV: Array
+    ratio_NV: Array
+    overlap_N: Array
+
+    @classmethod
+    def of(cls, base_NV: Array, teacher_NV: Array) -> LogPair:
+        xp = array_namespace(base_NV, teacher_NV)
+        both_NV = (base_NV > -xp.inf) & (teacher_NV > -xp.inf)
+        zeros_NV = xp.zeros_like(base_NV)
+        ratio_NV = xp.where(both_NV, teacher_NV, zeros_NV) - xp.where(both_NV, base_NV, zeros_NV)
+        common_NV = xp.where(both_NV, base_NV, -xp.inf)
+        return cls(base_NV, teacher_NV, common_NV, ratio_NV, xp.any(both_NV, axis=-1))
+
+    def rows(self, index_N: Array) -> LogPair:
+        """The pair restricted to some rows."""
+        xp = array_namespace(self.base_NV)
+        return LogPair(
+            *(xp.take(x, index_N, axis=0) for x in (self.base_NV, self.teacher_NV, self.common_NV)),
+            xp.take(self.ratio_NV, index_N, axis=0),
+            xp.take(self.overlap_N, index_N, axis=0),
+        )
+
+
+def moments(pair: LogPair, alpha_N: Array) -> tuple[Array, Array, Array]:
+    """F(α), F′(α), F″(α) of each row in float64 (docs/theory.md (2), (4), (5)).
+
+    Args:
+        pair: rows with a common support each.
+        alpha_N: one α a row, float64.
+    """
+    xp = array_namespace(pair.base_NV)
+    weight_N1 = xp.astype(alpha_N, pair.base_NV.dtype)[:, None]
+    exponent_NV = pair.common_NV + weight_N1 * pair.ratio_NV
+    peak_N = xp.max(exponent_NV, axis=-1)
+    mass_NV = xp.exp(exponent_NV - peak_N[:, None])
+    total_N = row_sum(xp, mass_NV)
+    mass_NV = mass_NV * pair.ratio_NV
+    mean_N = row_sum(xp, mass_NV) / total_N
+    square_N = row_sum(xp, mass_NV * pair.ratio_NV) / total_N
+    variance_N = xp.maximum(square_N - mean_N**2, xp.zeros_like(mean_N))
+    return xp.log(total_N) + xp.astype(peak_N, xp.float64), mean_N, variance_N
+
+
+def log_mixture(pair: LogPair, alpha_N: Array, to_teacher_N: Array) -> Array:
+    """log q of each row, normalised (docs/theory.md (1)).
+
+    Args:
+        alpha_N: α of each row.
+        to_teacher_N: rows that take the teacher's distribution itself, whatever the base gives:
+            forced first tokens and rows without a common support.
+    """
+    xp = array_namespace(pair.base_NV)
+    weight_N1 = xp.astype(alpha_N, pair.base_NV.dtype)[:, None]
+    mixed_NV = pair.common_NV + weight_N1 * pair.ratio_NV
+    return normalise(xp.where(to_teacher_N[:, None], pair.teacher_NV, mixed_NV))

@@ -1,0 +1,87 @@
+"""Which ids are outcomes of the mixture: masks and the merged stop class; knows ids, no tokenizer and no text.
+
+docs/theory.md sections 5 and 6: temper each model, then mask, then merge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from midlogit.core.arrays import Array, Namespace, array_namespace, device, log_sum_exp
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Outcomes:
+    """The alphabet that a request draws from.
+
+    Attributes:
+        masked_ids: never drawn; both models are renormalised without them (docs/theory.md (13)).
+        stop_ids: every id that ends a sequence for either model.
+        merge: count `stop_ids` as one outcome (docs/theory.md (14)); otherwise each stands alone.
+        stop_token_ids: ordinary ids that end this request; never merged.
+    """
+
+    masked_ids: tuple[int, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    merge: bool = True
+    stop_token_ids: tuple[int, ...] = ()
+    _masks: dict[object, Array] = field(default_factory=dict, repr=False)
+
+    @property
+    def merged(self) -> bool:
+        return self.merge and len(self.stop_ids) > 1
+
+    @property
+    def stop_outcome(self) -> int | None:
+        """The column that stands for the merged stop class, None when nothing is merged."""
+        return self.stop_ids[0] if self.merged else None
+
+    @property
+    def ending_ids(self) -> tuple[int, ...]:
+        """Ids that end the sequence when drawn; held back while min_tokens is not reached."""
+        return self.stop_ids + self.stop_token_ids
+
+    def apply(self, logits_NV: Array, ending_N: Array) -> Array:
+        """Tempered logits with masked ids at −inf and the stop class summed into its column.
+
+        Args:
+            logits_NV: tempered logits of one model.
+            ending_N: rows that may end now; the others have every ending id masked.
+        """
+        xp = array_namespace(logits_NV)
+        ending_NV = None if bool(xp.all(ending_N)) else ending_N[:, None] | ~self._mask(xp, logits_NV, "ending")
+        merged_NV = xp.where(self._mask(xp, logits_NV, "masked"), xp.full_like(logits_NV, -xp.inf), logits_NV)
+        if self.stop_outcome is not None:
+            stop_N = log_sum_exp(xp.take(logits_NV, self._index(xp, logits_NV), axis=-1))
+            merged_NV[:, self.stop_outcome] = xp.astype(stop_N, logits_NV.dtype)
+        if ending_NV is not None:
+            merged_NV = xp.where(ending_NV, merged_NV, xp.full_like(merged_NV, -xp.inf))
+        return merged_NV
+
+    def emitted_stop(self, teacher_NV: Array) -> Array:
+        """The id that ends a sequence of each row: the teacher's most likely stop id."""
+        xp = array_namespace(teacher_NV)
+        index_K = self._index(xp, teacher_NV)
+        return xp.take(index_K, xp.argmax(xp.take(teacher_NV, index_K, axis=-1), axis=-1))
+
+    def stop_mass(self, log_probs_NV: Array) -> Array:
+        """log of the summed mass of the stop class."""
+        xp = array_namespace(log_probs_NV)
+        return log_sum_exp(xp.take(log_probs_NV, self._index(xp, log_probs_NV), axis=-1))
+
+    def _index(self, xp: Namespace, like: Array) -> Array:
+        return xp.asarray(np.asarray(self.stop_ids, dtype=np.int64), device=device(like))
+
+    def _mask(self, xp: Namespace, like_NV: Array, kind: str) -> Array:
+        """The boolean row of masked or of ending ids, made once for each vocabulary size and device."""
+        key = (kind, like_NV.shape[-1], str(device(like_NV)), xp.__name__)
+        if key not in self._masks:
+            hidden = set(self.ending_ids) if kind == "ending" else set(self.masked_ids)
+            if kind == "masked" and self.merged:
+                hidden |= set(self.stop_ids[1:])
+            row_V = np.zeros(like_NV.shape[-1], dtype=bool)
+            row_V[[i for i in hidden if i < row_V.size]] = True
+            self._masks[key] = xp.asarray(row_V[None, :], device=device(like_NV))
+        return self._masks[key]

@@ -1,0 +1,55 @@
+"""The teacher's nucleus: the smallest set of its most likely outcomes with the mass asked for; knows one row set.
+
+docs/theory.md (15). Found without sorting the vocabulary: the candidates grow until they hold the set.
+"""
+
+from __future__ import annotations
+
+from midlogit.core.arrays import Array, array_namespace, device, last_index, log_sum_exp, take_columns, top_k_unordered
+
+FIRST_CANDIDATES = 128
+
+
+def nucleus(logits_NV: Array, top_p_N: Array) -> tuple[Array, Array]:
+    """The support S of each row, as columns in id order.
+
+    Ties are broken by the lower id, and the outcome that crosses `top_p` is in. A row of a smaller S
+    repeats columns that are not valid.
+
+    Args:
+        logits_NV: the teacher's logits, −inf for what cannot be drawn.
+        top_p_N: mass to reach, in (0, 1], float64.
+
+    Returns:
+        (ids_NK, valid_NK): K is the largest |S| of the batch.
+    """
+    xp = array_namespace(logits_NV)
+    vocabulary = logits_NV.shape[-1]
+    total_N = log_sum_exp(logits_NV)
+    k = min(FIRST_CANDIDATES, vocabulary)
+    while True:
+        ids_NK = xp.sort(top_k_unordered(logits_NV, k), axis=-1)
+        order_NK = xp.argsort(take_columns(logits_NV, ids_NK), axis=-1, descending=True, stable=True)
+        ids_NK = take_columns(ids_NK, order_NK)
+        logits_NK = xp.astype(take_columns(logits_NV, ids_NK), xp.float64)
+        before_NK = _mass_before(logits_NK, total_N)
+        valid_NK = (before_NK < top_p_N[:, None]) & (logits_NK > -xp.inf)
+        # Settled when the crossing outcome beats the last candidate, with which outsiders may tie.
+        crossing_N1 = last_index(xp, valid_NK)[:, None]
+        settled_N = take_columns(logits_NK, crossing_N1)[:, 0] > logits_NK[:, -1]
+        if k == vocabulary or bool(xp.all(settled_N)):
+            break
+        k = min(8 * k, vocabulary)
+    width = int(xp.max(crossing_N1)) + 1
+    ids_NK, valid_NK = ids_NK[:, :width], valid_NK[:, :width]
+    beyond = xp.asarray(vocabulary, dtype=ids_NK.dtype, device=device(ids_NK))
+    ids_NK = xp.sort(xp.where(valid_NK, ids_NK, beyond), axis=-1)
+    valid_NK = ids_NK < vocabulary
+    return xp.where(valid_NK, ids_NK, xp.zeros_like(ids_NK)), valid_NK
+
+
+def _mass_before(logits_NK: Array, total_N: Array) -> Array:
+    """Mass of the candidates ranked before each one, as a share of the whole row."""
+    xp = array_namespace(logits_NK)
+    mass_NK = xp.exp(logits_NK - total_N[:, None])
+    return xp.cumulative_sum(mass_NK, axis=-1) - mass_NK

@@ -1,0 +1,145 @@
+"""One causal LM with its slot cache: feeds tokens to rows, returns the logits behind them.
+
+Knows torch and transformers; not that there is another model, nor what is done with logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from midlogit.checkpoint import Checkpoint
+from midlogit.engines.local.cache import SlotCache
+from midlogit.errors import ModelUnavailable
+
+CHUNK = 512  # query columns of one prefill forward; bounds its activations
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model's weights, ready to run.
+
+    Raises:
+        ModelUnavailable: the weights cannot be loaded, or the architecture needs another kind of cache.
+    """
+    if checkpoint.unsupported_layers:
+        kinds = ", ".join(sorted(checkpoint.unsupported_layers))
+        raise ModelUnavailable(f"{checkpoint.name} has layers of a kind the local engine cannot batch: {kinds}.")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint.name, dtype=dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelUnavailable(f"The weights of {checkpoint.name} cannot be loaded: {reason}") from error
+    return model.to(device).eval()
+
+
+class Side:
+    """A model and the sequences in its cache; slots 0 … rows − 1 are in use."""
+
+    def __init__(self, model: Any, checkpoint: Checkpoint, vocabulary: int) -> None:
+        self._model = model
+        self._vocabulary = vocabulary
+        self._cache = SlotCache(int(checkpoint.config.num_hidden_layers))
+        self._lengths: list[int] = []
+        self.device = next(model.parameters()).device
+        self._require_rows_independent(checkpoint.name)
+
+    def add(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Opens a slot for each prompt and runs them; logits [N, vocabulary] behind their last tokens."""
+        first = len(self._lengths)
+        self._lengths += [0] * len(prompts)
+        return self._feed(slice(first, len(self._lengths)), prompts)
+
+    def advance(self, tokens: Sequence[int]) -> Tensor:
+        """Feeds one token to every slot in order; logits [N, vocabulary] behind them."""
+        return self._feed(slice(0, len(self._lengths)), [[token] for token in tokens])
+
+    @torch.inference_mode()
+    def remove(self, slot: int) -> None:
+        """Closes a slot; the last sequence moves into it."""
+        last, used = len(self._lengths) - 1, max(self._lengths[slot], self._lengths[-1])
+        if slot != last:
+            self._cache.copy(last, slot, used)
+        self._cache.clear(last, used)
+        self._lengths[slot] = self._lengths[last]
+        self._lengths.pop()
+
+    @torch.inference_mode()
+    def _feed(self, view: slice, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Runs each row's new tokens, right-aligned to a common width, in chunks of it."""
+        width = max(map(len, tokens))
+        starts = self._lengths[view]
+        self._cache.reserve(len(self._lengths), max(s + len(t) for s, t in zip(starts, tokens, strict=True)))
+        for begin in range(0, width, CHUNK):
+            span = range(begin, min(begin + CHUNK, width))
+            logits_NV = self._forward(view, tokens, starts, width, span)
+        for row, slot in enumerate(range(view.start, view.stop)):
+            self._lengths[slot] += len(tokens[row])
+        return logits_NV
+
+    def _forward(
+        self, view: slice, tokens: Sequence[Sequence[int]], starts: list[int], width: int, span: range
+    ) -> Tensor:
+        """One forward over the query columns `span` of the right-aligned tokens; logits of the last."""
+        ids = [[0] * len(span) for _ in tokens]
+        positions = [[0] * len(span) for _ in tokens]
+        writes: list[tuple[int, int, int, int]] = []
+        for row, (new, start) in enumerate(zip(tokens, starts, strict=True)):
+            padding = width - len(new)
+            for q, column in enumerate(span):
+                if column >= padding:
+                    position = start + column - padding
+                    ids[row][q], positions[row][q] = new[column - padding], position
+                    writes.append((row, q, view.start + row, position))
+        cache = self._cache
+        cache.view, cache.width = view, 1 + max(position for *_, position in writes)
+        cache.writes = tuple(torch.tensor(writes, device=self.device).T.contiguous())  # type: ignore[assignment]
+        positions_NQ = torch.tensor(positions, device=self.device)
+        # A padding query sits at position 0 and sees column 0: harmless, and its output is not used.
+        visible_NQK = torch.arange(cache.width, device=self.device)[None, None, :] <= positions_NQ[:, :, None]
+        logits_N1V = self._model(
+            input_ids=torch.tensor(ids, device=self.device),
+            attention_mask=self._as_mask(visible_NQK[:, None]),
+            position_ids=positions_NQ,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        return _at_least_float32(logits_N1V[:, -1, : self._vocabulary])
+
+    def _as_mask(self, visible_N1QK: Tensor) -> Tensor:
+        """The mask in the form that the model's attention takes: additive for eager, boolean for sdpa."""
+        if self._model.config._attn_implementation != "eager":
+            return visible_N1QK
+        dtype = self._model.dtype
+        return torch.zeros(visible_N1QK.shape, dtype=dtype, device=self.device).masked_fill_(
+            ~visible_N1QK, torch.finfo(dtype).min
+        )
+
+    def _require_rows_independent(self, name: str) -> None:
+        """Checks that the architecture honours positions, masks and cache as given.
+
+        Two rows of different length, fed through the cache, must give what the model gives without one.
+        """
+        long, short = ([i % self._vocabulary for i in ids] for ids in ((5, 6, 7, 8), (9, 10)))
+        logits_NV = self.add([long[:3], short[:1]])
+        logits_NV = self.advance([long[3], short[1]])
+        with torch.inference_mode():
+            for row, ids in enumerate((long, short)):
+                plain_V = self._model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1]
+                plain_V = _at_least_float32(plain_V[: self._vocabulary])
+                difference = (logits_NV[row] - plain_V).abs().max() / plain_V.std()
+                if not difference < 20 * torch.finfo(self._model.dtype).eps ** 0.5:
+                    raise ModelUnavailable(
+                        f"{name} does not give the same logits in a batch as alone (off by {float(difference):.2g} σ):"
+                        " the local engine cannot batch this architecture."
+                    )
+        self.remove(1)
+        self.remove(0)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype.itemsize < 4 else logits

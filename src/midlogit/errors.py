@@ -1,0 +1,77 @@
+"""The errors that users meet: what went wrong, what to do about it, whether trying again can help.
+
+    MidlogitError
+    ├── InvalidRequest (ValueError)       a parameter or prompt that cannot be honoured
+    │   └── PromptTooLong                 a prompt beyond a context window
+    ├── PairMismatch (ValueError)         two models that cannot be mixed
+    ├── ModelUnavailable (OSError)        a model that is not there or is not a causal LM
+    ├── MissingExtra (ImportError)        a dependency that was not installed
+    └── EngineFailure (RuntimeError)      an engine that broke while running
+
+    Interrupted (KeyboardInterrupt)       Ctrl-C during a batch; carries what was finished
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from midlogit.outputs import Completion
+
+
+class MidlogitError(Exception):
+    """Base of all errors raised on purpose.
+
+    Attributes:
+        hint: what the user can do, one sentence; empty when the message says it all.
+        retryable: whether the same call may succeed later.
+    """
+
+    retryable = False
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} {self.hint}".rstrip()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.args[0], self.hint)
+
+
+class InvalidRequest(MidlogitError, ValueError):
+    """A parameter or prompt that cannot be honoured; raised before anything runs."""
+
+
+class PromptTooLong(InvalidRequest):
+    """A prompt that leaves no room for a token in a model's context window."""
+
+
+class PairMismatch(MidlogitError, ValueError):
+    """Two models that cannot be mixed: their tokenizers disagree."""
+
+
+class ModelUnavailable(MidlogitError, OSError):
+    """A model folder that is not there, cannot be read, or is not a causal language model."""
+
+
+class MissingExtra(MidlogitError, ImportError):
+    """A dependency that was not installed; the message is the pip line that installs it."""
+
+
+class EngineFailure(MidlogitError, RuntimeError):
+    """An engine that broke while running; completions begun before it are returned with what they had."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while a batch ran.
+
+    Attributes:
+        completions: every completion of the batch in input order: the finished ones, and the others
+            with finish_reason "abort" and what they had.
+    """
+
+    def __init__(self, completions: list[Completion]) -> None:
+        super().__init__("interrupted")
+        self.completions = completions

@@ -1,0 +1,163 @@
+"""What a user gets back: tokens as they are drawn, completions with their diagnostics, statistics."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from midlogit.sampling.policy import Decision, Top
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One drawn token of a stream.
+
+    Attributes:
+        index: which prompt of the call; sample: which of its n completions.
+        position: 0 for the first generated token.
+        text: what this token adds to the text; empty while a character or a stop string is undecided.
+        token: the drawn token's own text, as a piece of the vocabulary.
+        decision: α, both KLs and the rest of what is known of the draw.
+        finish_reason: set on the last token of a completion.
+    """
+
+    index: int
+    sample: int
+    position: int
+    token_id: int
+    text: str
+    token: str
+    decision: Decision
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts; prompt_tokens is the teacher's prompt, base_prompt_tokens the base's."""
+
+    prompt_tokens: int
+    base_prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostics:
+    """One entry for each generated token (docs/theory.md section 9); KLs, entropy and logprobs in nats.
+
+    Attributes:
+        alpha: weight of the teacher. kl_base, kl_teacher: KL(q‖base), KL(q‖teacher) on the support.
+        entropy: of q. ess_base, ess_teacher, ess_ratio: effective sample sizes and their quotient.
+        logprobs: log q of the drawn token, under the distribution it was drawn from.
+        base_logprobs, teacher_logprobs: raw log-probabilities of the drawn token, untempered, full vocabulary.
+        forced: whether the token was forced to the teacher.
+        coverage: mass of both models that was seen, 1 for engines that see the full vocabulary.
+        bound: certified bound on the total variation between the sampled and the exact q*, 0 for them.
+    """
+
+    alpha: list[float] = field(default_factory=list)
+    kl_base: list[float] = field(default_factory=list)
+    kl_teacher: list[float] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
+    ess_base: list[float] = field(default_factory=list)
+    ess_teacher: list[float] = field(default_factory=list)
+    ess_ratio: list[float] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    base_logprobs: list[float] = field(default_factory=list)
+    teacher_logprobs: list[float] = field(default_factory=list)
+    forced: list[bool] = field(default_factory=list)
+    coverage: list[float] = field(default_factory=list)
+    bound: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, decisions: list[Decision]) -> Diagnostics:
+        return cls(
+            alpha=[d.alpha for d in decisions],
+            kl_base=[d.kl_base for d in decisions],
+            kl_teacher=[d.kl_teacher for d in decisions],
+            entropy=[d.entropy for d in decisions],
+            ess_base=[d.ess_base for d in decisions],
+            ess_teacher=[d.ess_teacher for d in decisions],
+            ess_ratio=[d.ess_ratio for d in decisions],
+            logprobs=[d.logprob for d in decisions],
+            base_logprobs=[d.base_logprob for d in decisions],
+            teacher_logprobs=[d.teacher_logprob for d in decisions],
+            forced=[d.forced for d in decisions],
+            coverage=[1.0] * len(decisions),
+            bound=[0.0] * len(decisions),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished completion.
+
+    Attributes:
+        index: which prompt of the call; sample: which of its n completions.
+        prompt: the teacher's prompt as it was given; base_prompt: the base's.
+        text: the generated text, without ending ids and stop strings.
+        token_ids: every generated id, the ending one included.
+        finish_reason: stop, length, abort or error.
+        stop_reason: the stop string or the id of stop_token_ids that ended it; None for the models' own stop.
+        top: candidates at each position when top_logprobs was asked for.
+        error: what went wrong, when finish_reason is "error".
+    """
+
+    index: int
+    sample: int
+    prompt: Any
+    base_prompt: Any
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stop_reason: int | str | None
+    usage: Usage
+    diagnostics: Diagnostics
+    top: list[Top] | None = None
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON; `top` and `error` only when they say something."""
+        data = asdict(self)
+        return {key: value for key, value in data.items() if value is not None or key not in ("top", "error")}
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Counts over the life of a Pair.
+
+    Attributes:
+        total_requests: completions ended, aborted ones not counted. failed_requests: ended with "error".
+        total_tokens: generated tokens.
+        first_token_forced: completions whose first token was forced to the teacher.
+        constraint_applied: tokens drawn from the teacher's nucleus.
+        teacher_fallbacks: tokens drawn from the teacher because the two supports were disjoint.
+    """
+
+    total_requests: int = 0
+    failed_requests: int = 0
+    total_tokens: int = 0
+    first_token_forced: int = 0
+    constraint_applied: int = 0
+    teacher_fallbacks: int = 0
+
+    @property
+    def success_rate(self) -> float:
+        """Share of total_requests that did not fail; 1 before the first."""
+        if not self.total_requests:
+            return 1.0
+        return 1 - self.failed_requests / self.total_requests
+
+    def count(self, finish_reason: FinishReason, decisions: list[Decision]) -> None:
+        """Adds one ended completion."""
+        self.total_requests += finish_reason != "abort"
+        self.failed_requests += finish_reason == "error"
+        self.total_tokens += len(decisions)
+        self.first_token_forced += bool(decisions) and decisions[0].forced
+        self.constraint_applied += sum(d.constrained for d in decisions)
+        self.teacher_fallbacks += sum(d.fallback for d in decisions)
+
+    def to_dict(self) -> dict[str, float]:
+        return {**asdict(self), "success_rate": self.success_rate}

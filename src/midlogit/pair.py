@@ -1,0 +1,322 @@
+"""The front door: opens an engine over two models and offers generate, agenerate, stream and astream.
+
+Knows prompts, parameters, statistics and progress; not how logits are made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import secrets
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from midlogit.checkpoint import Checkpoint
+from midlogit.engines.base import Engine
+from midlogit.errors import InvalidRequest, Interrupted
+from midlogit.extras import require
+from midlogit.mixing import Mixing
+from midlogit.outputs import Completion, Statistics, Token
+from midlogit.params import DEFAULT_PRESET, SamplingParams
+from midlogit.prompts import Prompt, encode_prompt, pair_up
+from midlogit.sampling.sequence import Request
+from midlogit.sampling.sequence import Sequence as Running
+
+Event = Token | Completion
+
+
+def bundled(side: str) -> Path:
+    """The folder of the bundled model of a side, "base" or "teacher"."""
+    return Path(str(files("midlogit") / "bundled" / side))
+
+
+class Pair:
+    """Two language models sampled as one.
+
+    Open one with `Pair.local`; close it with `close` or a `with` block. All methods may be called from
+    any thread, and requests of different calls share the running batch.
+    """
+
+    def __init__(self, mixing: Mixing, engine: Engine) -> None:
+        self.mixing = mixing
+        self._engine = engine
+        self._statistics = Statistics()
+
+    @classmethod
+    def local(
+        cls,
+        base: str | Path | None = None,
+        teacher: str | Path | None = None,
+        *,
+        device: str | tuple[str, str] = "auto",
+        dtype: str = "auto",
+        max_num_seqs: int = 16,
+    ) -> Self:
+        """Two transformers models in this process; without names the bundled pair.
+
+        Args:
+            base, teacher: Hugging Face model folders or hub ids; may be the same.
+            device: "auto", "cpu", "cuda", "cuda:1", or one for each of (base, teacher).
+            dtype: "auto" (float32 on the CPU, else bfloat16), "float32", "float64", "bfloat16", "float16".
+            max_num_seqs: most sequences that run at once; more wait.
+
+        Raises:
+            ModelUnavailable: a model that is not there or not a causal LM.
+            PairMismatch: tokenizers that disagree.
+            InvalidRequest: an unknown device or dtype, or only one of the two models named.
+            MissingExtra: torch or transformers is not installed.
+        """
+        if max_num_seqs < 1:
+            raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
+        mixing = open_mixing(base, teacher)
+        mixing.require_mixable()
+        require("torch", "local")
+        from midlogit.engines.local import LocalEngine
+
+        engine = LocalEngine(
+            mixing.base,
+            mixing.teacher,
+            vocabulary=mixing.alignment.size,
+            devices=device if isinstance(device, tuple) else (device, device),
+            dtype=dtype,
+            max_num_seqs=max_num_seqs,
+        )
+        return cls(mixing, engine)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt] | None = None,
+        params: SamplingParams | None = None,
+        *,
+        base_prompts: Sequence[Prompt] | None = None,
+        teacher_prompts: Sequence[Prompt] | None = None,
+        chat: bool = False,
+        progress: bool | None = None,
+    ) -> list[Completion]:
+        """Completions of a batch, in the order of the prompts, the n samples of each together.
+
+        Args:
+            prompts: text, chat messages or token ids, the same for both models.
+            params: the balanced preset when left out.
+            base_prompts, teacher_prompts: for one side each, in place of `prompts`.
+            chat: wrap text prompts as one user message in each side's own template.
+            progress: show a progress bar; by default for more than one completion on a terminal.
+
+        Raises:
+            InvalidRequest: before anything runs, for anything that cannot be honoured.
+            Interrupted: on Ctrl-C; carries the finished completions and what the others had.
+        """
+        requests = self._requests(prompts, params, base_prompts, teacher_prompts, chat, stream=False)
+        shown = progress if progress is not None else len(requests) > 1 and sys.stderr.isatty()
+        from tqdm import tqdm
+
+        found: dict[int, Completion] = {}
+        events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        with tqdm(total=len(requests), disable=not shown, unit="completion") as bar:
+            running = self._submit(requests, lambda number: lambda event: events.put((number, event)))
+            try:
+                while len(found) < len(requests):
+                    number, event = events.get()
+                    if isinstance(event, Completion):
+                        found[number] = event
+                        bar.update()
+            except KeyboardInterrupt:
+                self._engine.abort(running)
+                while len(found) < len(requests):
+                    number, event = events.get()
+                    if isinstance(event, Completion):
+                        found[number] = event
+                raise Interrupted([found[number] for number in range(len(requests))]) from None
+        return [found[number] for number in range(len(requests))]
+
+    async def agenerate(
+        self,
+        prompts: Sequence[Prompt] | None = None,
+        params: SamplingParams | None = None,
+        *,
+        base_prompts: Sequence[Prompt] | None = None,
+        teacher_prompts: Sequence[Prompt] | None = None,
+        chat: bool = False,
+    ) -> list[Completion]:
+        """`generate` for asyncio; cancelling the task aborts its requests."""
+        requests = self._requests(prompts, params, base_prompts, teacher_prompts, chat, stream=False)
+        loop = asyncio.get_running_loop()
+        ends: list[asyncio.Future[Completion]] = [loop.create_future() for _ in requests]
+
+        def listener(number: int) -> Callable[[Event], None]:
+            def hear(event: Event) -> None:
+                if isinstance(event, Completion):
+                    _tell(loop, lambda: _resolve(ends[number], event))
+
+            return hear
+
+        running = self._submit(requests, listener)
+        try:
+            return list(await asyncio.gather(*ends))
+        except asyncio.CancelledError:
+            self._engine.abort(running)
+            raise
+
+    def stream(
+        self,
+        prompt: Prompt | None = None,
+        params: SamplingParams | None = None,
+        *,
+        base_prompt: Prompt | None = None,
+        teacher_prompt: Prompt | None = None,
+        chat: bool = False,
+    ) -> Iterator[Event]:
+        """Each token of one completion as it is drawn, then the Completion itself.
+
+        Leaving the loop early aborts the request. The pieces `token.text` joined are `completion.text`.
+        """
+        request = self._stream_request(prompt, params, base_prompt, teacher_prompt, chat)
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        return self._events(self._submit([request], lambda _: events.put), events)
+
+    def _events(self, running: list[Running], events: queue.SimpleQueue[Event]) -> Iterator[Event]:
+        try:
+            while True:
+                event = events.get()
+                yield event
+                if isinstance(event, Completion):
+                    return
+        finally:
+            self._engine.abort(running)
+
+    async def astream(
+        self,
+        prompt: Prompt | None = None,
+        params: SamplingParams | None = None,
+        *,
+        base_prompt: Prompt | None = None,
+        teacher_prompt: Prompt | None = None,
+        chat: bool = False,
+    ) -> AsyncIterator[Event]:
+        """`stream` for asyncio."""
+        request = self._stream_request(prompt, params, base_prompt, teacher_prompt, chat)
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        running = self._submit([request], lambda _: lambda event: _tell(loop, lambda: events.put_nowait(event)))
+        try:
+            while True:
+                event = await events.get()
+                yield event
+                if isinstance(event, Completion):
+                    return
+        finally:
+            self._engine.abort(running)
+
+    def statistics(self) -> dict[str, float]:
+        """Counts since the pair was opened (see `midlogit.outputs.Statistics`) and the success_rate."""
+        return self._statistics.to_dict()
+
+    def close(self) -> None:
+        """Aborts what runs and frees the models."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _stream_request(
+        self,
+        prompt: Prompt | None,
+        params: SamplingParams | None,
+        base_prompt: Prompt | None,
+        teacher_prompt: Prompt | None,
+        chat: bool,
+    ) -> Request:
+        if params is not None and params.n > 1:
+            raise InvalidRequest(f"n is {params.n}.", "A stream is one completion: open one for each.")
+        one = [None if p is None else [p] for p in (prompt, base_prompt, teacher_prompt)]
+        return self._requests(one[0], params, one[1], one[2], chat, stream=True)[0]
+
+    def _requests(
+        self,
+        prompts: Sequence[Prompt] | None,
+        params: SamplingParams | None,
+        base_prompts: Sequence[Prompt] | None,
+        teacher_prompts: Sequence[Prompt] | None,
+        chat: bool,
+        *,
+        stream: bool,
+    ) -> list[Request]:
+        """Every request of a call, checked in full before any runs."""
+        params = params or SamplingParams.preset(DEFAULT_PRESET)
+        outcomes = self.mixing.outcomes(params)
+        base, teacher = self.mixing.base, self.mixing.teacher
+        requests = []
+        for index, (base_prompt, prompt) in enumerate(pair_up(prompts, base_prompts, teacher_prompts)):
+            base_ids = encode_prompt(base_prompt, base, chat=chat, side="base", number=index)
+            teacher_ids = encode_prompt(prompt, teacher, chat=chat, side="teacher", number=index)
+            seed = secrets.randbits(63) if params.seed is None else params.seed
+            requests += [
+                Request(
+                    index=index,
+                    sample=sample,
+                    prompt=prompt,
+                    base_prompt=base_prompt,
+                    base_ids=tuple(base_ids),
+                    teacher_ids=tuple(teacher_ids),
+                    params=params,
+                    seed=seed,
+                    room=min(base.max_context - len(base_ids), teacher.max_context - len(teacher_ids)),
+                    outcomes=outcomes,
+                    stream=stream,
+                )
+                for sample in range(params.n)
+            ]
+        return requests
+
+    def _submit(self, requests: list[Request], listener: Callable[[int], Callable[[Event], None]]) -> list[Running]:
+        """Starts the requests; events of request number i go to listener(i), completions once they are counted."""
+        tokenizer = self.mixing.teacher.tokenizer.backend_tokenizer
+        running: list[Running] = []
+
+        def counted(number: int) -> Callable[[Event], None]:
+            hear = listener(number)
+
+            def count_then_hear(event: Event) -> None:
+                if isinstance(event, Completion):
+                    self._statistics.count(event.finish_reason, running[number].decisions)
+                hear(event)
+
+            return count_then_hear
+
+        running += [Running(request, tokenizer, counted(number)) for number, request in enumerate(requests)]
+        for sequence in running:
+            self._engine.submit(sequence)
+        return running
+
+
+def open_mixing(base: str | Path | None, teacher: str | Path | None) -> Mixing:
+    """The checkpoints of a pair; the bundled one when neither is named.
+
+    Raises:
+        InvalidRequest: only one of the two is named.
+        ModelUnavailable: a model that is not there or not a causal LM.
+    """
+    if (base is None) != (teacher is None):
+        raise InvalidRequest("Only one of base and teacher is named.", "Name both, or neither for the bundled pair.")
+    first = Checkpoint.open(bundled("base") if base is None else base)
+    same = base is not None and str(base) == str(teacher)
+    return Mixing(first, first if same else Checkpoint.open(bundled("teacher") if teacher is None else teacher))
+
+
+def _resolve(end: asyncio.Future[Completion], completion: Completion) -> None:
+    if not end.done():
+        end.set_result(completion)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """Runs a call in an event loop from the engine's thread; a loop that has closed listens no more."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(call)

@@ -1,0 +1,135 @@
+"""What a request may ask for: SamplingParams and the presets; validates, knows no model and no engine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from midlogit.core.rules import AlphaRule, EqualKL
+from midlogit.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A named setting of the mixture: how far the teacher is held to be right.
+
+    Attributes:
+        force_first_token: the first generated token is drawn from the teacher alone.
+        target_top_p: the support is held to the teacher's top-p nucleus; None for no constraint.
+    """
+
+    name: str
+    force_first_token: bool
+    target_top_p: float | None
+    description: str
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("conservative", True, 0.90, "first token from the teacher, support held to its top-p 0.90"),
+        Preset("balanced", True, 0.95, "first token from the teacher, support held to its top-p 0.95 (default)"),
+        Preset("exploratory", False, None, "no forced token, no constraint: q* over the whole vocabulary"),
+    )
+}
+DEFAULT_PRESET = "balanced"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample; names and meanings are vLLM's where vLLM has them.
+
+    Attributes:
+        n: completions for each prompt.
+        max_tokens: most generated tokens, the ending one included.
+        min_tokens: no ending id is drawn before this many tokens.
+        temperature: divides both models' logits before the solve; 0 takes the most likely token of q*
+            solved at temperature 1.
+        seed: same seed, same tokens, whatever else is in the batch; None draws a fresh one.
+        stop: strings that end the text; the text ends before them.
+        stop_token_ids: further ids that end the sequence.
+        ignore_eos: go on to max_tokens; the models' stop ids are masked.
+        top_logprobs: report this many most likely tokens of q, base and teacher at each position (0 to 20).
+        force_first_token: draw the first token from the teacher (α = 1).
+        constraint_to_target: hold the support to the teacher's nucleus of mass target_top_p.
+        target_top_p: in (0, 1].
+        exclude_special_tokens: mask every special id of either tokenizer that does not end a sequence.
+        special_token_ids: further ids to mask.
+        merge_stop_ids: count the stop ids of both models as one outcome. Off, each stands alone, both
+            stop probabilities vanish in the mixture, and sequences run on: for comparison only.
+        alpha_rule: how α is chosen at each token; equal KL by default.
+        alpha_tol: solver tolerance on α and on |KL_base − KL_teacher| (docs/theory.md (11)).
+
+    Raises:
+        InvalidRequest: a value out of range, naming what is allowed.
+    """
+
+    n: int = 1
+    max_tokens: int = 256
+    min_tokens: int = 0
+    temperature: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    top_logprobs: int = 0
+    force_first_token: bool = True
+    constraint_to_target: bool = True
+    target_top_p: float = 0.95
+    exclude_special_tokens: bool = True
+    special_token_ids: tuple[int, ...] = ()
+    merge_stop_ids: bool = True
+    alpha_rule: AlphaRule = EqualKL()
+    alpha_tol: float = 1e-6
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "special_token_ids", tuple(self.special_token_ids))
+        _require(self.n >= 1, f"n is {self.n}.", "It must be at least 1.")
+        _require(self.max_tokens >= 1, f"max_tokens is {self.max_tokens}.", "It must be at least 1.")
+        _require(
+            0 <= self.min_tokens <= self.max_tokens,
+            f"min_tokens is {self.min_tokens}.",
+            f"It must lie between 0 and max_tokens ({self.max_tokens}).",
+        )
+        _require(
+            self.temperature >= 0 and math.isfinite(self.temperature),
+            f"temperature is {self.temperature}.",
+            "It must be 0 (greedy) or a positive number.",
+        )
+        _require(0 < self.target_top_p <= 1, f"target_top_p is {self.target_top_p}.", "It must lie in (0, 1].")
+        _require(0 <= self.top_logprobs <= 20, f"top_logprobs is {self.top_logprobs}.", "It must lie in 0 to 20.")
+        _require(0 < self.alpha_tol <= 0.1, f"alpha_tol is {self.alpha_tol}.", "It must lie in (0, 0.1].")
+        _require(all(stop), "A stop string is empty.", "Leave it out.")
+        _require(
+            isinstance(self.alpha_rule, AlphaRule),
+            f"alpha_rule is {self.alpha_rule!r}.",
+            "Use EqualKL(), FixedAlpha(α) or KLBudget(nats), or parse_rule('equal-kl').",
+        )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> SamplingParams:
+        """The parameters of a preset, with changes.
+
+        Raises:
+            InvalidRequest: an unknown preset, naming the known ones.
+        """
+        if name not in PRESETS:
+            raise InvalidRequest(f"Unknown preset {name!r}.", f"Use {', '.join(PRESETS)}.")
+        preset = PRESETS[name]
+        chosen: dict[str, Any] = {
+            "force_first_token": preset.force_first_token,
+            "constraint_to_target": preset.target_top_p is not None,
+        }
+        if preset.target_top_p is not None:
+            chosen["target_top_p"] = preset.target_top_p
+        return cls(**{**chosen, **changes})
+
+
+
+def _require(holds: bool, message: str, hint: str) -> None:
+    if not holds:
+        raise InvalidRequest(message, hint)

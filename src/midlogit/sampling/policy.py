@@ -1,0 +1,229 @@
+"""From row pairs to drawn tokens: temperature, masks, stop class, support, α, draw, diagnostics.
+
+Knows the settings of each row and the core; not where logits come from or what becomes of the tokens.
+The order of the steps is fixed in docs/theory.md section 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from midlogit.core.arrays import Array, Namespace, array_namespace, device, log_sum_exp, take_columns, top_k_unordered
+from midlogit.core.diagnostics import diagnose
+from midlogit.core.draw import inverse_cdf, most_likely
+from midlogit.core.mixture import LogPair, log_mixture, normalise
+from midlogit.core.outcomes import Outcomes
+from midlogit.core.rules import AlphaRule
+from midlogit.core.support import nucleus
+
+
+@dataclass(frozen=True, slots=True)
+class RowSettings:
+    """What one sequence asks of its next token.
+
+    Attributes:
+        rule: how α is chosen. outcomes: the alphabet drawn from.
+        temperature: of both models; 0 takes the most likely outcome of q* solved at temperature 1.
+        top_p: the teacher's mass that the support must reach, None for no constraint.
+        alpha_tol: tolerance of the solver.
+        forced: draw from the teacher alone.
+        may_end: whether an id that ends the sequence may be drawn.
+        uniform: the number in [0, 1) that decides the draw.
+        top_logprobs: how many candidates of q, base and teacher to report.
+    """
+
+    rule: AlphaRule
+    outcomes: Outcomes
+    temperature: float
+    top_p: float | None
+    alpha_tol: float
+    forced: bool
+    may_end: bool
+    uniform: float
+    top_logprobs: int = 0
+
+
+Candidates = list[tuple[int, float]]  # (token id, log-probability), most likely first
+
+
+@dataclass(frozen=True, slots=True)
+class Top:
+    """The most likely tokens at one position: under q as sampled, under each model alone (raw)."""
+
+    q: Candidates
+    base: Candidates
+    teacher: Candidates
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One drawn token and what is known of it; `error` says why nothing was drawn instead.
+
+    Attributes:
+        token_id: the drawn id; for the merged stop class the teacher's most likely stop id.
+        logprob: log q of the drawn outcome. base_logprob, teacher_logprob: raw (docs/theory.md (20)).
+        forced: drawn from the teacher because the first token is forced.
+        fallback: drawn from the teacher because the supports were disjoint.
+        constrained: drawn from the teacher's nucleus.
+    """
+
+    token_id: int
+    alpha: float
+    kl_base: float
+    kl_teacher: float
+    entropy: float
+    ess_base: float
+    ess_teacher: float
+    logprob: float
+    base_logprob: float
+    teacher_logprob: float
+    forced: bool
+    fallback: bool
+    constrained: bool
+    top: Top | None = None
+    error: str | None = None
+
+    @property
+    def ess_ratio(self) -> float:
+        return self.ess_base / self.ess_teacher if self.ess_teacher else float("inf")
+
+
+def decide(base_NV: Array, teacher_NV: Array, settings: Sequence[RowSettings]) -> list[Decision]:
+    """Draws one token for each row pair.
+
+    Rows that share rule, outcomes and kind of support are decided together. A row with NaN, +inf or
+    nothing but −inf yields a Decision with `error` set; the others are not touched by it.
+
+    Args:
+        base_NV, teacher_NV: raw logits of both models for the same positions, NumPy or torch, on one device.
+        settings: one a row.
+    """
+    groups: dict[object, list[int]] = {}
+    for row, s in enumerate(settings):
+        key = (s.rule, id(s.outcomes), s.top_p is None, s.alpha_tol, s.top_logprobs)
+        groups.setdefault(key, []).append(row)
+    decisions: dict[int, Decision] = {}
+    xp = array_namespace(base_NV, teacher_NV)
+    for rows in groups.values():
+        if len(groups) == 1:
+            some_base_NV, some_teacher_NV = base_NV, teacher_NV
+        else:
+            index_N = xp.asarray(np.asarray(rows, dtype=np.int64), device=device(base_NV))
+            some_base_NV, some_teacher_NV = xp.take(base_NV, index_N, axis=0), xp.take(teacher_NV, index_N, axis=0)
+        group = _decide_alike(xp, some_base_NV, some_teacher_NV, [settings[row] for row in rows])
+        decisions.update(zip(rows, group, strict=True))
+    return [decisions[row] for row in range(len(settings))]
+
+
+def _decide_alike(xp: Namespace, base_NV: Array, teacher_NV: Array, rows: list[RowSettings]) -> list[Decision]:
+    """`decide` for rows that share rule, outcomes, kind of support, tolerance and top_logprobs."""
+    rule, outcomes, tolerance, top_k = rows[0].rule, rows[0].outcomes, rows[0].alpha_tol, rows[0].top_logprobs
+    constrained = rows[0].top_p is not None
+
+    def column(values: list[float] | list[bool]) -> Array:
+        return xp.asarray(np.asarray(values), device=device(base_NV))
+
+    # A raw normaliser that is not finite gives the row away: it is drawn from harmless zeros and reported.
+    base_lse_N, teacher_lse_N = log_sum_exp(base_NV), log_sum_exp(teacher_NV)
+    broken_N = ~(xp.isfinite(base_lse_N) & xp.isfinite(teacher_lse_N))
+    any_broken = bool(xp.any(broken_N))
+    if any_broken:
+        base_NV = xp.where(broken_N[:, None], xp.zeros_like(base_NV), base_NV)
+        teacher_NV = xp.where(broken_N[:, None], xp.zeros_like(teacher_NV), teacher_NV)
+
+    greedy_N = column([s.temperature == 0 for s in rows])
+    may_end_N, forced_N = column([s.may_end for s in rows]), column([s.forced for s in rows])
+    p_NV = outcomes.apply(_temper(xp, base_NV, rows), may_end_N)
+    t_NV = outcomes.apply(_temper(xp, teacher_NV, rows), may_end_N)
+
+    if constrained:
+        ids_NK, valid_NK = nucleus(t_NV, column([s.top_p or 1.0 for s in rows]))
+        hidden = -xp.inf
+        p_NV = xp.where(valid_NK, xp.astype(take_columns(p_NV, ids_NK), xp.float64), hidden)
+        t_NV = xp.where(valid_NK, xp.astype(take_columns(t_NV, ids_NK), xp.float64), hidden)
+    empty_N = ~xp.isfinite(log_sum_exp(t_NV))
+    pair = LogPair.of(normalise(xp.astype(p_NV, xp.float64)), normalise(xp.astype(t_NV, xp.float64)))
+
+    fallback_N = ~pair.overlap_N & ~forced_N
+    to_teacher_N = forced_N | fallback_N
+    alpha_N = xp.ones_like(base_lse_N)
+    solve_N = xp.nonzero(~to_teacher_N & ~empty_N)[0]
+    if solve_N.shape[0] == len(rows):
+        alpha_N = rule.alpha(pair, tolerance)
+    elif solve_N.shape[0]:
+        alpha_N[solve_N] = rule.alpha(pair.rows(solve_N), tolerance)
+    log_q_NV = log_mixture(pair, alpha_N, to_teacher_N)
+    facts = diagnose(log_q_NV, pair.base_NV, pair.teacher_NV)
+
+    drawn_N = xp.where(greedy_N, most_likely(log_q_NV), inverse_cdf(log_q_NV, column([s.uniform for s in rows])))
+    logprob_N = take_columns(log_q_NV, drawn_N[:, None])[:, 0]
+    token_N = take_columns(ids_NK, drawn_N[:, None])[:, 0] if constrained else drawn_N
+
+    raw_base_N = xp.astype(take_columns(base_NV, token_N[:, None])[:, 0], xp.float64) - base_lse_N
+    raw_teacher_N = xp.astype(take_columns(teacher_NV, token_N[:, None])[:, 0], xp.float64) - teacher_lse_N
+    if outcomes.stop_outcome is not None:
+        stopped_N = token_N == outcomes.stop_outcome
+        token_N = xp.where(stopped_N, outcomes.emitted_stop(teacher_NV), token_N)
+        raw_base_N = xp.where(stopped_N, outcomes.stop_mass(base_NV) - base_lse_N, raw_base_N)
+        raw_teacher_N = xp.where(stopped_N, outcomes.stop_mass(teacher_NV) - teacher_lse_N, raw_teacher_N)
+
+    tops: list[Top | None] = [None] * len(rows)
+    if top_k:
+        q_top = _top(xp, log_q_NV, top_k, ids_NK if constrained else None)
+        base_top = _top(xp, xp.astype(base_NV, xp.float64) - base_lse_N[:, None], top_k)
+        teacher_top = _top(xp, xp.astype(teacher_NV, xp.float64) - teacher_lse_N[:, None], top_k)
+        tops = [Top(*three) for three in zip(q_top, base_top, teacher_top, strict=True)]
+
+    # One transfer for all numbers of the step.
+    numbers = (
+        alpha_N, facts.kl_base_N, facts.kl_teacher_N, facts.entropy_N, facts.ess_base_N, facts.ess_teacher_N,
+        logprob_N, raw_base_N, raw_teacher_N, token_N, fallback_N, broken_N, empty_N,
+    )  # fmt: skip
+    table_NC = xp.stack([xp.astype(x, xp.float64) for x in numbers], axis=1).tolist()
+    return [
+        _decision(values, settings, top)
+        for values, settings, top in zip(table_NC, rows, tops, strict=True)
+    ]
+
+
+def _decision(values: list[float], settings: RowSettings, top: Top | None) -> Decision:
+    *floats, token, fallback, broken, empty = values
+    error = None
+    if broken:
+        error = "the logits hold NaN or +inf, or nothing but -inf"
+    elif empty:
+        error = "every token is masked"
+    return Decision(
+        int(token),
+        *floats,
+        forced=settings.forced,
+        fallback=bool(fallback) and error is None,
+        constrained=settings.top_p is not None,
+        top=top,
+        error=error,
+    )
+
+
+def _temper(xp: Namespace, logits_NV: Array, rows: list[RowSettings]) -> Array:
+    """Logits over temperature; greedy rows are solved at temperature 1."""
+    temperatures = np.asarray([s.temperature or 1.0 for s in rows])
+    if (temperatures == 1).all():
+        return logits_NV
+    scale_N = xp.astype(xp.asarray(1 / temperatures, device=device(logits_NV)), logits_NV.dtype)
+    return logits_NV * scale_N[:, None]
+
+
+def _top(xp: Namespace, log_probs_NV: Array, k: int, ids_NV: Array | None = None) -> list[Candidates]:
+    """The k most likely of each row as (id, log-probability), most likely first; fewer if fewer have mass."""
+    columns_NK = top_k_unordered(log_probs_NV, min(k, log_probs_NV.shape[-1]))
+    values_NK = take_columns(log_probs_NV, columns_NK)
+    order_NK = xp.argsort(values_NK, axis=-1, descending=True, stable=True)
+    columns_NK, values_NK = take_columns(columns_NK, order_NK), take_columns(values_NK, order_NK)
+    ids_NK = columns_NK if ids_NV is None else take_columns(ids_NV, columns_NK)
+    return [
+        [(i, v) for i, v in zip(ids, values, strict=True) if v > -xp.inf]
+        for ids, values in zip(ids_NK.tolist(), values_NK.tolist(), strict=True)
+    ]

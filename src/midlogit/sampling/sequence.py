@@ -1,0 +1,145 @@
+"""One completion while it is written: what its next token may be, and what each drawn token makes of it.
+
+Knows the request's parameters, its text and its limits; not which engine gives it logits, nor the
+other sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from midlogit.core.outcomes import Outcomes
+from midlogit.core.uniforms import Purpose, Uniforms
+from midlogit.outputs import Completion, Diagnostics, FinishReason, Token, Usage
+from midlogit.params import SamplingParams
+from midlogit.sampling.policy import Decision, RowSettings
+from midlogit.sampling.text import TextStream
+
+Listener = Callable[[Token | Completion], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to make.
+
+    Attributes:
+        index, sample: which prompt of the call, which of its n completions.
+        prompt, base_prompt: as the user gave them.
+        base_ids, teacher_ids: the prompts' token ids.
+        seed: of this request; the sample number makes the n completions differ.
+        room: most tokens that fit both context windows.
+        outcomes: the alphabet.
+        stream: whether the listener wants each token.
+    """
+
+    index: int
+    sample: int
+    prompt: Any
+    base_prompt: Any
+    base_ids: tuple[int, ...]
+    teacher_ids: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    room: int
+    outcomes: Outcomes
+    stream: bool
+
+
+class Sequence:
+    """The state of one request: tokens, text, diagnostics, and how it ended.
+
+    `listener` hears every Token (if the request streams) and, once, the Completion.
+    """
+
+    def __init__(self, request: Request, tokenizer: Any, listener: Listener) -> None:
+        self.request = request
+        self.token_ids: list[int] = []
+        self.decisions: list[Decision] = []
+        self.completion: Completion | None = None
+        self._tokenizer = tokenizer
+        self._listener = listener
+        self._uniforms = Uniforms(request.seed, request.sample, Purpose.DRAW)
+        self._text = TextStream(tokenizer, request.teacher_ids, request.params.stop)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.completion is not None
+
+    @property
+    def next_settings(self) -> RowSettings:
+        """What the next token is drawn with."""
+        params, position = self.request.params, len(self.token_ids)
+        return RowSettings(
+            rule=params.alpha_rule,
+            outcomes=self.request.outcomes,
+            temperature=params.temperature,
+            top_p=params.target_top_p if params.constraint_to_target else None,
+            alpha_tol=params.alpha_tol,
+            forced=params.force_first_token and position == 0,
+            may_end=position >= params.min_tokens,
+            uniform=self._uniforms.at(position),
+            top_logprobs=params.top_logprobs,
+        )
+
+    def append(self, decision: Decision) -> None:
+        """Takes the drawn token; ends the sequence if it stops here."""
+        if decision.error is not None:
+            self.end("error", error=f"Request {self.request.index}, position {len(self.token_ids)}: {decision.error}.")
+            return
+        params, outcomes, token_id = self.request.params, self.request.outcomes, decision.token_id
+        self.token_ids.append(token_id)
+        self.decisions.append(decision)
+        reason: FinishReason | None = None
+        stop_reason: int | str | None = None
+        ended_by_id = token_id in outcomes.ending_ids
+        may_stop = len(self.token_ids) > params.min_tokens
+        released = "" if ended_by_id else self._text.push(token_id, may_stop)
+        if ended_by_id:
+            reason, stop_reason = "stop", token_id if token_id in outcomes.stop_token_ids else None
+        elif self._text.stop_reason is not None:
+            reason, stop_reason = "stop", self._text.stop_reason
+        elif len(self.token_ids) >= min(params.max_tokens, self.request.room):
+            reason = "length"
+        if reason is not None:
+            released += self._text.finish()
+            if reason == "length" and self._text.stop_reason is not None:
+                reason, stop_reason = "stop", self._text.stop_reason
+        if self.request.stream:
+            self._listener(self._token(decision, released, reason))
+        if reason is not None:
+            self.end(reason, stop_reason)
+
+    def end(self, reason: FinishReason, stop_reason: int | str | None = None, error: str | None = None) -> None:
+        """Ends the sequence with what it has; text held back for a stop string is kept."""
+        request = self.request
+        self._text.finish()
+        prompt_tokens, completion_tokens = len(request.teacher_ids), len(self.token_ids)
+        self.completion = Completion(
+            index=request.index,
+            sample=request.sample,
+            prompt=request.prompt,
+            base_prompt=request.base_prompt,
+            text=self._text.text,
+            token_ids=self.token_ids,
+            finish_reason=reason,
+            stop_reason=stop_reason,
+            usage=Usage(prompt_tokens, len(request.base_ids), completion_tokens, prompt_tokens + completion_tokens),
+            diagnostics=Diagnostics.of(self.decisions),
+            top=[d.top for d in self.decisions if d.top] if request.params.top_logprobs else None,
+            error=error,
+        )
+        self._listener(self.completion)
+
+    def _token(self, decision: Decision, text: str, reason: FinishReason | None) -> Token:
+        return Token(
+            index=self.request.index,
+            sample=self.request.sample,
+            position=len(self.token_ids) - 1,
+            token_id=decision.token_id,
+            text=text,
+            token=self._tokenizer.decode([decision.token_id], skip_special_tokens=False),
+            decision=decision,
+            finish_reason=reason,
+        )

@@ -35,6 +35,43 @@ def bundled(side: str) -> Path:
     return Path(str(files("midlogit") / "bundled" / side))
 
 
+class Batch:
+    """The completions of one call, as they end; an iterator.
+
+    Attributes:
+        size: how many there will be.
+    """
+
+    def __init__(self, engine: Engine, running: list[Running], events: queue.SimpleQueue[Event]) -> None:
+        self.size = len(running)
+        self._engine = engine
+        self._running = running
+        self._events = events
+        self._delivered: set[tuple[int, int]] = set()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Completion:
+        if len(self._delivered) == self.size:
+            raise StopIteration
+        while not isinstance(event := self._events.get(), Completion):
+            pass
+        self._delivered.add((event.index, event.sample))
+        return event
+
+    def stop(self) -> list[Completion]:
+        """Aborts what still runs and returns every completion not yet yielded, with what it had."""
+        self._engine.abort(self._running)
+        while not all(sequence.is_finished for sequence in self._running):
+            with suppress(queue.Empty):
+                self._events.get(timeout=0.1)
+        ended = [sequence.completion for sequence in self._running if sequence.completion is not None]
+        rest = [c for c in ended if (c.index, c.sample) not in self._delivered]
+        self._delivered.update((c.index, c.sample) for c in rest)
+        return rest
+
+
 class Pair:
     """Two language models sampled as one.
 
@@ -111,28 +148,36 @@ class Pair:
             InvalidRequest: before anything runs, for anything that cannot be honoured.
             Interrupted: on Ctrl-C; carries the finished completions and what the others had.
         """
-        requests = self._requests(prompts, params, base_prompts, teacher_prompts, chat, stream=False)
-        shown = progress if progress is not None else len(requests) > 1 and sys.stderr.isatty()
+        batch = self.as_completed(
+            prompts, params, base_prompts=base_prompts, teacher_prompts=teacher_prompts, chat=chat
+        )
+        shown = progress if progress is not None else batch.size > 1 and sys.stderr.isatty()
         from tqdm import tqdm
 
-        found: dict[int, Completion] = {}
-        events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
-        with tqdm(total=len(requests), disable=not shown, unit="completion") as bar:
-            running = self._submit(requests, lambda number: lambda event: events.put((number, event)))
-            try:
-                while len(found) < len(requests):
-                    number, event = events.get()
-                    if isinstance(event, Completion):
-                        found[number] = event
-                        bar.update()
-            except KeyboardInterrupt:
-                self._engine.abort(running)
-                while len(found) < len(requests):
-                    number, event = events.get()
-                    if isinstance(event, Completion):
-                        found[number] = event
-                raise Interrupted([found[number] for number in range(len(requests))]) from None
-        return [found[number] for number in range(len(requests))]
+        found: list[Completion] = []
+        try:
+            for completion in tqdm(batch, total=batch.size, disable=not shown, unit="completion"):
+                found.append(completion)
+        except KeyboardInterrupt:
+            raise Interrupted(_in_order(found + batch.stop())) from None
+        return _in_order(found)
+
+    def as_completed(
+        self,
+        prompts: Sequence[Prompt] | None = None,
+        params: SamplingParams | None = None,
+        *,
+        base_prompts: Sequence[Prompt] | None = None,
+        teacher_prompts: Sequence[Prompt] | None = None,
+        chat: bool = False,
+    ) -> Batch:
+        """`generate` that yields each completion as soon as it ends, in whatever order they do.
+
+        `index` and `sample` of a completion say which it is.
+        """
+        requests = self._requests(prompts, params, base_prompts, teacher_prompts, chat, stream=False)
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        return Batch(self._engine, self._submit(requests, lambda _: events.put), events)
 
     async def agenerate(
         self,
@@ -309,6 +354,10 @@ def open_mixing(base: str | Path | None, teacher: str | Path | None) -> Mixing:
     first = Checkpoint.open(bundled("base") if base is None else base)
     same = base is not None and str(base) == str(teacher)
     return Mixing(first, first if same else Checkpoint.open(bundled("teacher") if teacher is None else teacher))
+
+
+def _in_order(completions: list[Completion]) -> list[Completion]:
+    return sorted(completions, key=lambda c: (c.index, c.sample))
 
 
 def _resolve(end: asyncio.Future[Completion], completion: Completion) -> None:

@@ -1,0 +1,155 @@
+"""The `midlogit` command: its subcommands, its options, its exit codes; the work is done in the modules beside it.
+
+Exit codes: 0 done, 1 failure, 2 usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from midlogit import __version__
+from midlogit.errors import InvalidRequest, MidlogitError
+
+app = typer.Typer(
+    help="Sample text from the exact middle of two language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Base = Annotated[str | None, typer.Option(help="Base model: a Hugging Face folder or hub id.")]
+Teacher = Annotated[str | None, typer.Option(help="Teacher model: a Hugging Face folder or hub id.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; or BASE,TEACHER for one each.")]
+Dtype = Annotated[str, typer.Option(help="auto (float32 on the CPU, else bfloat16), float32, bfloat16 or float16.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same tokens.")]
+PresetName = Annotated[str, typer.Option(help="conservative, balanced or exploratory.")]
+Temperature = Annotated[float, typer.Option(help="Of both models; 0 takes the most likely token of q*.")]
+MaxTokens = Annotated[int, typer.Option(help="Most tokens of a completion.")]
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"midlogit {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    prompt: Annotated[str, typer.Argument(help="What both models are asked, each in its own template.")] = (
+        "Tell me a short story about a fox."
+    ),
+    base: Base = None,
+    teacher: Teacher = None,
+    preset: PresetName = "balanced",
+    temperature: Temperature = 0.8,
+    max_tokens: MaxTokens = 120,
+    seed: Seed = 1,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Watch two models write one text: α, both KLs, and what each alone would have said."""
+    from midlogit.cli.demo import run_demo
+    from midlogit.params import SamplingParams
+
+    params = SamplingParams.preset(
+        preset, temperature=temperature, max_tokens=max_tokens, seed=seed, top_logprobs=3
+    )
+    run_demo(prompt, params, base=base, teacher=teacher, device=_devices(device), dtype=dtype)
+
+
+@app.command()
+def generate(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="Prompts; read from standard input, one a line, when none is given.")
+    ] = None,
+    base: Base = None,
+    teacher: Teacher = None,
+    base_prompt: Annotated[str | None, typer.Option(help="The base sees this text in place of the prompt.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Prompts are user messages, in each side's template.")] = False,
+    max_tokens: MaxTokens = 256,
+    min_tokens: Annotated[int, typer.Option(help="Fewest tokens of a completion.")] = 0,
+    temperature: Temperature = 1.0,
+    preset: PresetName = "balanced",
+    target_top_p: Annotated[float | None, typer.Option(help="Hold the support to the teacher's top-p.")] = None,
+    alpha_rule: Annotated[str, typer.Option(help="equal-kl, fixed:ALPHA or kl-budget:NATS.")] = "equal-kl",
+    seed: Seed = None,
+    n: Annotated[int, typer.Option(help="Completions for each prompt.")] = 1,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print text as it is drawn, prompt by prompt.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a completion and line.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_num_seqs: Annotated[int, typer.Option(help="Most sequences that run at once.")] = 16,
+) -> None:
+    """Sample completions from q*; without --base and --teacher from the bundled pair."""
+    from midlogit.cli.generate import Job, run_generate
+    from midlogit.core.rules import parse_rule
+    from midlogit.params import SamplingParams
+
+    changes: dict[str, object] = {}
+    if target_top_p is not None:
+        changes = {"constraint_to_target": True, "target_top_p": target_top_p}
+    params = SamplingParams.preset(
+        preset,
+        n=n,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        temperature=temperature,
+        seed=seed,
+        stop=tuple(stop or ()),
+        alpha_rule=parse_rule(alpha_rule),
+        **changes,
+    )
+    job = Job(prompts or [], base_prompt, chat, params, stream, json)
+    code = run_generate(job, base=base, teacher=teacher, device=_devices(device), dtype=dtype, max_num_seqs=max_num_seqs)
+    raise typer.Exit(code)
+
+
+@app.command()
+def doctor(base: Base = None, teacher: Teacher = None, dtype: Dtype = "auto") -> None:
+    """Say whether two models can be mixed: ids that differ, merged stop ids, context, memory."""
+    from midlogit.cli.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(base, teacher, dtype))
+
+
+@app.command()
+def presets() -> None:
+    """List the presets."""
+    from midlogit.params import PRESETS
+
+    for preset in PRESETS.values():
+        print(f"{preset.name:<14}{preset.description}")
+
+
+def _devices(name: str) -> str | tuple[str, str]:
+    base, comma, teacher = name.partition(",")
+    return (base, teacher) if comma else name
+
+
+def run() -> NoReturn:
+    """Entry point of the console script: every expected error is one line and an exit code."""
+    try:
+        app()
+    except InvalidRequest as error:
+        _complain(error)
+        sys.exit(2)
+    except MidlogitError as error:
+        _complain(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`): nothing to say, and nobody to say it to.
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _complain(error: MidlogitError) -> None:
+    print(f"midlogit: {error}", file=sys.stderr)

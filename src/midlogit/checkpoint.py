@@ -144,7 +144,9 @@ class Checkpoint:
         try:
             text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
         except TemplateError as error:
-            raise InvalidRequest(f"The chat template of {self.name} refuses the messages: {_first_line(error)}") from error
+            raise InvalidRequest(
+                f"The chat template of {self.name} refuses the messages: {_first_line(error)}"
+            ) from error
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -1,14 +1,14 @@
 """The errors that users meet: what went wrong, what to do about it, whether trying again can help.
 
-    MidlogitError
-    ├── InvalidRequest (ValueError)       a parameter or prompt that cannot be honoured
-    │   └── PromptTooLong                 a prompt beyond a context window
-    ├── PairMismatch (ValueError)         two models that cannot be mixed
-    ├── ModelUnavailable (OSError)        a model that is not there or is not a causal LM
-    ├── MissingExtra (ImportError)        a dependency that was not installed
-    └── EngineFailure (RuntimeError)      an engine that broke while running
+MidlogitError
+├── InvalidRequest (ValueError)       a parameter or prompt that cannot be honoured
+│   └── PromptTooLong                 a prompt beyond a context window
+├── PairMismatch (ValueError)         two models that cannot be mixed
+├── ModelUnavailable (OSError)        a model that is not there or is not a causal LM
+├── MissingExtra (ImportError)        a dependency that was not installed
+└── EngineFailure (RuntimeError)      an engine that broke while running
 
-    Interrupted (KeyboardInterrupt)       Ctrl-C during a batch; carries what was finished
+Interrupted (KeyboardInterrupt)       Ctrl-C during a batch; carries what was finished
 """
 
 from __future__ import annotations

@@ -25,9 +25,7 @@ class Mixing:
 
     @cached_property
     def alignment(self) -> Alignment:
-        return align(
-            self.base.vocabulary, self.teacher.vocabulary, self.base.logit_size, self.teacher.logit_size
-        )
+        return align(self.base.vocabulary, self.teacher.vocabulary, self.base.logit_size, self.teacher.logit_size)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:

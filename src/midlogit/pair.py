@@ -18,7 +18,7 @@ from typing import Self
 
 from midlogit.checkpoint import Checkpoint
 from midlogit.engines.base import Engine
-from midlogit.errors import InvalidRequest, Interrupted
+from midlogit.errors import Interrupted, InvalidRequest
 from midlogit.extras import require
 from midlogit.mixing import Mixing
 from midlogit.outputs import Completion, Statistics, Token
@@ -268,7 +268,9 @@ class Pair:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _stream_request(

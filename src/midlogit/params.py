@@ -129,7 +129,6 @@ class SamplingParams:
         return cls(**{**chosen, **changes})
 
 
-
 def _require(holds: bool, message: str, hint: str) -> None:
     if not holds:
         raise InvalidRequest(message, hint)

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from dataclasses import replace
+from math import exp
 from statistics import fmean
 
 from midlogit.cli.loading import open_pair
@@ -51,7 +52,11 @@ def run_demo(
         print("\n\nEach model alone, same prompt and seed:")
         for name, alpha in (("base", 0.0), ("teacher", 1.0)):
             alone = replace(
-                params, alpha_rule=FixedAlpha(alpha), force_first_token=False, constraint_to_target=False, top_logprobs=0
+                params,
+                alpha_rule=FixedAlpha(alpha),
+                force_first_token=False,
+                constraint_to_target=False,
+                top_logprobs=0,
             )
             text = pair.generate([prompt], alone, chat=True)[0].text
             print(f"  {_paint(f'{name:<8}', alpha)} {' '.join(text.split())}")
@@ -61,7 +66,7 @@ def run_demo(
 
 
 def _write(pair: Pair, prompt: str, params: SamplingParams) -> tuple[list[Token], Completion]:
-    tokens = []
+    tokens: list[Token] = []
     for event in pair.stream(prompt, params, chat=True):
         if isinstance(event, Completion):
             return tokens, event
@@ -93,7 +98,10 @@ def _print_figures(completion: Completion, seconds: float) -> None:
         rows += [
             ("mean α", f"{fmean(d.alpha[i] for i in free):.3f}"),
             ("mean KL to each", f"{fmean(d.kl_base[i] for i in free):.4f} nats"),
-            ("largest |KL base − KL teacher|", f"{max(abs(d.kl_base[i] - d.kl_teacher[i]) for i in free):.1e} nats"),
+            (
+                "largest |KL base − KL teacher|",
+                f"{max(abs(d.kl_base[i] - d.kl_teacher[i]) for i in free):.1e} nats",
+            ),
             ("ESS ratio base/teacher", f"{fmean(d.ess_ratio[i] for i in free):.3f}"),
         ]
     rows.append(("tokens/s", f"{len(d.alpha) / seconds:.1f}"))
@@ -113,14 +121,16 @@ def _print_disagreements(pair: Pair, tokens: list[Token]) -> None:
         assert d.top is not None
         before = "".join(t.text for t in tokens[: token.position])[-CONTEXT_CHARACTERS:].replace("\n", " ")
         print(f"  …{before}[{token.token}]   α {d.alpha:.3f}, KL {d.kl_base:.3f} to each")
-        for name, candidates, alpha in (("base", d.top.base, 0.0), ("q*", d.top.q, d.alpha), ("teacher", d.top.teacher, 1.0)):
+        for name, candidates, alpha in (
+            ("base", d.top.base, 0.0),
+            ("q*", d.top.q, d.alpha),
+            ("teacher", d.top.teacher, 1.0),
+        ):
             print(f"      {_paint(f'{name:<8}', alpha)} {_choices(pair, candidates, 3)}")
 
 
 def _choices(pair: Pair, candidates: Candidates, most: int) -> str:
     decode = pair.mixing.teacher.tokenizer.backend_tokenizer.decode
-    from math import exp
-
     return "  ".join(f"{decode([i], skip_special_tokens=False)!r} {exp(lp):.2f}" for i, lp in candidates[:most])
 
 

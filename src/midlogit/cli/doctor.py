@@ -53,8 +53,11 @@ def _describe_mixture(mixing: Mixing) -> None:
     if alignment.differing:
         differing += f" ({alignment.describe_differences()}); they are masked"
     print(f"ids        {alignment.size} used; {differing}; {len(alignment.undefined)} undefined, masked")
-    print(f"stop       {_ids(mixing.stop_ids)} counted as one outcome" if len(mixing.stop_ids) > 1 else
-          f"stop       {_ids(mixing.stop_ids)}")
+    print(
+        f"stop       {_ids(mixing.stop_ids)} counted as one outcome"
+        if len(mixing.stop_ids) > 1
+        else f"stop       {_ids(mixing.stop_ids)}"
+    )
     print(f"special    {_ids(sorted(mixing.special_ids))} masked by default")
     print(f"context    {min(mixing.base.max_context, mixing.teacher.max_context)} tokens, the smaller of the two")
 

@@ -40,7 +40,9 @@ def run_generate(
 ) -> int:
     """Runs the job and returns the exit code."""
     if job.stream and job.json:
-        raise InvalidRequest("--stream and --json exclude each other.", "--stream prints text, --json whole completions.")
+        raise InvalidRequest(
+            "--stream and --json exclude each other.", "--stream prints text, --json whole completions."
+        )
     if job.stream and job.params.n > 1:
         raise InvalidRequest("--stream shows one completion a prompt.", "Leave out --n.")
     prompts = job.prompts or _prompts_from_stdin()

@@ -56,16 +56,15 @@ def demo(
     from midlogit.cli.demo import run_demo
     from midlogit.params import SamplingParams
 
-    params = SamplingParams.preset(
-        preset, temperature=temperature, max_tokens=max_tokens, seed=seed, top_logprobs=3
-    )
+    params = SamplingParams.preset(preset, temperature=temperature, max_tokens=max_tokens, seed=seed, top_logprobs=3)
     run_demo(prompt, params, base=base, teacher=teacher, device=_devices(device), dtype=dtype)
 
 
 @app.command()
 def generate(
     prompts: Annotated[
-        list[str] | None, typer.Argument(help="Prompts; read from standard input, one a line, when none is given.")
+        list[str] | None,
+        typer.Argument(help="Prompts; read from standard input, one a line, when none is given."),
     ] = None,
     base: Base = None,
     teacher: Teacher = None,
@@ -106,7 +105,9 @@ def generate(
         **changes,
     )
     job = Job(prompts or [], base_prompt, chat, params, stream, json)
-    code = run_generate(job, base=base, teacher=teacher, device=_devices(device), dtype=dtype, max_num_seqs=max_num_seqs)
+    code = run_generate(
+        job, base=base, teacher=teacher, device=_devices(device), dtype=dtype, max_num_seqs=max_num_seqs
+    )
     raise typer.Exit(code)
 
 

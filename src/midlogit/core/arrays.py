@@ -21,8 +21,8 @@ __all__ = [
     "device",
     "last_index",
     "log_sum_exp",
-    "row_sum",
     "resolution",
+    "row_sum",
     "take_columns",
     "top_k_unordered",
 ]

@@ -5,7 +5,7 @@ Rows are log-probabilities on one alphabet, −inf where a model gives nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from midlogit.core.arrays import Array, array_namespace, log_sum_exp, row_sum
 
@@ -47,11 +47,8 @@ class LogPair:
     def rows(self, index_N: Array) -> LogPair:
         """The pair restricted to some rows."""
         xp = array_namespace(self.base_NV)
-        return LogPair(
-            *(xp.take(x, index_N, axis=0) for x in (self.base_NV, self.teacher_NV, self.common_NV)),
-            xp.take(self.ratio_NV, index_N, axis=0),
-            xp.take(self.overlap_N, index_N, axis=0),
-        )
+        taken = [xp.take(getattr(self, field.name), index_N, axis=0) for field in fields(self)]
+        return LogPair(*taken)
 
 
 def moments(pair: LogPair, alpha_N: Array) -> tuple[Array, Array, Array]:

@@ -105,5 +105,6 @@ def parse_rule(spec: str) -> AlphaRule:
     except ValueError:
         pass
     raise InvalidRequest(
-        f"Unknown α rule {spec!r}.", "Use equal-kl, fixed:ALPHA (such as fixed:0.5) or kl-budget:NATS (such as kl-budget:0.1)."
+        f"Unknown α rule {spec!r}.",
+        "Use equal-kl, fixed:ALPHA (such as fixed:0.5) or kl-budget:NATS (such as kl-budget:0.1).",
     )

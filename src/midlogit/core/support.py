@@ -5,7 +5,15 @@ docs/theory.md (15). Found without sorting the vocabulary: the candidates grow u
 
 from __future__ import annotations
 
-from midlogit.core.arrays import Array, array_namespace, device, last_index, log_sum_exp, take_columns, top_k_unordered
+from midlogit.core.arrays import (
+    Array,
+    array_namespace,
+    device,
+    last_index,
+    log_sum_exp,
+    take_columns,
+    top_k_unordered,
+)
 
 FIRST_CANDIDATES = 128
 

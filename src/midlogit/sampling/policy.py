@@ -11,7 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from midlogit.core.arrays import Array, Namespace, array_namespace, device, log_sum_exp, take_columns, top_k_unordered
+from midlogit.core.arrays import (
+    Array,
+    Namespace,
+    array_namespace,
+    device,
+    log_sum_exp,
+    take_columns,
+    top_k_unordered,
+)
 from midlogit.core.diagnostics import diagnose
 from midlogit.core.draw import inverse_cdf, most_likely
 from midlogit.core.mixture import LogPair, log_mixture, normalise
@@ -112,7 +120,10 @@ def decide(base_NV: Array, teacher_NV: Array, settings: Sequence[RowSettings]) -
             some_base_NV, some_teacher_NV = base_NV, teacher_NV
         else:
             index_N = xp.asarray(np.asarray(rows, dtype=np.int64), device=device(base_NV))
-            some_base_NV, some_teacher_NV = xp.take(base_NV, index_N, axis=0), xp.take(teacher_NV, index_N, axis=0)
+            some_base_NV, some_teacher_NV = (
+                xp.take(base_NV, index_N, axis=0),
+                xp.take(teacher_NV, index_N, axis=0),
+            )
         group = _decide_alike(xp, some_base_NV, some_teacher_NV, [settings[row] for row in rows])
         decisions.update(zip(rows, group, strict=True))
     return [decisions[row] for row in range(len(settings))]
@@ -183,22 +194,29 @@ def _decide_alike(xp: Namespace, base_NV: Array, teacher_NV: Array, rows: list[R
         logprob_N, raw_base_N, raw_teacher_N, token_N, fallback_N, broken_N, empty_N,
     )  # fmt: skip
     table_NC = xp.stack([xp.astype(x, xp.float64) for x in numbers], axis=1).tolist()
-    return [
-        _decision(values, settings, top)
-        for values, settings, top in zip(table_NC, rows, tops, strict=True)
-    ]
+    return [_decision(values, settings, top) for values, settings, top in zip(table_NC, rows, tops, strict=True)]
 
 
 def _decision(values: list[float], settings: RowSettings, top: Top | None) -> Decision:
-    *floats, token, fallback, broken, empty = values
+    """A row of the table as a Decision."""
+    alpha, kl_base, kl_teacher, entropy, ess_base, ess_teacher, logprob, base, teacher, *flags = values
+    token, fallback, broken, empty = flags
     error = None
     if broken:
         error = "the logits hold NaN or +inf, or nothing but -inf"
     elif empty:
         error = "every token is masked"
     return Decision(
-        int(token),
-        *floats,
+        token_id=int(token),
+        alpha=alpha,
+        kl_base=kl_base,
+        kl_teacher=kl_teacher,
+        entropy=entropy,
+        ess_base=ess_base,
+        ess_teacher=ess_teacher,
+        logprob=logprob,
+        base_logprob=base,
+        teacher_logprob=teacher,
         forced=settings.forced,
         fallback=bool(fallback) and error is None,
         constrained=settings.top_p is not None,

@@ -86,7 +86,10 @@ class Sequence:
     def append(self, decision: Decision) -> None:
         """Takes the drawn token; ends the sequence if it stops here."""
         if decision.error is not None:
-            self.end("error", error=f"Request {self.request.index}, position {len(self.token_ids)}: {decision.error}.")
+            self.end(
+                "error",
+                error=f"Request {self.request.index}, position {len(self.token_ids)}: {decision.error}.",
+            )
             return
         params, outcomes, token_id = self.request.params, self.request.outcomes, decision.token_id
         self.token_ids.append(token_id)

@@ -28,7 +28,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         )
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Writes the new tokens' states, [rows, heads, q, head_dim], and returns all that the rows may attend to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

@@ -43,7 +43,12 @@ def parse_dtype(name: str, device: torch.device) -> torch.dtype:
     Raises:
         InvalidRequest: an unknown dtype.
     """
-    known = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    known = {
+        "float32": torch.float32,
+        "float64": torch.float64,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if name not in known:

@@ -96,7 +96,7 @@ class Side:
                     writes.append((row, q, view.start + row, position))
         cache = self._cache
         cache.view, cache.width = view, 1 + max(position for *_, position in writes)
-        cache.writes = tuple(torch.tensor(writes, device=self.device).T.contiguous())  # type: ignore[assignment]
+        cache.writes = tuple(torch.tensor(writes, device=self.device).T.contiguous())
         positions_NQ = torch.tensor(positions, device=self.device)
         # A padding query sits at position 0 and sees column 0: harmless, and its output is not used.
         visible_NQK = torch.arange(cache.width, device=self.device)[None, None, :] <= positions_NQ[:, :, None]

@@ -14,6 +14,8 @@ from midlogit.core.outcomes import Outcomes
 from midlogit.errors import InvalidRequest
 from midlogit.params import SamplingParams
 
+KEPT_OUTCOMES = 64  # alphabets kept for later requests; whoever asks for ever new ones must not fill the memory
+
 
 @dataclass(frozen=True)
 class Mixing:
@@ -54,6 +56,8 @@ class Mixing:
             params.ignore_eos, params.merge_stop_ids,
         )  # fmt: skip
         if key not in self._outcomes:
+            while len(self._outcomes) >= KEPT_OUTCOMES:
+                del self._outcomes[next(iter(self._outcomes))]
             for name in ("special_token_ids", "stop_token_ids"):
                 beyond = [i for i in getattr(params, name) if not 0 <= i < self.alignment.size]
                 if beyond:

@@ -124,6 +124,43 @@ class Completion:
         return {key: value for key, value in data.items() if value is not None or key not in ("top", "error")}
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What q* gives to the tokens of one given text.
+
+    Attributes:
+        index: which text of the call.
+        token_ids: what the teacher read; base_token_ids: what the base read.
+        first: the first scored token of `token_ids`; all from there on are scored. The tokens before it are
+            context: the first token of all has nothing before it, and where the two sides read different
+            ids, only their common ending is scored.
+        diagnostics: one entry for each scored token; `logprobs` are log q, −inf where q gives it nothing.
+        top: candidates at each scored position when top_logprobs was asked for.
+        error: what went wrong; nothing is scored then.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    base_token_ids: tuple[int, ...]
+    first: int
+    diagnostics: Diagnostics
+    top: list[Top] | None
+    error: str | None
+
+    @classmethod
+    def of(
+        cls,
+        index: int,
+        token_ids: tuple[int, ...],
+        base_token_ids: tuple[int, ...],
+        decisions: list[Decision],
+        error: str | None,
+    ) -> Scores:
+        top = [d.top for d in decisions if d.top]
+        first = len(token_ids) - len(decisions)
+        return cls(index, token_ids, base_token_ids, first, Diagnostics.of(decisions), top or None, error)
+
+
 @dataclass(slots=True)
 class Statistics:
     """Counts over the life of a Pair.

@@ -9,25 +9,28 @@ import asyncio
 import queue
 import secrets
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from midlogit.checkpoint import Checkpoint
 from midlogit.engines.base import Engine
 from midlogit.errors import Interrupted, InvalidRequest
 from midlogit.extras import require
 from midlogit.mixing import Mixing
-from midlogit.outputs import Completion, Statistics, Token
+from midlogit.outputs import Completion, Scores, Statistics, Token
 from midlogit.params import DEFAULT_PRESET, SamplingParams
 from midlogit.prompts import Prompt, encode_prompt, pair_up
+from midlogit.sampling.scoring import Scored, ScoreRequest, common_ending
 from midlogit.sampling.sequence import Request
 from midlogit.sampling.sequence import Sequence as Running
 
 Event = Token | Completion
+_T = TypeVar("_T")
 
 
 def bundled(side: str) -> Path:
@@ -83,6 +86,7 @@ class Pair:
         self.mixing = mixing
         self._engine = engine
         self._statistics = Statistics()
+        self.observer: Callable[[Running], None] | None = None  # told of each ended sequence, in the engine's thread
 
     @classmethod
     def local(
@@ -257,6 +261,88 @@ class Pair:
         finally:
             self._engine.abort(running)
 
+    async def run(self, requests: Sequence[Request]) -> AsyncGenerator[Event, None]:
+        """Runs prepared requests; yields their events, of all together as they come, until each has its Completion.
+
+        Leaving early aborts what still runs.
+        """
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        running = self._submit(list(requests), lambda _: lambda event: _tell(loop, lambda: events.put_nowait(event)))
+        left = len(running)
+        try:
+            while left:
+                event = await events.get()
+                left -= isinstance(event, Completion)
+                yield event
+        finally:
+            if left:
+                self._engine.abort(running)
+
+    def prepare(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        base_prompts: Sequence[Prompt] | None = None,
+        chat: bool = False,
+        stream: bool = False,
+    ) -> list[Request]:
+        """The requests of a call, checked in full and ready for `run`; starts nothing.
+
+        Raises:
+            InvalidRequest: for anything that cannot be honoured.
+        """
+        return self._requests(prompts, params, base_prompts, None, chat, stream=stream)
+
+    def score(
+        self,
+        prompts: Sequence[Prompt] | None = None,
+        params: SamplingParams | None = None,
+        *,
+        base_prompts: Sequence[Prompt] | None = None,
+        teacher_prompts: Sequence[Prompt] | None = None,
+        chat: bool = False,
+    ) -> list[Scores]:
+        """log q of the tokens of given texts, each behind the tokens before it.
+
+        Where the two sides' prompts differ, their common ending is scored, each model behind its own prompt.
+
+        Raises:
+            InvalidRequest: before anything runs, for anything that cannot be honoured.
+        """
+        scores: queue.SimpleQueue[Scores] = queue.SimpleQueue()
+        requests = self._score_requests(prompts, params, base_prompts, teacher_prompts, chat)
+        self._engine.score([Scored(request, scores.put) for request in requests])
+        return sorted((scores.get() for _ in requests), key=lambda s: s.index)
+
+    def prepare_scores(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        base_prompts: Sequence[Prompt] | None = None,
+        chat: bool = False,
+    ) -> list[ScoreRequest]:
+        """What `run_scores` takes; starts nothing."""
+        return self._score_requests(prompts, params, base_prompts, None, chat)
+
+    async def run_scores(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        """`score` of prepared requests for asyncio; cancelling the task drops those that wait."""
+        loop = asyncio.get_running_loop()
+        ends: list[asyncio.Future[Scores]] = [loop.create_future() for _ in requests]
+
+        def listener(end: asyncio.Future[Scores]) -> Callable[[Scores], None]:
+            return lambda scores: _tell(loop, lambda: _resolve(end, scores))
+
+        scored = [Scored(request, listener(end)) for request, end in zip(requests, ends, strict=True)]
+        self._engine.score(scored)
+        try:
+            return list(await asyncio.gather(*ends))
+        except asyncio.CancelledError:
+            self._engine.forget(scored)
+            raise
+
     def statistics(self) -> dict[str, float]:
         """Counts since the pair was opened (see `midlogit.outputs.Statistics`) and the success_rate."""
         return self._statistics.to_dict()
@@ -323,6 +409,29 @@ class Pair:
             ]
         return requests
 
+    def _score_requests(
+        self,
+        prompts: Sequence[Prompt] | None,
+        params: SamplingParams | None,
+        base_prompts: Sequence[Prompt] | None,
+        teacher_prompts: Sequence[Prompt] | None,
+        chat: bool,
+    ) -> list[ScoreRequest]:
+        params = params or SamplingParams.preset(DEFAULT_PRESET)
+        return [
+            ScoreRequest(
+                index=request.index,
+                base_ids=request.base_ids,
+                teacher_ids=request.teacher_ids,
+                given=common_ending(request.base_ids, request.teacher_ids),
+                params=params,
+                outcomes=request.outcomes,
+            )
+            for request in self._requests(
+                prompts, replace(params, n=1), base_prompts, teacher_prompts, chat, stream=False
+            )
+        ]
+
     def _submit(self, requests: list[Request], listener: Callable[[int], Callable[[Event], None]]) -> list[Running]:
         """Starts the requests; events of request number i go to listener(i), completions once they are counted."""
         tokenizer = self.mixing.teacher.tokenizer.backend_tokenizer
@@ -334,6 +443,8 @@ class Pair:
             def count_then_hear(event: Event) -> None:
                 if isinstance(event, Completion):
                     self._statistics.count(event.finish_reason, running[number].decisions)
+                    if self.observer is not None:
+                        self.observer(running[number])
                 hear(event)
 
             return count_then_hear
@@ -362,9 +473,9 @@ def _in_order(completions: list[Completion]) -> list[Completion]:
     return sorted(completions, key=lambda c: (c.index, c.sample))
 
 
-def _resolve(end: asyncio.Future[Completion], completion: Completion) -> None:
+def _resolve(end: asyncio.Future[_T], result: _T) -> None:
     if not end.done():
-        end.set_result(completion)
+        end.set_result(result)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

@@ -43,6 +43,10 @@ class Outcomes:
         """Ids that end the sequence when drawn; held back while min_tokens is not reached."""
         return self.stop_ids + self.stop_token_ids
 
+    def outcome_of(self, token_id: int) -> int:
+        """The column that a token counts for: its own, or that of the merged stop class."""
+        return self.stop_ids[0] if self.merged and token_id in self.stop_ids else token_id
+
     def apply(self, logits_NV: Array, ending_N: Array) -> Array:
         """Tempered logits with masked ids at −inf and the stop class summed into its column.
 

@@ -41,6 +41,7 @@ class RowSettings:
         may_end: whether an id that ends the sequence may be drawn.
         uniform: the number in [0, 1) that decides the draw.
         top_logprobs: how many candidates of q, base and teacher to report.
+        given: a token to score in place of a draw; its logprob is −inf where q gives it nothing.
     """
 
     rule: AlphaRule
@@ -52,6 +53,7 @@ class RowSettings:
     may_end: bool
     uniform: float
     top_logprobs: int = 0
+    given: int | None = None
 
 
 Candidates = list[tuple[int, float]]  # (token id, log-probability), most likely first
@@ -134,7 +136,7 @@ def _decide_alike(xp: Namespace, base_NV: Array, teacher_NV: Array, rows: list[R
     rule, outcomes, tolerance, top_k = rows[0].rule, rows[0].outcomes, rows[0].alpha_tol, rows[0].top_logprobs
     constrained = rows[0].top_p is not None
 
-    def column(values: list[float] | list[bool]) -> Array:
+    def column(values: list[float] | list[int] | list[bool]) -> Array:
         return xp.asarray(np.asarray(values), device=device(base_NV))
 
     # A raw normaliser that is not finite gives the row away: it is drawn from harmless zeros and reported.
@@ -172,6 +174,12 @@ def _decide_alike(xp: Namespace, base_NV: Array, teacher_NV: Array, rows: list[R
     drawn_N = xp.where(greedy_N, most_likely(log_q_NV), inverse_cdf(log_q_NV, column([s.uniform for s in rows])))
     logprob_N = take_columns(log_q_NV, drawn_N[:, None])[:, 0]
     token_N = take_columns(ids_NK, drawn_N[:, None])[:, 0] if constrained else drawn_N
+    if any(s.given is not None for s in rows):
+        given_N = column([-1 if s.given is None else outcomes.outcome_of(s.given) for s in rows])
+        found_NV = (ids_NK == given_N[:, None]) & valid_NK if constrained else None
+        given_logprob_N = _logprob_of(xp, log_q_NV, given_N, found_NV)
+        logprob_N = xp.where(given_N < 0, logprob_N, given_logprob_N)
+        token_N = xp.where(given_N < 0, token_N, given_N)
 
     raw_base_N = xp.astype(take_columns(base_NV, token_N[:, None])[:, 0], xp.float64) - base_lse_N
     raw_teacher_N = xp.astype(take_columns(teacher_NV, token_N[:, None])[:, 0], xp.float64) - teacher_lse_N
@@ -223,6 +231,13 @@ def _decision(values: list[float], settings: RowSettings, top: Top | None) -> De
         top=top,
         error=error,
     )
+
+
+def _logprob_of(xp: Namespace, log_q_NV: Array, given_N: Array, found_NK: Array | None) -> Array:
+    """log q of each row's given outcome; `found_NK` marks its column where columns are not outcomes."""
+    if found_NK is None:
+        return take_columns(log_q_NV, xp.where(given_N < 0, xp.zeros_like(given_N), given_N)[:, None])[:, 0]
+    return xp.max(xp.where(found_NK, log_q_NV, xp.full_like(log_q_NV, -xp.inf)), axis=-1)
 
 
 def _temper(xp: Namespace, logits_NV: Array, rows: list[RowSettings]) -> Array:

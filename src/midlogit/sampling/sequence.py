@@ -6,6 +6,7 @@ other sequences.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,9 @@ class Sequence:
     """The state of one request: tokens, text, diagnostics, and how it ended.
 
     `listener` hears every Token (if the request streams) and, once, the Completion.
+
+    Attributes:
+        submitted, token_times: when it came in and when each token was drawn, on the monotonic clock.
     """
 
     def __init__(self, request: Request, tokenizer: Any, listener: Listener) -> None:
@@ -58,6 +62,8 @@ class Sequence:
         self.token_ids: list[int] = []
         self.decisions: list[Decision] = []
         self.completion: Completion | None = None
+        self.submitted = time.monotonic()
+        self.token_times: list[float] = []
         self._tokenizer = tokenizer
         self._listener = listener
         self._uniforms = Uniforms(request.seed, request.sample, Purpose.DRAW)
@@ -94,6 +100,7 @@ class Sequence:
         params, outcomes, token_id = self.request.params, self.request.outcomes, decision.token_id
         self.token_ids.append(token_id)
         self.decisions.append(decision)
+        self.token_times.append(time.monotonic())
         reason: FinishReason | None = None
         stop_reason: int | str | None = None
         ended_by_id = token_id in outcomes.ending_ids

@@ -14,9 +14,11 @@ from midlogit.checkpoint import Checkpoint
 from midlogit.engines.base import SteppingEngine
 from midlogit.engines.local.side import Side, load_model
 from midlogit.errors import InvalidRequest
-from midlogit.sampling.policy import decide
+from midlogit.sampling.policy import Decision, decide
+from midlogit.sampling.scoring import Scored
 from midlogit.sampling.sequence import Sequence
 
+SCORED_LOGITS = 2**24  # logits of one side that scoring holds at once
 PREFILL_TOKENS = 4096  # padded prompt tokens that one step starts; bounds activations and latency
 
 
@@ -87,6 +89,7 @@ class LocalEngine(SteppingEngine):
         teacher_model = base_model if same else load_model(teacher, teacher_device, parse_dtype(dtype, teacher_device))
         self._base = Side(base_model, base, vocabulary)
         self._teacher = Side(teacher_model, teacher, vocabulary)
+        self._vocabulary = vocabulary
         self._max_num_seqs = max_num_seqs
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -107,6 +110,45 @@ class LocalEngine(SteppingEngine):
         for sequence, decision in zip(self._running, decisions, strict=True):
             sequence.append(decision)
         self._retire()
+
+    def score_some(self, unscored: deque[Scored]) -> None:
+        """One forward a side over as many texts as one step may start, their rows decided in chunks."""
+        batch = self._fitting(unscored)
+        settings = [scored.settings for scored in batch]
+        most = max(map(len, settings))
+        found: list[list[Decision]] = [[] for _ in batch]
+        chunk = max(1, SCORED_LOGITS // (len(batch) * self._vocabulary))
+        base_parts = self._base.read([s.request.base_ids[:-1] for s in batch], most, chunk)
+        teacher_parts = self._teacher.read([s.request.teacher_ids[:-1] for s in batch], most, chunk)
+        column = 0
+        for base_NQV, teacher_NQV in zip(base_parts, teacher_parts, strict=True):
+            # Right-aligned: text n begins in column most − len(settings[n]).
+            cells = [
+                (n, q, settings[n][column + q - most + len(settings[n])])
+                for n in range(len(batch))
+                for q in range(base_NQV.shape[1])
+                if column + q >= most - len(settings[n])
+            ]
+            index = torch.tensor([[n, q] for n, q, _ in cells]).T
+            rows = base_NQV[tuple(index.to(base_NQV.device))], teacher_NQV[tuple(index.to(teacher_NQV.device))]
+            decisions = decide(rows[0].to(self._teacher.device), rows[1], [s for _, _, s in cells])
+            for (n, _, _), decision in zip(cells, decisions, strict=True):
+                found[n].append(decision)
+            column += base_NQV.shape[1]
+        for scored, decisions in zip(batch, found, strict=True):
+            unscored.popleft()
+            scored.finish(decisions)
+
+    def _fitting(self, unscored: deque[Scored]) -> list[Scored]:
+        """The first texts that fit into this step, at most as many as may run at once."""
+        batch: list[Scored] = []
+        longest = 0
+        for scored in unscored:
+            longest = max(longest, len(scored.request.base_ids), len(scored.request.teacher_ids))
+            if batch and (len(batch) == self._max_num_seqs or longest * (len(batch) + 1) > PREFILL_TOKENS):
+                break
+            batch.append(scored)
+        return batch
 
     def _admit(self) -> list[Sequence]:
         """Waiting sequences that fit into this step."""

@@ -5,7 +5,7 @@ Knows torch and transformers; not that there is another model, nor what is done 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,29 @@ class Side:
         return self._feed(slice(0, len(self._lengths)), [[token] for token in tokens])
 
     @torch.inference_mode()
+    def read(self, texts: Sequence[Sequence[int]], last: int, chunk: int) -> Iterator[Tensor]:
+        """Runs texts in slots of their own; yields the logits behind each of their last `last` tokens.
+
+        Texts are right-aligned: a text of fewer tokens has padding before them, whose logits mean nothing.
+
+        Returns:
+            [N, at most `chunk`, vocabulary] a time, in order. The slots are closed when all is read.
+        """
+        first, width = len(self._lengths), max(map(len, texts))
+        self._lengths += [0] * len(texts)
+        view = slice(first, len(self._lengths))
+        starts = [0] * len(texts)
+        self._cache.reserve(len(self._lengths), width)
+        for begin in range(0, width - last, CHUNK):
+            self._forward(view, texts, starts, width, range(begin, min(begin + CHUNK, width - last)))
+        for begin in range(width - last, width, chunk):
+            span = range(begin, min(begin + chunk, width))
+            yield self._forward(view, texts, starts, width, span, keep=len(span))
+        for slot in reversed(range(view.start, view.stop)):
+            self._lengths[slot] = len(texts[slot - first])
+            self.remove(slot)
+
+    @torch.inference_mode()
     def remove(self, slot: int) -> None:
         """Closes a slot; the last sequence moves into it."""
         last, used = len(self._lengths) - 1, max(self._lengths[slot], self._lengths[-1])
@@ -75,15 +98,15 @@ class Side:
         self._cache.reserve(len(self._lengths), max(s + len(t) for s, t in zip(starts, tokens, strict=True)))
         for begin in range(0, width, CHUNK):
             span = range(begin, min(begin + CHUNK, width))
-            logits_NV = self._forward(view, tokens, starts, width, span)
+            logits_NV = self._forward(view, tokens, starts, width, span)[:, -1]
         for row, slot in enumerate(range(view.start, view.stop)):
             self._lengths[slot] += len(tokens[row])
         return logits_NV
 
     def _forward(
-        self, view: slice, tokens: Sequence[Sequence[int]], starts: list[int], width: int, span: range
+        self, view: slice, tokens: Sequence[Sequence[int]], starts: list[int], width: int, span: range, keep: int = 1
     ) -> Tensor:
-        """One forward over the query columns `span` of the right-aligned tokens; logits of the last."""
+        """One forward over the query columns `span` of the right-aligned tokens; logits [N, keep, V] of the last."""
         ids = [[0] * len(span) for _ in tokens]
         positions = [[0] * len(span) for _ in tokens]
         writes: list[tuple[int, int, int, int]] = []
@@ -100,15 +123,15 @@ class Side:
         positions_NQ = torch.tensor(positions, device=self.device)
         # A padding query sits at position 0 and sees column 0: harmless, and its output is not used.
         visible_NQK = torch.arange(cache.width, device=self.device)[None, None, :] <= positions_NQ[:, :, None]
-        logits_N1V = self._model(
+        logits_NQV = self._model(
             input_ids=torch.tensor(ids, device=self.device),
             attention_mask=self._as_mask(visible_NQK[:, None]),
             position_ids=positions_NQ,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=keep,
         ).logits
-        return _at_least_float32(logits_N1V[:, -1, : self._vocabulary])
+        return _at_least_float32(logits_NQV[:, -keep:, : self._vocabulary])
 
     def _as_mask(self, visible_N1QK: Tensor) -> Tensor:
         """The mask in the form that the model's attention takes: additive for eager, boolean for sdpa."""

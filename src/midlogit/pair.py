@@ -25,7 +25,7 @@ from midlogit.mixing import Mixing
 from midlogit.outputs import Completion, Scores, Statistics, Token
 from midlogit.params import DEFAULT_PRESET, SamplingParams
 from midlogit.prompts import Prompt, encode_prompt, pair_up
-from midlogit.sampling.scoring import Scored, ScoreRequest, common_ending
+from midlogit.sampling.scoring import Scored, ScoreRequest
 from midlogit.sampling.sequence import Request
 from midlogit.sampling.sequence import Sequence as Running
 
@@ -288,7 +288,7 @@ class Pair:
         chat: bool = False,
         stream: bool = False,
     ) -> list[Request]:
-        """The requests of a call, checked in full and ready for `run`; starts nothing.
+        """The requests of a call, checked in full and ready for `run` and `run_scores`; starts nothing.
 
         Raises:
             InvalidRequest: for anything that cannot be honoured.
@@ -312,30 +312,20 @@ class Pair:
             InvalidRequest: before anything runs, for anything that cannot be honoured.
         """
         scores: queue.SimpleQueue[Scores] = queue.SimpleQueue()
-        requests = self._score_requests(prompts, params, base_prompts, teacher_prompts, chat)
-        self._engine.score([Scored(request, scores.put) for request in requests])
+        once = replace(params or SamplingParams.preset(DEFAULT_PRESET), n=1)
+        requests = self._requests(prompts, once, base_prompts, teacher_prompts, chat, stream=False)
+        self._engine.score([Scored(ScoreRequest.of(request), scores.put) for request in requests])
         return sorted((scores.get() for _ in requests), key=lambda s: s.index)
 
-    def prepare_scores(
-        self,
-        prompts: Sequence[Prompt],
-        params: SamplingParams,
-        *,
-        base_prompts: Sequence[Prompt] | None = None,
-        chat: bool = False,
-    ) -> list[ScoreRequest]:
-        """What `run_scores` takes; starts nothing."""
-        return self._score_requests(prompts, params, base_prompts, None, chat)
-
-    async def run_scores(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
-        """`score` of prepared requests for asyncio; cancelling the task drops those that wait."""
+    async def run_scores(self, requests: Sequence[Request]) -> list[Scores]:
+        """`score` of the prompts of prepared requests for asyncio; cancelling the task drops those that wait."""
         loop = asyncio.get_running_loop()
         ends: list[asyncio.Future[Scores]] = [loop.create_future() for _ in requests]
 
         def listener(end: asyncio.Future[Scores]) -> Callable[[Scores], None]:
             return lambda scores: _tell(loop, lambda: _resolve(end, scores))
 
-        scored = [Scored(request, listener(end)) for request, end in zip(requests, ends, strict=True)]
+        scored = [Scored(ScoreRequest.of(r), listener(end)) for r, end in zip(requests, ends, strict=True)]
         self._engine.score(scored)
         try:
             return list(await asyncio.gather(*ends))
@@ -408,29 +398,6 @@ class Pair:
                 for sample in range(params.n)
             ]
         return requests
-
-    def _score_requests(
-        self,
-        prompts: Sequence[Prompt] | None,
-        params: SamplingParams | None,
-        base_prompts: Sequence[Prompt] | None,
-        teacher_prompts: Sequence[Prompt] | None,
-        chat: bool,
-    ) -> list[ScoreRequest]:
-        params = params or SamplingParams.preset(DEFAULT_PRESET)
-        return [
-            ScoreRequest(
-                index=request.index,
-                base_ids=request.base_ids,
-                teacher_ids=request.teacher_ids,
-                given=common_ending(request.base_ids, request.teacher_ids),
-                params=params,
-                outcomes=request.outcomes,
-            )
-            for request in self._requests(
-                prompts, replace(params, n=1), base_prompts, teacher_prompts, chat, stream=False
-            )
-        ]
 
     def _submit(self, requests: list[Request], listener: Callable[[int], Callable[[Event], None]]) -> list[Running]:
         """Starts the requests; events of request number i go to listener(i), completions once they are counted."""

@@ -120,6 +120,47 @@ def doctor(base: Base = None, teacher: Teacher = None, dtype: Dtype = "auto") ->
 
 
 @app.command()
+def serve(
+    base: Base = None,
+    teacher: Teacher = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="MIDLOGIT_API_KEY", show_envvar=True, help="A key that opens the server; may be repeated."),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Of requests that name none.")] = "balanced",
+    max_num_seqs: Annotated[int, typer.Option(help="Most sequences that run at once.")] = 16,
+    max_queued: Annotated[int, typer.Option(help="Most sequences that wait; beyond them requests get 429.")] = 256,
+    max_body_bytes: Annotated[int, typer.Option(help="Largest body of a request.")] = 8 * 2**20,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="A site whose pages may call the server (CORS); may be repeated.")
+    ] = None,
+    log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Serve q* as one model behind an OpenAI-compatible API, with a live page at /."""
+    from midlogit.cli.serve import run_serve
+
+    run_serve(
+        base,
+        teacher,
+        device=_devices(device),
+        dtype=dtype,
+        log_format=log_format,
+        host=host,
+        port=port,
+        api_keys=tuple(api_key or ()),
+        preset=preset,
+        max_num_seqs=max_num_seqs,
+        max_queued=max_queued,
+        max_body_bytes=max_body_bytes,
+        allow_origins=tuple(allow_origin or ()),
+    )
+
+
+@app.command()
 def presets() -> None:
     """List the presets."""
     from midlogit.params import PRESETS

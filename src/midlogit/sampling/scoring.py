@@ -14,6 +14,7 @@ from midlogit.core.outcomes import Outcomes
 from midlogit.outputs import Scores
 from midlogit.params import SamplingParams
 from midlogit.sampling.policy import Decision, RowSettings
+from midlogit.sampling.sequence import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,13 @@ class ScoreRequest:
     given: int
     params: SamplingParams
     outcomes: Outcomes
+
+    @classmethod
+    def of(cls, request: Request) -> ScoreRequest:
+        """Scores a request's prompts: their common ending, each model behind its own prompt."""
+        base_ids, teacher_ids = request.base_ids, request.teacher_ids
+        given = common_ending(base_ids, teacher_ids)
+        return cls(request.index, base_ids, teacher_ids, given, request.params, request.outcomes)
 
 
 class Scored:

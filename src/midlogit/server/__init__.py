@@ -1,0 +1,1 @@
+"""An OpenAI-compatible HTTP server over one Pair: q* of two models as one model behind /v1."""

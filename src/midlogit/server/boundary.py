@@ -1,0 +1,104 @@
+"""The edge of the server: request ids, keys, and every failure turned into an error body; knows no route's work.
+
+Plain ASGI, so that a client that goes away is heard at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import time
+import uuid
+from urllib.parse import unquote
+
+import orjson
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from midlogit.errors import MidlogitError
+from midlogit.server.errors import ApiError, from_midlogit
+from midlogit.server.logs import logger, request_id, where
+from midlogit.server.service import Service
+from midlogit.server.streaming import ClientGone
+
+OPEN_PATHS = ("/", "/health", "/version", "/metrics", "/openapi.json")
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+QUIET_PATHS = ("/health", "/metrics")
+
+
+class Boundary:
+    """Middleware around all routes."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+        self._keys = [hashlib.sha256(key.encode()).digest() for key in service.settings.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        token = request_id.set(given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        try:
+            await self._answer(scope, receive, send, headers)
+        finally:
+            request_id.reset(token)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        status, start = 0, time.perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id.get() or ""
+            await send(message)
+
+        try:
+            self._check_key(scope["path"], headers)
+            await self._app(scope, receive, send_with_id)
+        except ClientGone:
+            status = 499
+            self._service.metrics.failed("client_gone")
+        except Exception as error:  # the last place where a failure can become an answer
+            problem = self._problem(error)
+            if scope["path"] not in QUIET_PATHS:
+                self._service.metrics.failed(problem.code)
+            if status == 0:
+                response = Response(orjson.dumps(problem.body), problem.status, problem.headers, "application/json")
+                await response(scope, receive, send_with_id)
+        if scope["path"] not in QUIET_PATHS:
+            facts = {"status": status, "seconds": round(time.perf_counter() - start, 4)}
+            logger.info("%s %s", scope["method"], scope["path"][:200], extra={"facts": facts})
+
+    def _check_key(self, path: str, headers: Headers) -> None:
+        """Raises ApiError 401 unless the request carries one of the keys; every key is compared."""
+        if not self._keys or unquote(path) in OPEN_PATHS:
+            return
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        digest = hashlib.sha256(key.strip().encode()).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._keys]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise ApiError(
+                401,
+                "invalid_api_key",
+                "Send a valid key as Authorization: Bearer KEY.",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    def _problem(self, error: Exception) -> ApiError:
+        if isinstance(error, MidlogitError):
+            error = from_midlogit(error)
+        if isinstance(error, HTTPException):
+            code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+            error = ApiError(error.status_code, code, str(error.detail), headers=error.headers)
+        if isinstance(error, ApiError):
+            error.message = self._service.redact(error.message)
+            return error
+        logger.error("%s at %s: %s", type(error).__name__, where(error), error)
+        return ApiError(500, "server_error", "The server failed; its log says how.")

@@ -1,0 +1,182 @@
+"""One call of a completion endpoint: what it runs and the order of its events; the answers are made beside it.
+
+Knows requests, rows and streams; a subclass says what a token, an ending and a whole answer look like.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import orjson
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from midlogit.errors import MidlogitError
+from midlogit.outputs import Completion, Scores, Token
+from midlogit.params import SamplingParams
+from midlogit.prompts import Prompt
+from midlogit.sampling.sequence import Request
+from midlogit.server.errors import ApiError, from_midlogit
+from midlogit.server.gate import Pass
+from midlogit.server.logs import logger, request_id
+from midlogit.server.parameters import base_prompts
+from midlogit.server.pieces import usage_of
+from midlogit.server.service import MODEL, Service
+from midlogit.server.streaming import DONE, EventStream, event, while_connected
+from midlogit.server.wire.requests import Sampling
+
+
+class Call(ABC):
+    """Making one reads and checks its prompts; `respond` runs it.
+
+    Attributes:
+        prompts: one request for each prompt. requests: the completions to make; none where only the
+            prompts are asked for.
+
+    Raises:
+        MidlogitError: what cannot be honoured.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        body: Sampling,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        prefix: str,
+        chat: bool,
+        generates: bool = True,
+        scores: bool = False,
+    ) -> None:
+        self.service = service
+        self.n = body.n
+        requests = service.pair.prepare(
+            prompts,
+            params,
+            base_prompts=base_prompts(body.midlogit, len(prompts)),
+            chat=chat,
+            stream=body.stream,
+        )
+        self.prompts = [request for request in requests if request.sample == 0]
+        self.requests = requests if generates else []
+        self.scores: list[Scores] = []
+        self._scores = scores
+        self._streams, self._includes_usage = body.stream, body.includes_usage
+        self._head = {"id": f"{prefix}-{request_id.get()}", "created": int(time.time()), "model": MODEL}
+
+    @abstractmethod
+    def delta(self, token: Token, index: int) -> dict[str, Any] | None:
+        """The choice of a stream that carries one token; None when there is nothing to say yet."""
+
+    @abstractmethod
+    def ending(self, completion: Completion, index: int, rest: str) -> dict[str, Any]:
+        """The choice of a stream that ends a completion; `rest` is text that no token carried."""
+
+    @abstractmethod
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """The choice of a stream before any token of a completion."""
+
+    @abstractmethod
+    def choice(self, completion: Completion, index: int) -> dict[str, Any]:
+        """A whole choice."""
+
+    @abstractmethod
+    def frame(self, choices: list[dict[str, Any]], *, chunk: bool) -> dict[str, Any]:
+        """The body around choices, without `self._head` and usage."""
+
+    async def respond(self, http: HttpRequest) -> Response:
+        """Runs the call and answers.
+
+        Raises:
+            ApiError: 429 when there is no room, 500 when the engine fails.
+            ClientGone: the client went away.
+        """
+        entry = self.service.gate.enter(len(self.requests) or len(self.prompts))
+        if self._streams:
+            return EventStream(self._stream(entry), entry.close)
+        try:
+            answer = await while_connected(http.receive, self._answer(entry))
+        finally:
+            entry.close()
+        return Response(orjson.dumps(answer), media_type="application/json")
+
+    async def _answer(self, entry: Pass) -> dict[str, Any]:
+        await self._score()
+        found: list[Completion] = []
+        async for happened in self.service.run(self.requests, entry):
+            if isinstance(happened, Completion):
+                found.append(_unbroken(happened))
+        found.sort(key=self._index)
+        if self.requests:
+            choices = [self.choice(completion, index) for index, completion in enumerate(found)]
+        else:
+            choices = [c for index in range(len(self.prompts) * self.n) if (c := self.opening(index)) is not None]
+        tokens = sum(len(completion.token_ids) for completion in found)
+        return {**self._head, **self.frame(choices, chunk=False), "usage": usage_of(self.prompts, tokens)}
+
+    async def _stream(self, entry: Pass) -> AsyncGenerator[bytes, None]:
+        """The answer as events; an error in the middle is one too."""
+        try:
+            async for data in self._chunks(entry):
+                yield event(data)
+        except (ApiError, MidlogitError) as error:
+            told = error if isinstance(error, ApiError) else from_midlogit(error)
+            self.service.metrics.failed(told.code)
+            logger.error("a stream broke off: %s", error)
+            yield event(told.body)
+        yield DONE
+
+    async def _chunks(self, entry: Pass) -> AsyncGenerator[dict[str, Any], None]:
+        await self._score()
+        for index in range(len(self.prompts) * self.n):
+            if (choice := self.opening(index)) is not None:
+                yield self._chunk([choice])
+        sent: dict[int, int] = {}
+        tokens = 0
+        events = self.service.run(self.requests, entry)
+        try:
+            async for happened in events:
+                index = self._index(happened)
+                if isinstance(happened, Completion):
+                    rest = _unbroken(happened).text[sent.get(index, 0) :]
+                    yield self._chunk([self.ending(happened, index, rest)])
+                    continue
+                tokens += 1
+                sent[index] = sent.get(index, 0) + len(happened.text)
+                if (choice := self.delta(happened, index)) is not None:
+                    yield self._chunk([choice])
+        finally:
+            await events.aclose()
+        if self._includes_usage:
+            yield {**self._chunk([]), "usage": usage_of(self.prompts, tokens)}
+
+    async def _score(self) -> None:
+        if self._scores:
+            self.scores = await self.service.score(self.prompts)
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        usage = {"usage": None} if self._includes_usage else {}
+        return {**self._head, **self.frame(choices, chunk=True), **usage}
+
+    def _index(self, happened: Token | Completion) -> int:
+        return happened.index * self.n + happened.sample
+
+    def prompt_of(self, index: int) -> Request:
+        """The prompt that choice number `index` answers."""
+        return self.prompts[index // self.n]
+
+
+def _unbroken(completion: Completion) -> Completion:
+    """The completion.
+
+    Raises:
+        ApiError: 500 when it ended in an error.
+    """
+    if completion.finish_reason == "error":
+        logger.error("a completion failed: %s", completion.error)
+        raise ApiError(500, "engine_failure", "The engine failed; the server's log says how.")
+    return completion

@@ -1,0 +1,68 @@
+"""The errors that clients of the server meet: OpenAI's body, one status each; knows no route.
+
+Every failure of a request becomes an ApiError; `from_midlogit` says which one an error of the library is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from midlogit.errors import InvalidRequest, MidlogitError, PromptTooLong
+
+TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """A request that ends in an error body.
+
+    Attributes:
+        status: of the response. code: a short name of the kind, as OpenAI's clients read it; also the
+            `kind` of the failure metric.
+        param: the field of the body that is at fault. headers: of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.param = status, code, message, param
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else TYPES.get(self.status, "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def from_midlogit(error: MidlogitError) -> ApiError:
+    """The library's errors as the client sees them; what is not the client's doing is not told in detail."""
+    if isinstance(error, PromptTooLong):
+        return ApiError(400, "context_length_exceeded", str(error))
+    if isinstance(error, InvalidRequest):
+        return ApiError(400, "invalid_request", str(error))
+    return ApiError(500, "engine_failure", "The engine failed; the server's log says how.")
+
+
+def from_validation(error: ValidationError) -> ApiError:
+    """What is wrong with a body, by its field: of a field of several forms, the form that fits best."""
+    deepest = max(error.errors(include_url=False, include_input=False), key=lambda e: len(e["loc"]))
+    where = field_path(deepest["loc"])
+    message = f"{where}: {deepest['msg']}" if where else str(deepest["msg"])
+    return ApiError(422, "invalid_type", f"The body does not fit: {message}.", param=where or None)
+
+
+def field_path(loc: Sequence[str | int]) -> str:
+    """`messages.0.content` for pydantic's location, without the names of union members."""
+    return ".".join(str(part) for part in loc if isinstance(part, int) or (part.isidentifier() and part not in UNIONS))
+
+
+UNIONS = {"str", "int", "Message"}

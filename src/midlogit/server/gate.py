@@ -1,0 +1,71 @@
+"""How many rows the server has taken on, and the bound on those that wait; knows no request and no engine."""
+
+from __future__ import annotations
+
+from midlogit.server.errors import ApiError
+
+RETRY_AFTER = "1"
+
+
+class Gate:
+    """Counts rows (completions to make, texts to score) from their acceptance to their end.
+
+    Args:
+        max_running: rows that the engine runs at once; all beyond wait.
+        max_waiting: most rows that may wait.
+    """
+
+    def __init__(self, max_running: int, max_waiting: int) -> None:
+        self._max_running = max_running
+        self._max_waiting = max_waiting
+        self._rows = 0
+
+    @property
+    def running(self) -> int:
+        return min(self._rows, self._max_running)
+
+    @property
+    def waiting(self) -> int:
+        return self._rows - self.running
+
+    def enter(self, rows: int) -> Pass:
+        """Takes on a request's rows.
+
+        Raises:
+            ApiError: 400 when they could never fit, 429 when they do not fit now.
+        """
+        most = self._max_running + self._max_waiting
+        if rows > most:
+            raise ApiError(
+                400, "too_many_completions", f"The request asks for {rows} completions; at most {most} fit. Split it."
+            )
+        if self._rows + rows > most:
+            raise ApiError(
+                429,
+                "queue_full",
+                f"{self.waiting} requests are waiting and at most {self._max_waiting} may. Try again.",
+                headers={"Retry-After": RETRY_AFTER},
+            )
+        self._rows += rows
+        return Pass(self, rows)
+
+    def release(self, rows: int) -> None:
+        self._rows -= rows
+
+
+class Pass:
+    """The rows of one request; leave as they end, close when the request does."""
+
+    def __init__(self, gate: Gate, rows: int) -> None:
+        self._gate = gate
+        self._left = rows
+
+    def leave(self) -> None:
+        """One row has ended."""
+        self._left -= 1
+        self._gate.release(1)
+
+    def close(self) -> None:
+        """All rows that have not ended count no more."""
+        self._gate.release(self._left)
+        self._left = 0

@@ -1,0 +1,76 @@
+"""The server's log lines, as text or JSON on standard error; knows what must not be printed, and hides it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+import orjson
+
+logger = logging.getLogger("midlogit.server")
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+
+class Redaction:
+    """Replaces secrets and folder names in anything that is to be read by others."""
+
+    def __init__(self) -> None:
+        self._hidden: dict[str, str] = {}
+
+    def hide(self, text: str, shown: str) -> None:
+        """From now on `shown` stands in place of `text`."""
+        if text:
+            self._hidden[text] = shown
+
+    def __call__(self, text: str) -> str:
+        for hidden in sorted(self._hidden, key=len, reverse=True):
+            text = text.replace(hidden, self._hidden[hidden])
+        return text
+
+
+class LineFormatter(logging.Formatter):
+    """One line a record: time, level, request id, message and the record's `facts`."""
+
+    def __init__(self, as_json: bool, redact: Callable[[str], str]) -> None:
+        super().__init__()
+        self._as_json = as_json
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = getattr(record, "facts", {})
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **({"request_id": request_id.get()} if request_id.get() else {}),
+            **facts,
+        }
+        if self._as_json:
+            return self._redact(orjson.dumps(line, default=str).decode())
+        rest = " ".join(f"{name}={value}" for name, value in list(line.items())[3:])
+        text = f"{line['time']} {line['level']:<7} {line['message']} {rest}".rstrip()
+        return self._redact(text.encode("unicode_escape").decode())
+
+
+def set_up(as_json: bool, redact: Callable[[str], str]) -> None:
+    """Sends the server's lines, and uvicorn's warnings, to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter(as_json, redact))
+    for name, level in (("midlogit.server", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        named = logging.getLogger(name)
+        named.handlers, named.propagate = [handler], False
+        named.setLevel(level)
+
+
+def where(error: BaseException) -> str:
+    """The file and line that raised, without folders."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "unknown place"
+    name = trace.tb_frame.f_code.co_filename.replace("\\", "/").rpartition("/")[2]
+    return f"{name}:{trace.tb_lineno}"

@@ -1,0 +1,102 @@
+"""The small routes about the model: its card, its tokens, its version, its health; runs nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from midlogit import __version__
+from midlogit.errors import InvalidRequest
+from midlogit.server.body import read_body
+from midlogit.server.service import MODEL, Service, display_name
+from midlogit.server.wire.requests import DetokenizeBody, TokenizeBody
+from midlogit.server.wire.responses import ModelCard, Tokenized, TokenizerInfo
+
+
+def as_json(data: Any) -> Response:
+    return Response(orjson.dumps(data), media_type="application/json")
+
+
+async def models(http: Request) -> Response:
+    return as_json({"object": "list", "data": [_card(http.app.state.service)]})
+
+
+async def model(http: Request) -> Response:
+    service: Service = http.app.state.service
+    service.require_model(http.path_params["name"])
+    return as_json(_card(service))
+
+
+def _card(service: Service) -> ModelCard:
+    mixing = service.pair.mixing
+    return {
+        "id": MODEL,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "midlogit",
+        "max_model_len": service.max_model_len,
+        "base": display_name(mixing.base.name),
+        "teacher": display_name(mixing.teacher.name),
+    }
+
+
+async def tokenize(http: Request) -> Response:
+    """Ids as the teacher reads them: of text, or of chat messages in its template."""
+    service: Service = http.app.state.service
+    body = await read_body(http, TokenizeBody, service.settings.max_body_bytes)
+    service.require_model(body.model)
+    teacher = service.pair.mixing.teacher
+
+    def read() -> list[int]:
+        if body.messages is not None:
+            return teacher.encode_chat([message.plain for message in body.messages])
+        encoding = teacher.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)
+        return list(encoding["input_ids"])
+
+    ids = await service.read(read)
+    found: Tokenized = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids}
+    if body.return_token_strs:
+        found["token_strs"] = [service.vocabulary.text(i) for i in ids]
+    return as_json(found)
+
+
+async def detokenize(http: Request) -> Response:
+    service: Service = http.app.state.service
+    body = await read_body(http, DetokenizeBody, service.settings.max_body_bytes)
+    service.require_model(body.model)
+    size = service.pair.mixing.teacher.logit_size
+    if body.tokens and max(body.tokens) >= size:
+        raise InvalidRequest(f"tokens holds {max(body.tokens)}.", f"Ids run from 0 to {size - 1}.")
+    text = await service.read(lambda: service.vocabulary.decode(body.tokens))
+    return as_json({"prompt": text})
+
+
+async def tokenizer_info(http: Request) -> Response:
+    """What a client that tokenizes through this server must know of the teacher's tokenizer."""
+    tokenizer = http.app.state.service.pair.mixing.teacher.tokenizer
+    info: TokenizerInfo = {
+        "bos_token": tokenizer.bos_token,
+        "eos_token": tokenizer.eos_token,
+        "pad_token": tokenizer.pad_token,
+        "chat_template": tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+    }
+    return as_json(info)
+
+
+async def version(http: Request) -> Response:
+    return as_json({"version": __version__})
+
+
+async def health(http: Request) -> Response:
+    """200 with no body when requests can be served, else 503 and why."""
+    service: Service = http.app.state.service
+    _ = service.pair
+    return Response()
+
+
+async def metrics(http: Request) -> Response:
+    service: Service = http.app.state.service
+    return Response(service.metrics.exposition(), media_type=service.metrics.content_type)

@@ -1,0 +1,157 @@
+"""What all routes share: the pair once it is loaded, the gate, the metrics, the thread that reads prompts.
+
+Knows how a request's rows are taken on, run and let go; not what their answers look like.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from pathlib import Path
+from typing import TypeVar
+
+from midlogit.errors import EngineFailure
+from midlogit.outputs import Completion, Scores
+from midlogit.pair import Event, Pair
+from midlogit.sampling.sequence import Request
+from midlogit.server.errors import ApiError
+from midlogit.server.gate import RETRY_AFTER, Gate, Pass
+from midlogit.server.logs import Redaction, logger
+from midlogit.server.metrics import Metrics
+from midlogit.server.settings import ServerSettings
+from midlogit.server.vocabulary import Vocabulary
+
+T = TypeVar("T")
+
+MODEL = "midlogit"
+
+
+class Service:
+    """One server's state.
+
+    Attributes:
+        started: when, in seconds since 1970.
+        problem: why nothing can be served: "loading", "stopping", "failed"; None when all is well.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.gate = Gate(settings.max_num_seqs, settings.max_queued)
+        self.metrics = Metrics(self.gate)
+        self.redact = Redaction()
+        self.problem: str | None = "loading"
+        self.started = int(time.time())
+        self._pair: Pair | None = None
+        self._vocabulary: Vocabulary | None = None
+        # One thread: prompts are tokenized in the order they came, and never on the event loop.
+        self._reader = ThreadPoolExecutor(1, "midlogit-prompts")
+        for key in settings.api_keys:
+            self.redact.hide(key, "[key]")
+
+    def open(self, pair: Pair) -> None:
+        """Serves this pair from now on."""
+        for side, checkpoint in (("base", pair.mixing.base), ("teacher", pair.mixing.teacher)):
+            if "/" in checkpoint.name:
+                self.redact.hide(checkpoint.name, f"the {side} model")
+        pair.observer = self.metrics.sequence_ended
+        self._vocabulary = Vocabulary(pair.mixing.teacher)
+        self._pair = pair
+        if self.problem == "loading":
+            self.problem = None
+
+    @property
+    def pair(self) -> Pair:
+        """The pair, ready for work.
+
+        Raises:
+            ApiError: 503 while it is loading, after it has failed, and once the server is stopping.
+        """
+        if self._pair is None or self.problem is not None:
+            raise ApiError(
+                503,
+                self.problem or "loading",
+                f"The server is not ready: {self.problem}.",
+                headers={"Retry-After": RETRY_AFTER},
+            )
+        return self._pair
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        assert self._vocabulary is not None, "asked for after `pair`"
+        return self._vocabulary
+
+    @property
+    def max_model_len(self) -> int:
+        mixing = self.pair.mixing
+        return min(mixing.base.max_context, mixing.teacher.max_context)
+
+    def require_model(self, name: str | None) -> None:
+        """Raises ApiError 404 unless the name is the served model's; a request may leave it out."""
+        if name is not None and name != MODEL:
+            raise ApiError(
+                404, "model_not_found", f"There is no model {name!r:.80} here. Use {MODEL!r}.", param="model"
+            )
+
+    async def read(self, work: Callable[[], T]) -> T:
+        """Runs what tokenizes, off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, copy_context().run, work)
+
+    async def run(self, requests: list[Request], entry: Pass) -> AsyncGenerator[Event, None]:
+        """The events of the requests; their rows leave the gate as they end.
+
+        Raises:
+            ApiError: 500 when the engine has failed.
+        """
+        events = self.pair.run(requests)
+        try:
+            async for event in events:
+                if isinstance(event, Completion):
+                    entry.leave()
+                yield event
+        except EngineFailure as error:
+            self.fail(error)
+            raise
+        finally:
+            await events.aclose()
+
+    async def score(self, requests: list[Request]) -> list[Scores]:
+        """The scores of the requests.
+
+        Raises:
+            ApiError: 500 when one of them could not be scored.
+        """
+        try:
+            found = await self.pair.run_scores(requests)
+        except EngineFailure as error:
+            self.fail(error)
+            raise
+        for scores in found:
+            if scores.error is not None:
+                logger.error("scoring failed: %s", scores.error)
+                raise ApiError(500, "engine_failure", "The engine failed; the server's log says how.")
+            self.metrics.scored(len(scores.token_ids) - scores.first)
+        return found
+
+    def fail(self, error: EngineFailure) -> None:
+        """The engine takes no more: say so once, and to every health check from now on."""
+        if self.problem is None:
+            self.problem = "failed"
+            logger.error("%s", error)
+
+    def stop(self) -> None:
+        """Takes no more requests."""
+        self.problem = "stopping"
+
+    def close(self) -> None:
+        """Ends what runs, with what it has."""
+        if self._pair is not None:
+            self._pair.close()
+        self._reader.shutdown(wait=False)
+
+
+def display_name(name: str) -> str:
+    """A checkpoint's name without the folders it lies in."""
+    return Path(name).name if name.count("/") != 1 or Path(name).exists() else name

@@ -1,0 +1,52 @@
+"""What a server is started with; knows no request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from midlogit.errors import InvalidRequest
+from midlogit.params import DEFAULT_PRESET, PRESETS
+
+GRACE_S = 30.0  # how long a stopping server lets run what runs
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How to serve.
+
+    Attributes:
+        host, port: where to listen; port 0 takes a free one.
+        api_keys: any of them opens the server; none leaves it open.
+        max_num_seqs: rows that the engine runs at once. max_queued: most rows that may wait beyond them.
+        max_body_bytes: of a request. allow_origins: other sites whose pages may call the server.
+        preset: of requests that name none. json_logs: log lines as JSON.
+        grace_s: how long a stopping server lets run what runs.
+
+    Raises:
+        InvalidRequest: a value out of range.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    max_num_seqs: int = 16
+    max_queued: int = 256
+    max_body_bytes: int = 8 * 2**20
+    allow_origins: tuple[str, ...] = ()
+    preset: str = DEFAULT_PRESET
+    json_logs: bool = False
+    grace_s: float = GRACE_S
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise InvalidRequest(f"Unknown preset {self.preset!r}.", f"Use {', '.join(PRESETS)}.")
+        if not all(self.api_keys):
+            raise InvalidRequest("An API key is empty.", "Leave it out, or give one.")
+        for name, least in (("max_queued", 0), ("max_num_seqs", 1), ("max_body_bytes", 1), ("port", 0)):
+            if getattr(self, name) < least:
+                raise InvalidRequest(f"{name} is {getattr(self, name)}.", f"It must be at least {least}.")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can connect."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")

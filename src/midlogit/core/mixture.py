@@ -11,11 +11,16 @@ from midlogit.core.arrays import Array, array_namespace, log_sum_exp, row_sum
 
 
 def normalise(logits_NV: Array) -> Array:
-    """Log-probabilities of rows of logits; a row that is −inf everywhere stays so."""
+    """Log-probabilities of rows of logits; a row that is −inf everywhere stays so.
+
+    The peak goes first, so that a constant added to a row costs float32 no digits.
+    """
     xp = array_namespace(logits_NV)
-    total_N = log_sum_exp(logits_NV)
+    peak_N = xp.max(logits_NV, axis=-1)
+    centred_NV = logits_NV - xp.where(xp.isfinite(peak_N), peak_N, xp.zeros_like(peak_N))[:, None]
+    total_N = log_sum_exp(centred_NV)
     total_N = xp.where(total_N == -xp.inf, xp.zeros_like(total_N), total_N)
-    return logits_NV - xp.astype(total_N, logits_NV.dtype)[:, None]
+    return centred_NV - xp.astype(total_N, logits_NV.dtype)[:, None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from midlogit.core.mixture import LogPair
 
 Function = Callable[[LogPair, Array], tuple[Array, Array]]
 
-MAX_STEPS = 100  # bisection alone reaches the spacing of float64 in 53
+NEWTON_STEPS = 40  # after so many, bisection alone, which reaches the spacing of float64 in 53
+MAX_STEPS = NEWTON_STEPS + 53
 
 
 def increasing_root(function: Function, pair: LogPair, tolerance: float) -> Array:
@@ -46,7 +47,7 @@ def increasing_root(function: Function, pair: LogPair, tolerance: float) -> Arra
     current_K = xp.take(alpha_N, active_K)
     low_K, high_K = xp.zeros_like(current_K), xp.ones_like(current_K)
     working = pair.rows(active_K) if active_K.shape[0] < rows else pair
-    for _ in range(MAX_STEPS):
+    for step in range(MAX_STEPS):
         if active_K.shape[0] == 0:
             break
         value_K, slope_K = function(working, current_K)
@@ -57,7 +58,7 @@ def increasing_root(function: Function, pair: LogPair, tolerance: float) -> Arra
         alpha_N[active_K] = current_K
 
         newton_K = current_K - value_K / xp.where(slope_K > 0, slope_K, xp.ones_like(slope_K))
-        inside_K = (slope_K > 0) & (newton_K > low_K) & (newton_K < high_K)
+        inside_K = (slope_K > 0) & (newton_K > low_K) & (newton_K < high_K) & (step < NEWTON_STEPS)
         current_K = xp.where(inside_K, newton_K, 0.5 * (low_K + high_K))
         if xp.any(done_K):
             left_K = xp.nonzero(~done_K)[0]

@@ -59,5 +59,6 @@ def nucleus(logits_NV: Array, top_p_N: Array) -> tuple[Array, Array]:
 def _mass_before(logits_NK: Array, total_N: Array) -> Array:
     """Mass of the candidates ranked before each one, as a share of the whole row."""
     xp = array_namespace(logits_NK)
+    total_N = xp.where(total_N == -xp.inf, xp.zeros_like(total_N), total_N)  # a row with everything masked
     mass_NK = xp.exp(logits_NK - total_N[:, None])
     return xp.cumulative_sum(mass_NK, axis=-1) - mass_NK

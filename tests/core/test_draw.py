@@ -1,0 +1,206 @@
+"""The drawn tokens follow q* as a distribution, with everything switched on; the uniforms are what they claim."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from midlogit.core import reference
+from midlogit.core.draw import inverse_cdf
+from midlogit.core.outcomes import Outcomes
+from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
+from midlogit.core.uniforms import BLOCK, Purpose, Uniforms
+from midlogit.sampling.policy import Decision, RowSettings, decide
+
+DRAWS = 20_000
+VOCABULARY = 40
+STOPS = (7, 3)
+
+
+def fixed_rows() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(11)
+    base = rng.normal(size=VOCABULARY) * 1.5
+    return base, base + rng.normal(size=VOCABULARY)
+
+
+def draw(outcomes: Outcomes, to_array=torch.from_numpy, **changes):
+    """Decisions of DRAWS requests on the same rows, at a fixed seed."""
+    uniforms = Uniforms(seed=5, sample=0, purpose=Purpose.DRAW)
+    asked = {"rule": EqualKL(), "temperature": 1.0, "top_p": None, "forced": False, **changes}
+    settings = [
+        RowSettings(outcomes=outcomes, alpha_tol=1e-8, may_end=True, uniform=uniforms.at(i), **asked)
+        for i in range(DRAWS)
+    ]
+    base, teacher = (to_array(np.tile(row, (DRAWS, 1))) for row in fixed_rows())
+    return decide(base, teacher, settings)
+
+
+def chi_square_p(tokens: list[int], q: list[float]) -> float:
+    """p-value of the drawn tokens under q, rare outcomes pooled."""
+    counts, expected = np.bincount(tokens, minlength=len(q)), np.asarray(q) * len(tokens)
+    assert not counts[expected == 0].any(), "an outcome without mass was drawn"
+    rare = expected < 5
+    observed = np.append(counts[~rare], counts[rare].sum())
+    wanted = np.append(expected[~rare], expected[rare].sum())
+    keep = wanted > 0
+    return float(stats.chisquare(observed[keep], wanted[keep] * (observed.sum() / wanted.sum())).pvalue)
+
+
+@pytest.mark.parametrize("to_array", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+@pytest.mark.parametrize(
+    ("changes", "masked", "stops"),
+    [
+        ({}, (), ()),
+        ({"temperature": 0.7}, (), ()),
+        ({"temperature": 1.3}, (), ()),
+        ({"top_p": 0.8}, (), ()),
+        ({}, (), STOPS),
+        ({}, (0, 1, 20), ()),
+        ({"forced": True, "top_p": 0.95}, (), STOPS),
+        ({"temperature": 0.7, "top_p": 0.9}, (0, 1, 20), STOPS),
+    ],
+    ids=["plain", "cool", "hot", "support", "stops", "masks", "forced", "all"],
+)
+def test_draws_follow_q(to_array, changes, masked, stops) -> None:
+    decisions = draw(Outcomes(masked, stops), to_array, **changes)
+    base, teacher = fixed_rows()
+    expected = reference.mixture(base.tolist(), teacher.tolist(), masked_ids=masked, stop_ids=stops, **changes)
+    # A drawn stop class is emitted as the teacher's most likely stop id; count it where the reference has it.
+    drawn = [STOPS[0] if stops and d.token_id in STOPS else d.token_id for d in decisions]
+    assert chi_square_p(drawn, expected.q) > 0.01
+    d = decisions[0]
+    for name in ("alpha", "kl_base", "kl_teacher", "entropy", "ess_base", "ess_teacher"):
+        assert getattr(d, name) == pytest.approx(getattr(expected, name), abs=1e-6), name
+
+
+def test_the_chi_square_test_can_fail() -> None:
+    """Draws at a slightly different temperature are told apart from q*."""
+    base, teacher = fixed_rows()
+    expected = reference.mixture(base.tolist(), teacher.tolist(), temperature=1.05)
+    assert chi_square_p([d.token_id for d in draw(Outcomes())], expected.q) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("rule", "check"),
+    [
+        (FixedAlpha(0.25), lambda p, t: 0.25),
+        (KLBudget(0.02), lambda p, t: reference.kl_budget(p, t, 0.02)),
+    ],
+    ids=["fixed", "budget"],
+)
+def test_draws_follow_the_other_rules(rule: AlphaRule, check) -> None:
+    base, teacher = fixed_rows()
+    expected = reference.mixture(base.tolist(), teacher.tolist(), rule=check)
+    assert chi_square_p([d.token_id for d in draw(Outcomes(), rule=rule)], expected.q) > 0.01
+
+
+def test_the_recorded_logprobs_are_those_of_the_drawn_token() -> None:
+    masked, changes = (0, 1, 20), {"temperature": 0.7}
+    base, teacher = fixed_rows()
+    expected = reference.mixture(base.tolist(), teacher.tolist(), masked_ids=masked, stop_ids=STOPS, **changes)
+    raw_base, raw_teacher = reference.softmax(base.tolist()), reference.softmax(teacher.tolist())
+    seen = set()
+    for d in draw(Outcomes(masked, STOPS), **changes):
+        if d.token_id in seen:
+            continue
+        seen.add(d.token_id)
+        outcome, ids = (STOPS[0], STOPS) if d.token_id in STOPS else (d.token_id, (d.token_id,))
+        assert d.logprob == pytest.approx(np.log(expected.q[outcome]))
+        assert d.base_logprob == pytest.approx(np.log(sum(raw_base[i] for i in ids)))
+        assert d.teacher_logprob == pytest.approx(np.log(sum(raw_teacher[i] for i in ids)))
+    assert set(STOPS) & seen == {max(STOPS, key=lambda i: teacher[i])}
+
+
+def test_greedy_takes_the_most_likely_token_of_q_at_temperature_one() -> None:
+    base, teacher = fixed_rows()
+    expected = reference.mixture(base.tolist(), teacher.tolist())
+    assert {d.token_id for d in draw(Outcomes(), temperature=0.0)} == {int(np.argmax(expected.q))}
+
+
+def test_greedy_ties_go_to_the_lowest_id() -> None:
+    rows = np.zeros((1, 6))
+    settings = [RowSettings(EqualKL(), Outcomes((0,)), 0.0, 0.9, 1e-6, False, True, 0.9)]
+    assert decide(rows, rows.copy(), settings)[0].token_id == 1
+
+
+def assert_same(found: Decision, expected: Decision) -> None:
+    """Equal but for the rounding of sums over rows padded to another width."""
+    for field in fields(Decision):
+        a, b = getattr(found, field.name), getattr(expected, field.name)
+        assert a == (pytest.approx(b, abs=1e-12) if isinstance(b, float) else b), field.name
+
+
+def test_mixed_settings_in_one_batch_equal_each_alone() -> None:
+    base, teacher = fixed_rows()
+    outcomes, other = Outcomes((1,), STOPS), Outcomes()
+    settings = [
+        RowSettings(EqualKL(), outcomes, 1.0, 0.9, 1e-8, False, True, 0.3),
+        RowSettings(FixedAlpha(0.2), other, 0.5, None, 1e-8, False, True, 0.6, top_logprobs=4),
+        RowSettings(EqualKL(), outcomes, 0.0, 0.5, 1e-8, True, False, 0.1),
+        RowSettings(EqualKL(), other, 1.5, None, 1e-8, False, False, 0.99),
+    ]
+    batch = decide(np.tile(base, (4, 1)), np.tile(teacher, (4, 1)), settings)
+    for found, s in zip(batch, settings, strict=True):
+        assert_same(found, decide(base[None], teacher[None], [s])[0])
+
+
+def test_broken_rows_are_reported_and_leave_the_others_alone() -> None:
+    base, teacher = fixed_rows()
+    bases = np.tile(base, (5, 1))
+    bases[0, 3], bases[1, 3], bases[2, :] = np.nan, np.inf, -np.inf
+    settings = [RowSettings(EqualKL(), Outcomes(), 1.0, 0.95, 1e-6, False, True, 0.4)] * 4
+    settings.append(RowSettings(EqualKL(), Outcomes(tuple(range(VOCABULARY))), 1.0, 0.95, 1e-6, False, True, 0.4))
+    decisions = decide(bases, np.tile(teacher, (5, 1)), settings)
+    assert [d.error is None for d in decisions] == [False, False, False, True, False]
+    assert "NaN" in (decisions[0].error or "") and "masked" in (decisions[4].error or "")
+    assert_same(decisions[3], decide(base[None], teacher[None], settings[3:4])[0])
+
+
+def test_disjoint_supports_fall_back_to_the_teacher() -> None:
+    base, teacher = np.full((1, 4), -np.inf), np.full((1, 4), -np.inf)
+    base[0, :2], teacher[0, 2:] = 0.0, [0.0, 1.0]
+    settings = [RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, 0.999)]
+    (d,) = decide(base, teacher, settings)
+    assert (d.token_id, d.alpha, d.fallback, d.kl_base) == (3, 1.0, True, np.inf)
+    assert d.kl_teacher == pytest.approx(0)
+
+
+def test_top_logprobs_are_q_and_each_model_alone() -> None:
+    base, teacher = fixed_rows()
+    masked, top_p = (0,), 0.9
+    settings = [RowSettings(EqualKL(), Outcomes(masked), 1.0, top_p, 1e-8, False, True, 0.4, top_logprobs=3)]
+    top = decide(base[None], teacher[None], settings)[0].top
+    expected = reference.mixture(base.tolist(), teacher.tolist(), masked_ids=masked, top_p=top_p)
+    assert top is not None
+    pairs = (
+        (top.q, expected.q), (top.base, reference.softmax(base.tolist())), (top.teacher, reference.softmax(teacher.tolist())),
+    )  # fmt: skip
+    for candidates, probabilities in pairs:
+        best = np.argsort(-np.asarray(probabilities))[:3]
+        assert [i for i, _ in candidates] == best.tolist()
+        np.testing.assert_allclose([lp for _, lp in candidates], np.log(np.asarray(probabilities)[best]), atol=1e-8)
+
+
+def test_inverse_cdf_reaches_every_outcome_and_only_those() -> None:
+    log_probs = np.log(np.array([[0.25, 1e-300, 0.5, 0.25]]))
+    log_probs[0, 1] = -np.inf
+    uniforms = np.array([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53])
+    drawn = inverse_cdf(np.tile(log_probs, (6, 1)), uniforms)
+    assert drawn.tolist() == [0, 0, 2, 2, 3, 3]
+
+
+def test_uniforms_depend_on_their_key_alone() -> None:
+    def first(count: int, **key) -> list[float]:
+        uniforms = Uniforms(**{"seed": 1, "sample": 0, "purpose": Purpose.DRAW, **key})
+        return [uniforms.at(i) for i in range(count)]
+
+    long = first(3 * BLOCK)
+    backwards = Uniforms(1, 0, Purpose.DRAW)
+    assert [backwards.at(i) for i in reversed(range(3 * BLOCK))][::-1] == long
+    assert len(set(long)) == len(long) and stats.kstest(long, "uniform").pvalue > 0.01
+    for other in ({"seed": 2}, {"sample": 1}, {"seed": 2**40 + 1}):
+        assert not set(first(50, **other)) & set(long)

@@ -1,0 +1,131 @@
+"""A real server over the bundled pair: uvicorn on a free port, in a thread, so that tests can also look inside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import httpx
+    import uvicorn
+
+import pytest
+
+from midlogit import Pair
+from midlogit.server.app import build_app
+from midlogit.server.serve import Server, listen
+from midlogit.server.service import Service
+from midlogit.server.settings import ServerSettings
+
+
+@dataclass
+class Live:
+    """A running server."""
+
+    url: str
+    service: Service
+    pair: Pair
+    http: httpx.Client
+
+    def post(self, path: str, body: Any = None, **kwargs: Any) -> httpx.Response:
+        return self.http.post(path, json=body, **kwargs)
+
+    def complete(self, prompt: Any = "Once upon a time", **fields: Any) -> dict[str, Any]:
+        response = self.post("/v1/completions", {"prompt": prompt, **fields})
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def chat(self, content: str = "Tell me a story.", **fields: Any) -> dict[str, Any]:
+        response = self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": content}], **fields})
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def stream(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """The events of a stream, read by the rules of Server-Sent Events."""
+        with self.http.stream("POST", path, json={**body, "stream": True}) as response:
+            assert response.status_code == 200, response.read()
+            assert response.headers["content-type"].startswith("text/event-stream")
+            return list(events(response.iter_lines()))
+
+    @property
+    def rows(self) -> int:
+        """Sequences that the engine holds, waiting or running."""
+        return len(self.pair._engine._live)  # type: ignore[attr-defined]
+
+    def wait_idle(self, seconds: float = 10) -> None:
+        """Until the engine holds no row, or a failure."""
+        deadline = time.monotonic() + seconds
+        while self.rows or self.service.gate.running:
+            assert time.monotonic() < deadline, f"{self.rows} rows left behind"
+            time.sleep(0.01)
+
+
+def events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """A plain reader of Server-Sent Events: `data:` lines, an empty line ends an event, [DONE] ends the stream."""
+    data: list[str] = []
+    done = False
+    for line in lines:
+        if line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif not line and data:
+            assert not done, "nothing follows [DONE]"
+            text = "\n".join(data)
+            data = []
+            if text == "[DONE]":
+                done = True
+            else:
+                yield json.loads(text)
+        else:
+            assert not line, f"an unknown field: {line}"
+    assert done, "the stream ends with [DONE]"
+
+
+@contextlib.contextmanager
+def run_server(open_pair: Callable[[], Pair], **settings: Any) -> Iterator[Live]:
+    """A server over the pair that `open_pair` gives, which it closes."""
+    chosen = ServerSettings(port=0, **settings)
+    listener = listen(chosen.host, 0)
+    service = Service(chosen)
+    opened: list[Pair] = []
+
+    def load() -> None:
+        opened.append(open_pair())
+        service.open(opened[0])
+
+    server = Server(
+        service, uvicorn.Config(build_app(service, load), log_config=None, access_log=False, timeout_keep_alive=75)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with httpx.Client(base_url=url, timeout=120) as http:
+        try:
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    if http.get("/health").status_code == 200:
+                        break
+                time.sleep(0.02)
+            yield Live(url, service, opened[0], http)
+        finally:
+            http.close()
+            server.should_exit = True
+            thread.join()
+            service.close()
+
+
+def bundled_pair(max_num_seqs: int = 16) -> Pair:
+    return Pair.local(dtype="float32", device="cpu", max_num_seqs=max_num_seqs)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Live]:
+    with run_server(bundled_pair) as live:
+        yield live
+        live.wait_idle()

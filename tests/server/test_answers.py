@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from midlogit import SamplingParams
+from midlogit.cli.main import app
 from tests.server.conftest import Live
 
 PROMPTS = ["Once upon a time", "The dog was", "Tom and Ann went to the"]
 
 
 def cli(*arguments: str) -> str:
-    run = "from midlogit.cli.main import run; run()"
-    command = [sys.executable, "-c", run, "generate", "--dtype", "float32", "--device", "cpu", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout
+    """What the command line prints."""
+    result = CliRunner().invoke(app, ["generate", "--dtype", "float32", "--device", "cpu", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def test_greedy_text_is_the_command_lines(server: Live) -> None:

@@ -203,7 +203,9 @@ def test_controls_of_the_mixture(server: Live) -> None:
     assert alphas()[0] == 1 and alphas(force_first_token=False)[0] < 1
     assert alphas(preset="exploratory")[0] < 1
     assert set(alphas(alpha_rule="fixed:0.25", force_first_token=False)) == {0.25}
-    assert all(a == 0 for a in alphas(alpha_rule="kl-budget:0")[1:])
+    facts = {"diagnostics": True, "alpha_rule": "kl-budget:0.01"}
+    held = server.complete(PROMPTS[0], max_tokens=8, seed=1, midlogit=facts)["choices"][0]["midlogit"]
+    assert max(held["diagnostics"]["kl_base"][1:]) <= 0.01 + 1e-5
     own = server.complete(PROMPTS[0], max_tokens=4, midlogit={"base_prompt": "A dog", "diagnostics": True})
     assert own["choices"][0]["midlogit"]["base_prompt_tokens"] == len(server.pair.mixing.base.encode("A dog"))
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]

@@ -86,10 +86,18 @@ def compare(base: str, teacher: str, dtype: str, rounds: int) -> dict:
             for preset in ("balanced", "exploratory"):
                 start = time.perf_counter()
                 found = pair.generate(
-                    base_prompts=base_prompts, teacher_prompts=teacher_prompts, params=pair_params(preset), progress=False
+                    base_prompts=base_prompts,
+                    teacher_prompts=teacher_prompts,
+                    params=pair_params(preset),
+                    progress=False,
                 )
                 times[preset].append(time.perf_counter() - start)
-                free = [(a, k) for c in found for a, k, f in zip(c.diagnostics.alpha, c.diagnostics.kl_base, c.diagnostics.forced) if not f]
+                free = [
+                    (a, k)
+                    for c in found
+                    for a, k, f in zip(c.diagnostics.alpha, c.diagnostics.kl_base, c.diagnostics.forced, strict=False)
+                    if not f
+                ]
                 figures[preset] = {"mean_alpha": fmean(a for a, _ in free), "mean_kl": fmean(k for _, k in free)}
             print({name: [round(t, 1) for t in values] for name, values in times.items()}, file=sys.stderr)
     seconds = {name: median(values) for name, values in times.items()}

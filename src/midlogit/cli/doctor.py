@@ -13,6 +13,7 @@ from midlogit.pair import open_mixing
 
 BYTES = {"float64": 8, "float32": 4, "auto": 4, "bfloat16": 2, "float16": 2}
 SHOWN_IDS = 8
+SHOWN_SEQUENCES, SHOWN_CONTEXT = 16, 2048
 
 
 def run_doctor(base: str | None, teacher: str | None, dtype: str) -> int:
@@ -22,6 +23,7 @@ def run_doctor(base: str | None, teacher: str | None, dtype: str) -> int:
     for side, checkpoint in (("base", mixing.base), ("teacher", mixing.teacher)):
         _describe(side, checkpoint, BYTES.get(dtype, 4))
     _describe_mixture(mixing)
+    _describe_memory(mixing, BYTES.get(dtype, 4))
     try:
         mixing.require_mixable()
     except MidlogitError as error:
@@ -53,13 +55,21 @@ def _describe_mixture(mixing: Mixing) -> None:
     if alignment.differing:
         differing += f" ({alignment.describe_differences()}); they are masked"
     print(f"ids        {alignment.size} used; {differing}; {len(alignment.undefined)} undefined, masked")
-    print(
-        f"stop       {_ids(mixing.stop_ids)} counted as one outcome"
-        if len(mixing.stop_ids) > 1
-        else f"stop       {_ids(mixing.stop_ids)}"
-    )
+    merged = " counted as one outcome" if len(mixing.stop_ids) > 1 else ""
+    print(f"stop       {_ids(mixing.stop_ids)}{merged}")
     print(f"special    {_ids(sorted(mixing.special_ids))} masked by default")
     print(f"context    {min(mixing.base.max_context, mixing.teacher.max_context)} tokens, the smaller of the two")
+
+
+def _describe_memory(mixing: Mixing, width: int) -> None:
+    """Weights of both (once, if they are one folder) and the caches of a full default batch."""
+    distinct = {checkpoint.name: checkpoint for checkpoint in (mixing.base, mixing.teacher)}.values()
+    counts = [checkpoint.weight_count for checkpoint in distinct]
+    context = min(mixing.base.max_context, mixing.teacher.max_context, SHOWN_CONTEXT)
+    a_token = mixing.base.kv_values_per_token + mixing.teacher.kv_values_per_token
+    caches = _size(a_token * width * context * SHOWN_SEQUENCES)
+    weights = _size(sum(c or 0 for c in counts) * width) if all(counts) else "unknown"
+    print(f"memory     weights {weights}; KV caches {caches} for {SHOWN_SEQUENCES} sequences of {context} tokens")
 
 
 def _ids(ids: tuple[int, ...] | list[int]) -> str:

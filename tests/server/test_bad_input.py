@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from midlogit.pair import bundled
 from tests.server.conftest import Live
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -20,7 +21,7 @@ def refused(server: Live, status: int, path: str, body: Any = None, **kwargs: An
     assert response.json().keys() == {"error"}
     error = response.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
-    assert error["message"] and error["code"] and "/" not in error["message"].replace("https://", "")
+    assert error["message"] and error["code"] and str(bundled("base").parent) not in error["message"]
     server.wait_idle()
     return error
 

@@ -18,6 +18,7 @@ from midlogit.server.service import Service
 from midlogit.server.settings import ServerSettings
 
 KEEP_ALIVE_S = 75  # longer than most proxies and clients keep an idle connection
+BACKLOG = 2048  # connections that wait to be accepted
 
 
 class AddressUnavailable(MidlogitError, OSError):
@@ -69,15 +70,18 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         AddressUnavailable: the port is taken, or the host is not one of this machine.
     """
+    listener: socket.socket | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(2048)
-    except (OSError, OverflowError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        raise AddressUnavailable(f"Cannot listen on {host}:{port}: {reason}.", "Choose another --port.") from error
+        listener.listen(BACKLOG)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise AddressUnavailable(f"Cannot listen on {host}:{port}: {reason}.", "Choose another.") from error
     return listener
 
 

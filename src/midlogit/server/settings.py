@@ -42,7 +42,9 @@ class ServerSettings:
             raise InvalidRequest(f"Unknown preset {self.preset!r}.", f"Use {', '.join(PRESETS)}.")
         if not all(self.api_keys):
             raise InvalidRequest("An API key is empty.", "Leave it out, or give one.")
-        for name, least in (("max_queued", 0), ("max_num_seqs", 1), ("max_body_bytes", 1), ("port", 0)):
+        if not 0 <= self.port < 2**16:
+            raise InvalidRequest(f"port is {self.port}.", "It must lie in 0 to 65535.")
+        for name, least in (("max_queued", 0), ("max_num_seqs", 1), ("max_body_bytes", 1)):
             if getattr(self, name) < least:
                 raise InvalidRequest(f"{name} is {getattr(self, name)}.", f"It must be at least {least}.")
 

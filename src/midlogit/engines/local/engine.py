@@ -18,7 +18,7 @@ from midlogit.sampling.policy import Decision, decide
 from midlogit.sampling.scoring import Scored
 from midlogit.sampling.sequence import Sequence
 
-SCORED_LOGITS = 2**24  # logits of one side that scoring holds at once
+SCORED_LOGITS = 2**23  # logits of one side that one step of scoring looks at together
 PREFILL_TOKENS = 4096  # padded prompt tokens that one step starts; bounds activations and latency
 
 
@@ -141,12 +141,13 @@ class LocalEngine(SteppingEngine):
             scored.finish(decisions)
 
     def _fitting(self, unscored: deque[Scored]) -> list[Scored]:
-        """The first texts that fit into this step, at most as many as may run at once."""
+        """The first texts that fit into this step: its time, of which the solver takes most, is also others'."""
         batch: list[Scored] = []
         longest = 0
+        most = min(PREFILL_TOKENS, SCORED_LOGITS // self._vocabulary)
         for scored in unscored:
             longest = max(longest, len(scored.request.base_ids), len(scored.request.teacher_ids))
-            if batch and (len(batch) == self._max_num_seqs or longest * (len(batch) + 1) > PREFILL_TOKENS):
+            if batch and (len(batch) == self._max_num_seqs or longest * (len(batch) + 1) > most):
                 break
             batch.append(scored)
         return batch

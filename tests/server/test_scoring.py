@@ -4,13 +4,46 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.special
 import torch
 
 from midlogit import SamplingParams
-from midlogit.core.reference import mixture
 from tests.server.conftest import Live
 
 TEXTS = ["The fox ran to the river.", "Once upon a time there was a little dog who liked to run.", "Hi!"]
+
+
+def log_q(base_V: np.ndarray, teacher_V: np.ndarray, live: Live, token_id: int, top_p: float | None) -> float:
+    """log q of a token by the definition: mask, merge the stops, cut the nucleus, find α, normalise."""
+    outcomes = live.pair.mixing.outcomes(SamplingParams())
+    rows = []
+    for row_V in (base_V, teacher_V):
+        p_V = scipy.special.softmax(row_V)
+        p_V[outcomes.stop_ids[0]] = p_V[list(outcomes.stop_ids)].sum()
+        p_V[[*outcomes.stop_ids[1:], *outcomes.masked_ids]] = 0
+        rows.append(p_V / p_V.sum())
+    if top_p is not None:
+        order_V = np.argsort(-rows[1], kind="stable")
+        kept_K = order_V[np.cumsum(rows[1][order_V]) - rows[1][order_V] < top_p]
+        rows = [np.where(np.isin(np.arange(len(p_V)), kept_K), p_V, 0) for p_V in rows]
+        rows = [p_V / p_V.sum() for p_V in rows]
+    with np.errstate(divide="ignore"):
+        p_V, t_V = np.log(rows[0]), np.log(rows[1])
+    both_V = np.isfinite(p_V) & np.isfinite(t_V)
+    ratio_V = t_V[both_V] - p_V[both_V]
+
+    def q(alpha: float) -> np.ndarray:
+        return scipy.special.softmax(p_V[both_V] + alpha * ratio_V)
+
+    def excess(alpha: float) -> float:  # KL(q‖p) − KL(q‖t)
+        return float(q(alpha) @ ratio_V)
+
+    alpha = scipy.optimize.brentq(excess, 0, 1, xtol=1e-14) if excess(0) < 0 < excess(1) else 0.5
+    mixed_V = np.zeros_like(p_V)
+    mixed_V[both_V] = q(alpha)
+    found = mixed_V[outcomes.outcome_of(token_id)]
+    return float(np.log(found)) if found > 0 else -9999.0
 
 
 def reference(
@@ -21,22 +54,16 @@ def reference(
     given: int,
     top_p: float | None,
 ) -> list[float]:
-    """log q of the last `given` ids, by the plain definition over plain transformers."""
+    """log q of the last `given` ids, directly from the logits of plain transformers."""
     with torch.inference_mode():
-        base, teacher = (
-            model(torch.tensor([ids])).logits[0].double().tolist()
+        base_TV, teacher_TV = (
+            model(torch.tensor([ids])).logits[0].double().numpy()
             for model, ids in zip(models, (base_ids, teacher_ids), strict=True)
         )
-    outcomes = live.pair.mixing.outcomes(SamplingParams())
-    found = []
-    for k in range(given):
-        b, t = len(base_ids) - given + k, len(teacher_ids) - given + k
-        row = mixture(
-            base[b - 1], teacher[t - 1], masked_ids=outcomes.masked_ids, stop_ids=outcomes.stop_ids, top_p=top_p
-        )
-        q = row.q[outcomes.outcome_of(teacher_ids[t])]
-        found.append(np.log(q) if q > 0 else -9999.0)
-    return found
+    return [
+        log_q(base_TV[len(base_ids) - k - 1], teacher_TV[len(teacher_ids) - k - 1], live, teacher_ids[-k], top_p)
+        for k in range(given, 0, -1)
+    ]
 
 
 @pytest.mark.parametrize(("preset", "top_p"), [("exploratory", None), ("balanced", 0.95)])

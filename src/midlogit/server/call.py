@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import orjson
@@ -106,10 +107,8 @@ class Call(ABC):
 
     async def _answer(self, entry: Pass) -> dict[str, Any]:
         await self._score()
-        found: list[Completion] = []
-        async for happened in self.service.run(self.requests, entry):
-            if isinstance(happened, Completion):
-                found.append(_unbroken(happened))
+        async with aclosing(self.service.run(self.requests, entry)) as events:
+            found = [_unbroken(happened) async for happened in events if isinstance(happened, Completion)]
         found.sort(key=self._index)
         if self.requests:
             choices = [self.choice(completion, index) for index, completion in enumerate(found)]
@@ -121,8 +120,9 @@ class Call(ABC):
     async def _stream(self, entry: Pass) -> AsyncGenerator[bytes, None]:
         """The answer as events; an error in the middle is one too."""
         try:
-            async for data in self._chunks(entry):
-                yield event(data)
+            async with aclosing(self._chunks(entry)) as chunks:
+                async for data in chunks:
+                    yield event(data)
         except (ApiError, MidlogitError) as error:
             told = error if isinstance(error, ApiError) else from_midlogit(error)
             self.service.metrics.failed(told.code)
@@ -137,8 +137,7 @@ class Call(ABC):
                 yield self._chunk([choice])
         sent: dict[int, int] = {}
         tokens = 0
-        events = self.service.run(self.requests, entry)
-        try:
+        async with aclosing(self.service.run(self.requests, entry)) as events:
             async for happened in events:
                 index = self._index(happened)
                 if isinstance(happened, Completion):
@@ -149,8 +148,6 @@ class Call(ABC):
                 sent[index] = sent.get(index, 0) + len(happened.text)
                 if (choice := self.delta(happened, index)) is not None:
                     yield self._chunk([choice])
-        finally:
-            await events.aclose()
         if self._includes_usage:
             yield {**self._chunk([]), "usage": usage_of(self.prompts, tokens)}
 

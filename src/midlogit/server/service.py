@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from contextvars import copy_context
 from pathlib import Path
 from typing import TypeVar
@@ -105,17 +106,15 @@ class Service:
         Raises:
             ApiError: 500 when the engine has failed.
         """
-        events = self.pair.run(requests)
         try:
-            async for event in events:
-                if isinstance(event, Completion):
-                    entry.leave()
-                yield event
+            async with aclosing(self.pair.run(requests)) as events:
+                async for event in events:
+                    if isinstance(event, Completion):
+                        entry.leave()
+                    yield event
         except EngineFailure as error:
             self.fail(error)
             raise
-        finally:
-            await events.aclose()
 
     async def score(self, requests: list[Request]) -> list[Scores]:
         """The scores of the requests.

@@ -23,8 +23,11 @@ def encode_prompt(prompt: Prompt, checkpoint: Checkpoint, *, chat: bool, side: s
         PromptTooLong: no room for a token in the context window.
     """
     where = f"{side} prompt {number}"
+    forms = "Give text, chat messages or token ids."
+    if not isinstance(prompt, Sequence):
+        raise InvalidRequest(f"The {where} is of no known form.", forms)
     if not prompt:
-        raise InvalidRequest(f"The {where} is empty.", "Give text, chat messages or token ids.")
+        raise InvalidRequest(f"The {where} is empty.", forms)
     if isinstance(prompt, str):
         ids = checkpoint.encode_chat([{"role": "user", "content": prompt}]) if chat else checkpoint.encode(prompt)
     elif all(isinstance(part, dict) for part in prompt):
@@ -37,7 +40,7 @@ def encode_prompt(prompt: Prompt, checkpoint: Checkpoint, *, chat: bool, side: s
         if not 0 <= min(ids) <= max(ids) < checkpoint.logit_size:
             raise InvalidRequest(f"The {where} holds ids outside 0 to {checkpoint.logit_size - 1}.")
     else:
-        raise InvalidRequest(f"The {where} is of no known form.", "Give text, chat messages or token ids.")
+        raise InvalidRequest(f"The {where} is of no known form.", forms)
     if not ids:
         raise InvalidRequest(f"The {where} has no tokens.", "Give a longer prompt.")
     if len(ids) >= checkpoint.max_context:

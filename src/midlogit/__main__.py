@@ -1,0 +1,5 @@
+"""`python -m midlogit` is the `midlogit` command."""
+
+from midlogit.cli.main import run
+
+run()

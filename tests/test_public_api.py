@@ -1,0 +1,82 @@
+"""What others build on: the exported names, their signatures, the errors' bases, what an import costs."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import subprocess
+import sys
+
+import midlogit
+from midlogit import errors
+
+SIGNATURES = {
+    "local": "(base: 'str | Path | None' = None, teacher: 'str | Path | None' = None, *, "
+    "device: 'str | tuple[str, str]' = 'auto', dtype: 'str' = 'auto', max_num_seqs: 'int' = 16) -> 'Self'",
+    "generate": "(self, prompts: 'Sequence[Prompt] | None' = None, params: 'SamplingParams | None' = None, *, "
+    "base_prompts: 'Sequence[Prompt] | None' = None, teacher_prompts: 'Sequence[Prompt] | None' = None, "
+    "chat: 'bool' = False, progress: 'bool | None' = None) -> 'list[Completion]'",
+    "stream": "(self, prompt: 'Prompt | None' = None, params: 'SamplingParams | None' = None, *, "
+    "base_prompt: 'Prompt | None' = None, teacher_prompt: 'Prompt | None' = None, chat: 'bool' = False) "
+    "-> 'Iterator[Event]'",
+    "statistics": "(self) -> 'dict[str, float]'",
+}
+FIELDS = {
+    "SamplingParams": (
+        "n", "max_tokens", "min_tokens", "temperature", "seed", "stop", "stop_token_ids", "ignore_eos", "top_logprobs",
+        "force_first_token", "constraint_to_target", "target_top_p", "exclude_special_tokens", "special_token_ids",
+        "merge_stop_ids", "alpha_rule", "alpha_tol",
+    ),
+    "Completion": (
+        "index", "sample", "prompt", "base_prompt", "text", "token_ids", "finish_reason", "stop_reason", "usage",
+        "diagnostics", "top", "error",
+    ),
+    "Diagnostics": (
+        "alpha", "kl_base", "kl_teacher", "entropy", "ess_base", "ess_teacher", "ess_ratio", "logprobs",
+        "base_logprobs", "teacher_logprobs", "forced", "coverage", "bound",
+    ),
+}  # fmt: skip
+
+
+def test_every_exported_name_is_there() -> None:
+    for name in midlogit.__all__:
+        assert getattr(midlogit, name).__name__ if name != "PRESETS" else midlogit.PRESETS
+    assert set(midlogit.__all__) <= set(dir(midlogit))
+
+
+def test_signatures_and_fields_stay() -> None:
+    for name, signature in SIGNATURES.items():
+        assert str(inspect.signature(getattr(midlogit.Pair, name))) == signature
+    for name, fields in FIELDS.items():
+        assert tuple(inspect.signature(getattr(midlogit, name)).parameters) == fields
+
+
+def test_presets() -> None:
+    table = {p.name: (p.force_first_token, p.target_top_p) for p in midlogit.PRESETS.values()}
+    assert table == {"conservative": (True, 0.90), "balanced": (True, 0.95), "exploratory": (False, None)}
+    assert midlogit.SamplingParams() == midlogit.SamplingParams.preset("balanced")
+
+
+def test_errors_refine_the_standard_ones_and_pickle() -> None:
+    bases = {
+        errors.InvalidRequest: ValueError,
+        errors.PromptTooLong: ValueError,
+        errors.PairMismatch: ValueError,
+        errors.ModelUnavailable: OSError,
+        errors.MissingExtra: ImportError,
+        errors.EngineFailure: RuntimeError,
+        errors.Interrupted: KeyboardInterrupt,
+    }
+    for kind, standard in bases.items():
+        assert issubclass(kind, standard)
+        if issubclass(kind, errors.MidlogitError):
+            again = pickle.loads(pickle.dumps(kind("It broke.", "Mend it.")))
+            assert (type(again), str(again), again.hint) == (kind, "It broke. Mend it.", "Mend it.")
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, midlogit; midlogit.SamplingParams(); midlogit.Pair; midlogit.parse_rule('equal-kl')\n"
+        "print(sorted({'torch', 'transformers', 'vllm'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -6,13 +6,14 @@ docs/theory.md sections 5 and 6: temper each model, then mask, then merge.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from midlogit.core.arrays import Array, Namespace, array_namespace, device, log_sum_exp
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class Outcomes:
     """The alphabet that a request draws from.
 
@@ -42,6 +43,16 @@ class Outcomes:
     def ending_ids(self) -> tuple[int, ...]:
         """Ids that end the sequence when drawn; held back while min_tokens is not reached."""
         return self.stop_ids + self.stop_token_ids
+
+    @cached_property
+    def hidden(self) -> frozenset[int]:
+        """Ids that are never drawn."""
+        return frozenset(self.masked_ids)
+
+    @cached_property
+    def hidden_before_end(self) -> frozenset[int]:
+        """Ids that are not drawn while the sequence may not end."""
+        return self.hidden | set(self.ending_ids)
 
     def apply(self, logits_NV: Array, ending_N: Array, ids_NV: Array | None = None) -> Array:
         """Tempered logits with masked ids at −inf and the stop class summed into its column.
@@ -90,8 +101,11 @@ class Outcomes:
 
     def hidden_count(self, ending_N: Array, vocabulary: int) -> Array:
         """How many ids below `vocabulary` may not be drawn in each row (NumPy)."""
-        masked = {i for i in self.masked_ids if i < vocabulary}
-        return np.where(ending_N, len(masked), len(masked | set(self.ending_ids)))
+        key = ("count", vocabulary)
+        if key not in self._masks:
+            sets = (self.hidden_before_end, self.hidden)
+            self._masks[key] = np.asarray([sum(i < vocabulary for i in hidden) for hidden in sets])
+        return self._masks[key][ending_N.astype(np.int64)]
 
     def _among(self, ids_NV: Array, kind: str) -> Array:
         if ("ids", kind) not in self._masks:

@@ -6,8 +6,10 @@ Arrays are NumPy: N rows, U ids of either list.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +17,9 @@ from midlogit.core.arrays import Array, take_columns
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule
 from midlogit.core.truncation import LOG_ZERO, MASS_PRECISION, Boxes, unseen
+
+if TYPE_CHECKING:
+    from midlogit.sampling.policy import RowSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +162,13 @@ class Truncation:
             base_lo_N, base_hi_N = _totals(ends[0], ends[1], base.most_N)
             teacher_lo_N, teacher_hi_N = _totals(ends[2], ends[3], teacher.most_N)
             sure_N = sure_N & (base_lo_N > 0)
+            base_lo_N = np.where(sure_N, base_lo_N, 1.0)
             nothing_N = np.zeros_like(alpha_N)
-            totals = (np.log(np.where(x > 0, x, 1.0)) for x in (base_lo_N, base_hi_N, teacher_lo_N, teacher_hi_N))
-            boxes = Boxes(*ends, valid_NK, valid_NK, nothing_N, nothing_N, *totals)
+            totals = [_log(x_N) for x_N in (base_lo_N, base_hi_N, teacher_lo_N, teacher_hi_N)]
+            boxes = Boxes(
+                ends[0], ends[1], ends[2], ends[3], valid_NK, valid_NK, nothing_N, nothing_N,
+                totals[0], totals[1], totals[2], totals[3],
+            )  # fmt: skip
         exact_N = boxes.exact & sure_N
         alpha_bound_N, cost_N = np.zeros_like(alpha_N), np.zeros_like(alpha_N)
         open_N = np.flatnonzero(solved_N & sure_N & ~exact_N)
@@ -275,3 +284,39 @@ def _totals(low_NK: Array, high_NK: Array, most_N: Array) -> tuple[Array, Array]
 
 def _log(x_N: Array) -> Array:
     return np.log(np.maximum(x_N, 1e-300))
+
+
+def unlisted_ids(base: Listed, teacher: Listed, settings: RowSettings, vocabulary: int) -> tuple[list[int], list[int]]:
+    """Ids whose log-probability would make the row's union complete: (of the base, of the teacher).
+
+    With a support constraint only the teacher's nucleus counts, and of the teacher only the stop class in it.
+    """
+    outcomes = settings.outcomes
+    hidden = outcomes.hidden if settings.may_end else outcomes.hidden_before_end
+    stops = outcomes.stop_ids if outcomes.merged and settings.may_end else ()
+    if settings.top_p is None:
+        wanted = base.logprobs.keys() | teacher.logprobs.keys()
+    else:
+        wanted = _nucleus_ids(teacher, settings, hidden, vocabulary)
+    wanted = {i for i in wanted if i < vocabulary and i not in hidden}
+    if not wanted.isdisjoint(stops):
+        wanted.update(stops)
+    return sorted(wanted - base.logprobs.keys()), sorted(wanted - teacher.logprobs.keys())
+
+
+def _nucleus_ids(teacher: Listed, settings: RowSettings, hidden: frozenset[int], vocabulary: int) -> set[int]:
+    """At least the ids of the nucleus that lie in the teacher's list."""
+    heat = 1 / (settings.temperature or 1.0)
+    allowed = [(lp, i) for i, lp in teacher.logprobs.items() if i < vocabulary and i not in hidden]
+    allowed.sort(key=lambda entry: (-entry[0], entry[1]))
+    rest = max(1 - math.fsum(map(math.exp, teacher.logprobs.values())), 0.0) + MASS_PRECISION
+    weights = [math.exp(lp * heat) for lp, _ in allowed]
+    needed = (settings.top_p or 1.0) * (math.fsum(weights) + rest * math.exp(teacher.floor * (heat - 1)))
+    found: set[int] = set()
+    reached = 0.0
+    for weight, (_, i) in zip(weights, allowed, strict=True):
+        found.add(i)
+        reached += weight
+        if reached >= needed:
+            break
+    return found

@@ -45,7 +45,15 @@ def test_json_holds_the_contract(pair: Pair) -> None:
 
 def test_text_of_prompts_from_standard_input(pair: Pair) -> None:
     done = run(
-        "generate", "--chat", "--temperature", 0, "--max-tokens", 12, "--device", "cpu", stdin="\n".join(QUESTIONS[:2]) + "\n\n"
+        "generate",
+        "--chat",
+        "--temperature",
+        0,
+        "--max-tokens",
+        12,
+        "--device",
+        "cpu",
+        stdin="\n".join(QUESTIONS[:2]) + "\n\n",
     )
     params = SamplingParams.preset("balanced", temperature=0, max_tokens=12)
     assert done.returncode == 0
@@ -67,7 +75,9 @@ def test_the_base_may_see_another_prompt() -> None:
 
 def test_options_reach_the_sampler() -> None:
     arguments = ("generate", QUESTIONS[2], "--chat", "--json", "--seed", 1, "--device", "cpu")
-    fixed = json.loads(run(*arguments, "--alpha-rule", "fixed:0.25", "--preset", "exploratory", "--max-tokens", 6).stdout)
+    fixed = json.loads(
+        run(*arguments, "--alpha-rule", "fixed:0.25", "--preset", "exploratory", "--max-tokens", 6).stdout
+    )
     assert fixed["diagnostics"]["alpha"] == [0.25] * 6
     stopped = json.loads(run(*arguments, "--stop", ".", "--target-top-p", 0.5).stdout)
     assert stopped["stop_reason"] == "." and "." not in stopped["text"]
@@ -106,7 +116,18 @@ def test_mistakes_are_one_line_and_a_code(arguments: list[str], code: int, says:
 def test_interrupted_it_prints_what_was_finished() -> None:
     room, context = 3, 1024
     prompts = [" the" * (context - room - 2), "Tell me a story.", " cat" * (context - room - 2)]
-    arguments = ["generate", "--json", "--max-tokens", "900", "--preset", "exploratory", "--seed", "1", "--device", "cpu"]
+    arguments = [
+        "generate",
+        "--json",
+        "--max-tokens",
+        "900",
+        "--preset",
+        "exploratory",
+        "--seed",
+        "1",
+        "--device",
+        "cpu",
+    ]
     process = subprocess.Popen(
         [*COMMAND, *arguments, *prompts, "--min-tokens", "900"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -165,7 +186,14 @@ def test_demo_in_colour_on_a_terminal() -> None:
 def test_doctor_describes_the_pair() -> None:
     done = run("doctor")
     assert done.returncode == 0, done.stderr
-    for part in ("0 <|endoftext|>", "1 <|end|>", "counted as one outcome", "shared ids differ", "KV cache", "can be mixed"):
+    for part in (
+        "0 <|endoftext|>",
+        "1 <|end|>",
+        "counted as one outcome",
+        "shared ids differ",
+        "KV cache",
+        "can be mixed",
+    ):
         assert part in done.stdout
 
 
@@ -183,7 +211,11 @@ def test_doctor_refuses_tokenizers_that_disagree(tmp_path: Path) -> None:
 
 
 def test_presets_and_version() -> None:
-    assert [line.split()[0] for line in run("presets").stdout.splitlines()] == ["conservative", "balanced", "exploratory"]
+    assert [line.split()[0] for line in run("presets").stdout.splitlines()] == [
+        "conservative",
+        "balanced",
+        "exploratory",
+    ]
     assert run("--version").stdout == f"midlogit {midlogit.__version__}\n"
 
 
@@ -197,4 +229,3 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-

@@ -176,9 +176,8 @@ def test_top_logprobs_are_q_and_each_model_alone() -> None:
     top = decide(base[None], teacher[None], settings)[0].top
     expected = reference.mixture(base.tolist(), teacher.tolist(), masked_ids=masked, top_p=top_p)
     assert top is not None
-    pairs = (
-        (top.q, expected.q), (top.base, reference.softmax(base.tolist())), (top.teacher, reference.softmax(teacher.tolist())),
-    )  # fmt: skip
+    models = [reference.softmax(row.tolist()) for row in (base, teacher)]
+    pairs = zip((top.q, top.base, top.teacher), (expected.q, *models), strict=True)
     for candidates, probabilities in pairs:
         best = np.argsort(-np.asarray(probabilities))[:3]
         assert [i for i, _ in candidates] == best.tolist()

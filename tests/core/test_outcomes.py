@@ -46,8 +46,8 @@ def test_align_drops_padding_and_masks_what_differs() -> None:
 
 def test_more_than_one_percent_of_differing_ids_is_refused() -> None:
     base = {i: f"t{i}" for i in range(1000)}
-    few = base | {i: "other" for i in range(10)}
-    many = base | {i: "other" for i in range(11)}
+    few = base | dict.fromkeys(range(10), "other")
+    many = base | dict.fromkeys(range(11), "other")
     require_mixable(align(base, few, 1000, 1000))
     with pytest.raises(PairMismatch, match=r"11 of 1000 shared ids differ \(0: 't0' / 'other', 1: 't1'"):
         require_mixable(align(base, many, 1000, 1000))

@@ -95,7 +95,9 @@ def test_prompts_that_cannot_be_used(pair: Pair, call, says: str) -> None:
 def test_a_prompt_longer_than_a_context_window_stops_the_call_before_it_runs(pair: Pair) -> None:
     limit = pair.mixing.base.max_context
     before = pair.statistics()
-    with pytest.raises(PromptTooLong, match=f"base prompt 1 has {limit + 10} tokens, the base's context window {limit}"):
+    with pytest.raises(
+        PromptTooLong, match=f"base prompt 1 has {limit + 10} tokens, the base's context window {limit}"
+    ):
         pair.generate(base_prompts=["a", [5] * (limit + 10)], teacher_prompts=["a", "b"], params=PARAMS)
     with pytest.raises(PromptTooLong, match="teacher prompt 0"):
         pair.generate(base_prompts=["a"], teacher_prompts=[[5] * limit], params=PARAMS)
@@ -110,7 +112,7 @@ def test_a_stream_is_one_completion(pair: Pair) -> None:
 def test_models_that_are_not_there_or_not_causal(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match="no model folder"):
         Pair.local(tmp_path / "nothing", TEACHER)
-    with pytest.raises(ModelUnavailable, match="holds no config.json"):
+    with pytest.raises(ModelUnavailable, match=r"holds no config\.json"):
         Pair.local(tmp_path, TEACHER)
     encoder = tmp_path / "encoder"
     shutil.copytree(BASE, encoder)
@@ -121,7 +123,7 @@ def test_models_that_are_not_there_or_not_causal(tmp_path: Path) -> None:
     weightless = tmp_path / "weightless"
     shutil.copytree(BASE, weightless)
     (weightless / "model.safetensors").unlink()
-    with pytest.raises(ModelUnavailable, match="weights of .* cannot be loaded"):
+    with pytest.raises(ModelUnavailable, match=r"weights of .* cannot be loaded"):
         Pair.local(weightless, TEACHER)
     with pytest.raises(InvalidRequest, match="Only one"):
         Pair.local(BASE)
@@ -160,7 +162,7 @@ def test_tokenizers_that_disagree(tmp_path: Path) -> None:
         found = pair.generate(QUESTIONS, params, chat=True)
         assert not differing & {i for c in found for i in c.token_ids}
     change_tokens(base, 100)
-    with pytest.raises(PairMismatch, match="shared ids differ .*'.*' / '") as caught:
+    with pytest.raises(PairMismatch, match=r"shared ids differ .*'.*' / '") as caught:
         Pair.local(base, TEACHER, device="cpu")
     assert "one tokenizer" in caught.value.hint
 

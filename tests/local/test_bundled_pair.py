@@ -38,7 +38,7 @@ def scored(pair: Pair, models, held_out) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"kl": [], "base": [], "teacher": []}
     for example in held_out[:100]:
         message = [{"role": "user", "content": example.request}]
-        answer = mixing.base.encode(" " + example.answer) + [mixing.stop_ids[0]]
+        answer = [*mixing.base.encode(" " + example.answer), mixing.stop_ids[0]]
         rows = []
         for model, prompt in zip(
             models, (mixing.base.encode_chat(message), mixing.teacher.encode_chat(message)), strict=True

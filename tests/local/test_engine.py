@@ -202,7 +202,9 @@ def test_rules_and_presets_change_what_is_drawn(pair: Pair) -> None:
 
 def test_temperature_sharpens(pair: Pair) -> None:
     cool, hot = (
-        pair.generate(QUESTIONS[:4], SamplingParams.preset("exploratory", temperature=t, seed=1, max_tokens=20), chat=True)
+        pair.generate(
+            QUESTIONS[:4], SamplingParams.preset("exploratory", temperature=t, seed=1, max_tokens=20), chat=True
+        )
         for t in (0.5, 1.5)
     )
     entropies = [[e for c in found for e in c.diagnostics.entropy] for found in (cool, hot)]
@@ -212,7 +214,12 @@ def test_temperature_sharpens(pair: Pair) -> None:
 def test_one_model_as_base_and_teacher(pair: Pair) -> None:
     with Pair.local(TEACHER, TEACHER, dtype="float32", device="cpu") as same:
         found = same.generate(QUESTIONS[:2], params(), chat=True)
-        assert all(a == 0.5 for c in found for a, forced in zip(c.diagnostics.alpha, c.diagnostics.forced) if not forced)
+        assert all(
+            a == 0.5
+            for c in found
+            for a, forced in zip(c.diagnostics.alpha, c.diagnostics.forced, strict=True)
+            if not forced
+        )
         assert all(abs(kl) < 1e-9 for c in found for kl in c.diagnostics.kl_base)
         # With prompts of its own for each side it is a mixture again.
         two = same.generate(base_prompts=[QUESTIONS[0]], teacher_prompts=[QUESTIONS[4]], params=params(), chat=True)[0]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BYTES = {"float64": 8, "float32": 4, "auto": 4, "bfloat16": 2, "float16": 2}
 SHOWN_IDS = 8
+SHOWN_SEQUENCES, SHOWN_CONTEXT = 16, 2048
 
 
 def run_doctor(base: str | None, teacher: str | None, dtype: str, serving: Serving) -> int:
@@ -34,6 +35,7 @@ def run_doctor(base: str | None, teacher: str | None, dtype: str, serving: Servi
     for side, checkpoint in zip(("base", "teacher"), checkpoints, strict=True):
         _describe(side, checkpoint, BYTES.get(dtype, 4))
     _describe_mixture(mixing)
+    _describe_memory(checkpoints, BYTES.get(dtype, 4))
     try:
         mixing.require_mixable()
     except MidlogitError as error:
@@ -99,13 +101,20 @@ def _describe_mixture(mixing: Mixing) -> None:
         print(f"ids        {alignment.size} used; the tokenizers agree on the probe texts")
     else:
         print(f"ids        {alignment.size} used; {differing}; {len(alignment.undefined)} undefined, masked")
-    print(
-        f"stop       {_ids(mixing.stop_ids)} counted as one outcome"
-        if len(mixing.stop_ids) > 1
-        else f"stop       {_ids(mixing.stop_ids)}"
-    )
+    merged = " counted as one outcome" if len(mixing.stop_ids) > 1 else ""
+    print(f"stop       {_ids(mixing.stop_ids)}{merged}")
     print(f"special    {_ids(sorted(mixing.special_ids))} masked by default")
     print(f"context    {min(mixing.base.max_context, mixing.teacher.max_context)} tokens, the smaller of the two")
+
+
+def _describe_memory(checkpoints: tuple[Checkpoint, Checkpoint], width: int) -> None:
+    """Weights of both (once, if they are one folder) and the caches of a full default batch."""
+    counts = [checkpoint.weight_count for checkpoint in {c.name: c for c in checkpoints}.values()]
+    context = min(*(c.max_context for c in checkpoints), SHOWN_CONTEXT)
+    a_token = sum(c.kv_values_per_token for c in checkpoints)
+    caches = _size(a_token * width * context * SHOWN_SEQUENCES)
+    weights = _size(sum(c or 0 for c in counts) * width) if all(counts) else "unknown"
+    print(f"memory     weights {weights}; KV caches {caches} for {SHOWN_SEQUENCES} sequences of {context} tokens")
 
 
 def _ids(ids: tuple[int, ...] | list[int]) -> str:

@@ -194,8 +194,11 @@ def run() -> NoReturn:
         # Whoever read our output has gone (`| head`): nothing to say, and nobody to say it to.
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        _complain(error)  # such as a full disk behind a redirected stdout
+        sys.exit(1)
     sys.exit(0)
 
 
-def _complain(error: MidlogitError) -> None:
+def _complain(error: Exception) -> None:
     print(f"midlogit: {error}", file=sys.stderr)

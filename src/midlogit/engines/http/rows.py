@@ -70,12 +70,14 @@ def read_top(answer: Any, count: int, k: int) -> list[dict[int, float]]:
     """`read_rows` of exactly the `k` most likely ids.
 
     Raises:
-        CallFailed: fewer came than were asked for.
+        CallFailed: fewer came than were asked for. Retryable, for it happens in passing: vLLM answers so while
+            some other client has it score chosen ids (it fills the lists of all others with id 0 at −∞).
     """
     rows = read_rows(answer, count)
     for row in rows:
-        if len(row) < k:
-            raise CallFailed(f"it returned {len(row)} log-probabilities where {k} were asked for", retryable=False)
+        given = len(row) - (row.get(0) == -math.inf)
+        if given < k:
+            raise CallFailed(f"it returned {given} log-probabilities where {k} were asked for")
     return [
         row if len(row) == k else dict(sorted(row.items(), key=lambda item: (-item[1], item[0]))[:k]) for row in rows
     ]

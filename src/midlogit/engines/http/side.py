@@ -21,12 +21,17 @@ COOL_DOWN = 10.0  # seconds for which a replica that failed is passed over while
 
 @dataclass(eq=False, slots=True)
 class Replica:
-    """One server of the side, what waits for it and how it fares."""
+    """One server of the side, what waits for it and how it fares.
+
+    `scoring` tells the kind of its calls in flight, never of both kinds: vLLM spoils the top-K lists of a
+    batch in which it scores chosen ids.
+    """
 
     endpoint: Endpoint
     model: str
     waiting: list[Ask] = field(default_factory=list)
     calls: int = 0
+    scoring: bool = False
     seats: int = 0
     flushing: bool = False
     down_until: float = 0.0
@@ -106,6 +111,7 @@ class Side:
             if not asks:
                 return
             replica.calls += 1
+            replica.scoring = asks[0].k == 0
             task = self._client.loop.create_task(self._carry(replica, asks))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -116,6 +122,8 @@ class Side:
         First rows have prompts to read, so they do not hold up the others.
         """
         replica.waiting = [ask for ask in replica.waiting if not ask.answer.done()]
+        if replica.waiting and replica.calls and (replica.waiting[0].k == 0) != replica.scoring:
+            return []
         taken: list[Ask] = []
         left: list[Ask] = []
         scored: set[int] = set()

@@ -57,8 +57,6 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         return -1
 
-    get_max_cache_shape = get_max_length  # its name before transformers 5.20
-
 
 class SlotCache(Cache):  # type: ignore[misc]
     """The cache of one model; grows by doubling slots and in blocks of columns.

@@ -82,9 +82,10 @@ class LocalEngine(SteppingEngine):
         max_num_seqs: int,
     ) -> None:
         base_device, teacher_device = (parse_device(name) for name in devices)
-        base_model = load_model(base, base_device, parse_dtype(dtype, base_device))
+        # The larger model first: loading takes a mapping of its file beside the weights.
+        teacher_model = load_model(teacher, teacher_device, parse_dtype(dtype, teacher_device))
         same = base.name == teacher.name and base_device == teacher_device
-        teacher_model = base_model if same else load_model(teacher, teacher_device, parse_dtype(dtype, teacher_device))
+        base_model = teacher_model if same else load_model(base, base_device, parse_dtype(dtype, base_device))
         self._base = Side(base_model, base, vocabulary)
         self._teacher = Side(teacher_model, teacher, vocabulary)
         self._max_num_seqs = max_num_seqs

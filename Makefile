@@ -1,0 +1,36 @@
+# Every target sets up what it needs: the first command in an empty clone may be any of them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check bench clean
+
+demo: $(READY)
+	@$(BIN)/midlogit demo
+
+test: $(READY)
+	$(BIN)/pytest -n 2
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python docs/make_cli.py --check
+
+# The real pair: MIDLOGIT_MODELS is a folder that holds qwen-0.5b and qwen-1.5b (Qwen2.5-Coder).
+bench: $(READY)
+	@test -n "$(MIDLOGIT_MODELS)" || { echo "set MIDLOGIT_MODELS to a folder with qwen-0.5b and qwen-1.5b"; exit 2; }
+	$(BIN)/python benchmarks/local.py --base $(MIDLOGIT_MODELS)/qwen-0.5b --teacher $(MIDLOGIT_MODELS)/qwen-1.5b
+
+# torch first: on its own its pinned version may be found as a small CPU build.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "midlogit needs Python 3.11 or newer: make PYTHON=python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

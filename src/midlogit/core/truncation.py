@@ -52,7 +52,8 @@ class Boxes:
     @property
     def exact(self) -> Array:
         """Rows of which nothing is unknown."""
-        closed_N = np.all((self.base_lo_NU == self.base_hi_NU) & (self.teacher_lo_NU == self.teacher_hi_NU), axis=-1)
+        closed_NU = (self.base_lo_NU == self.base_hi_NU) & (self.teacher_lo_NU == self.teacher_hi_NU)
+        closed_N = np.all(closed_NU, axis=-1)
         return closed_N & (self.base_tail_N == 0) & (self.teacher_tail_N == 0)
 
     def rows(self, index_N: Array) -> Boxes:

@@ -27,7 +27,8 @@ from midlogit.core.mixture import LogPair, log_mixture, normalise
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule
 from midlogit.core.support import nucleus
-from midlogit.sampling.listed import Certificate, Listed, Truncation
+from midlogit.sampling.certificate import Certificate, certify, teacher_total
+from midlogit.sampling.listed import Listed, Truncation
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +233,7 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> l
 
     top_p_N = column([s.top_p or 1.0 for s in rows])
     if constrained:
-        support = nucleus(t_NV, top_p_N, None if seen is None else seen.teacher_total())
+        support = nucleus(t_NV, top_p_N, None if seen is None else teacher_total(seen))
         columns_NK, valid_NK = support
         hidden = -xp.inf
         p_NV = xp.where(valid_NK, xp.astype(take_columns(p_NV, columns_NK), xp.float64), hidden)
@@ -253,7 +254,7 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> l
     if seen is None:
         certificate = Certificate(xp.ones_like(alpha_N), xp.zeros_like(alpha_N), xp.zeros_like(alpha_N))
     else:
-        certificate = seen.certify(rule, alpha_N, ~to_teacher_N & ~empty_N, mixed, support, top_p_N)
+        certificate = certify(seen, rule, alpha_N, ~to_teacher_N & ~empty_N, mixed, support, top_p_N)
 
     drawn_N = xp.where(greedy_N, most_likely(log_q_NV), inverse_cdf(log_q_NV, column([s.uniform for s in rows])))
     logprob_N = take_columns(log_q_NV, drawn_N[:, None])[:, 0]

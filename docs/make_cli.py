@@ -22,7 +22,8 @@ Exit codes: 0 done, 1 failure, 2 usage, 130 interrupted. Results go to stdout, t
 `base_prompt`, `text`, `token_ids`, `finish_reason` (stop, length, abort, error), `stop_reason`, `usage`
 (`prompt_tokens`, `base_prompt_tokens`, `completion_tokens`, `total_tokens`), and `diagnostics`: equal-length lists
 `alpha`, `kl_base`, `kl_teacher`, `entropy`, `ess_base`, `ess_teacher`, `ess_ratio`, `logprobs`, `base_logprobs`,
-`teacher_logprobs`, `forced`, `coverage`, `bound` (see [theory.md](theory.md), section 9). Completions come in the
+`teacher_logprobs`, `forced`, `coverage`, `alpha_bound`, `bound` (see [theory.md](theory.md), sections 9
+and 10). Completions come in the
 order of the prompts, each as soon as those before it are printed. Ctrl-C prints what was finished, and what the others
 had with finish_reason "abort".
 """

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from midlogit.sampling.text import TextStream
+from midlogit.sampling.text import LocalDetokenizer, TextStream
 from tests.conftest import TEACHER
 
 TOKENIZER = Tokenizer.from_file(str(TEACHER / "tokenizer.json"))
@@ -15,7 +15,7 @@ TOKENIZER = Tokenizer.from_file(str(TEACHER / "tokenizer.json"))
 
 def feed(ids: list[int], *stop: str) -> tuple[list[str], TextStream]:
     """The pieces released, the last at the end, and the stream."""
-    stream = TextStream(TOKENIZER, [], stop)
+    stream = TextStream(LocalDetokenizer(TOKENIZER), [], stop)
     pieces = []
     for token_id in ids:
         pieces.append(stream.push(token_id))
@@ -69,7 +69,7 @@ def test_an_unfinished_character_is_shown_at_the_end() -> None:
 
 def test_what_may_begin_a_stop_string_is_held_and_then_released() -> None:
     ids = TOKENIZER.encode("one two").ids
-    stream = TextStream(TOKENIZER, [], ("two three",))
+    stream = TextStream(LocalDetokenizer(TOKENIZER), [], ("two three",))
     released = "".join(stream.push(i) for i in ids)
     assert released == "one "
     assert stream.finish() == "two" and stream.text == "one two"
@@ -77,7 +77,7 @@ def test_what_may_begin_a_stop_string_is_held_and_then_released() -> None:
 
 def test_stop_strings_wait_for_min_tokens() -> None:
     ids = TOKENIZER.encode("stop here stop").ids
-    stream = TextStream(TOKENIZER, [], ("stop",))
+    stream = TextStream(LocalDetokenizer(TOKENIZER), [], ("stop",))
     pieces = [stream.push(token_id, may_stop=number >= 3) for number, token_id in enumerate(ids)]
     assert "".join(pieces) == "stop here " and stream.stop_reason == "stop"
 

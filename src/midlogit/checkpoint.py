@@ -1,4 +1,4 @@
-"""A Hugging Face model folder without its weights: configuration, tokenizer, stop ids, sizes.
+"""A model without its weights: the seam `Model`, and `Checkpoint` for a Hugging Face folder.
 
 Knows transformers' configuration and tokenizer files; loads no torch model.
 """
@@ -10,14 +10,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from midlogit.errors import InvalidRequest, ModelUnavailable
 from midlogit.extras import require
+from midlogit.sampling.text import Detokenizer, LocalDetokenizer
 
 Message = dict[str, Any]
 
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class Model(Protocol):
+    """What mixing, prompts and text need to know of a model, wherever it is.
+
+    `vocabulary` is None when only probes can tell whether two tokenizers agree.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def stop_ids(self) -> tuple[int, ...]: ...
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+    @property
+    def vocabulary(self) -> dict[int, str] | None: ...
+    @property
+    def logit_size(self) -> int: ...
+    @property
+    def max_context(self) -> int: ...
+    @property
+    def has_chat_template(self) -> bool: ...
+    @property
+    def detokenizer(self) -> Detokenizer: ...
+    def encode(self, text: str) -> list[int]: ...
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -88,6 +115,10 @@ class Checkpoint:
         """Ids that the tokenizer marks as special."""
         added = self.tokenizer.added_tokens_decoder
         return frozenset(self.tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+
+    @property
+    def detokenizer(self) -> Detokenizer:
+        return LocalDetokenizer(self.tokenizer.backend_tokenizer)
 
     @property
     def logit_size(self) -> int:

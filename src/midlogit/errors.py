@@ -5,6 +5,7 @@ MidlogitError
 │   └── PromptTooLong                 a prompt beyond a context window
 ├── PairMismatch (ValueError)         two models that cannot be mixed
 ├── ModelUnavailable (OSError)        a model that is not there or is not a causal LM
+│   └── ServerUnavailable             a server that cannot be reached or lacks what is needed
 ├── MissingExtra (ImportError)        a dependency that was not installed
 └── EngineFailure (RuntimeError)      an engine that broke while running
 
@@ -54,6 +55,12 @@ class PairMismatch(MidlogitError, ValueError):
 
 class ModelUnavailable(MidlogitError, OSError):
     """A model folder that is not there, cannot be read, or is not a causal language model."""
+
+
+class ServerUnavailable(ModelUnavailable):
+    """A server that cannot be reached, refuses us, or lacks what mixing needs; names side and URL."""
+
+    retryable = True
 
 
 class MissingExtra(MidlogitError, ImportError):

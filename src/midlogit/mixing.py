@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from midlogit.checkpoint import Checkpoint
+from midlogit.checkpoint import Model
 from midlogit.core.alignment import Alignment, align, require_mixable
 from midlogit.core.outcomes import Outcomes
 from midlogit.errors import InvalidRequest
@@ -21,13 +21,16 @@ KEPT_OUTCOMES = 64  # alphabets kept for later requests; whoever asks for ever n
 class Mixing:
     """Two checkpoints that are to be mixed."""
 
-    base: Checkpoint
-    teacher: Checkpoint
+    base: Model
+    teacher: Model
     _outcomes: dict[object, Outcomes] = field(default_factory=dict, repr=False)
 
     @cached_property
     def alignment(self) -> Alignment:
-        return align(self.base.vocabulary, self.teacher.vocabulary, self.base.logit_size, self.teacher.logit_size)
+        base, teacher = self.base, self.teacher
+        if base.vocabulary is None or teacher.vocabulary is None:
+            return Alignment.taken_for_granted(min(base.logit_size, teacher.logit_size))
+        return align(base.vocabulary, teacher.vocabulary, base.logit_size, teacher.logit_size)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:

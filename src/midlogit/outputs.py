@@ -54,7 +54,8 @@ class Diagnostics:
         base_logprobs, teacher_logprobs: raw log-probabilities of the drawn token, untempered, full vocabulary.
         forced: whether the token was forced to the teacher.
         coverage: mass of both models that was seen, 1 for engines that see the full vocabulary.
-        bound: certified bound on the total variation between the sampled and the exact q*, 0 for them.
+        alpha_bound, bound: certified bounds on |α − α*| and on the total variation between the sampled and
+            the exact q*, 0 for them.
     """
 
     alpha: list[float] = field(default_factory=list)
@@ -69,6 +70,7 @@ class Diagnostics:
     teacher_logprobs: list[float] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
     coverage: list[float] = field(default_factory=list)
+    alpha_bound: list[float] = field(default_factory=list)
     bound: list[float] = field(default_factory=list)
 
     @classmethod
@@ -85,8 +87,9 @@ class Diagnostics:
             base_logprobs=[d.base_logprob for d in decisions],
             teacher_logprobs=[d.teacher_logprob for d in decisions],
             forced=[d.forced for d in decisions],
-            coverage=[1.0] * len(decisions),
-            bound=[0.0] * len(decisions),
+            coverage=[d.coverage for d in decisions],
+            alpha_bound=[d.alpha_bound for d in decisions],
+            bound=[d.bound for d in decisions],
         )
 
 

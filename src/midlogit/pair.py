@@ -15,7 +15,7 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from midlogit.checkpoint import Checkpoint
 from midlogit.engines.base import Engine
@@ -78,7 +78,7 @@ class Batch:
 class Pair:
     """Two language models sampled as one.
 
-    Open one with `Pair.local`; close it with `close` or a `with` block. All methods may be called from
+    Open one with `Pair.local` or `Pair.http`; close it with `close` or a `with` block. All methods may be called from
     any thread, and requests of different calls share the running batch.
     """
 
@@ -114,18 +114,69 @@ class Pair:
         """
         if max_num_seqs < 1:
             raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
-        mixing = open_mixing(base, teacher)
+        checkpoints = open_checkpoints(base, teacher)
+        mixing = Mixing(*checkpoints)
         mixing.require_mixable()
         require("torch", "local")
         from midlogit.engines.local import LocalEngine
 
         engine = LocalEngine(
-            mixing.base,
-            mixing.teacher,
+            *checkpoints,
             vocabulary=mixing.alignment.size,
             devices=device if isinstance(device, tuple) else (device, device),
             dtype=dtype,
             max_num_seqs=max_num_seqs,
+        )
+        return cls(mixing, engine)
+
+    @classmethod
+    def http(
+        cls,
+        base: str | Sequence[str],
+        teacher: str | Sequence[str],
+        *,
+        top_k: int | Literal["auto"] = 20,
+        tolerance: float = 0.05,
+        base_model: str | None = None,
+        teacher_model: str | None = None,
+        base_tokenizer: str | Path | None = None,
+        teacher_tokenizer: str | Path | None = None,
+        base_api_key: str | None = None,
+        teacher_api_key: str | None = None,
+        connection_pool_size: int = 100,
+        max_retries: int = 3,
+        timeout: float = 120.0,
+    ) -> Self:
+        """Two vLLM servers; everything that makes them unusable is raised here, before anything is generated.
+
+        Args:
+            base, teacher: the server's OpenAI URL, ending in /v1; several for replicas of one model.
+            top_k: log-probabilities to ask of each side, or "auto" to ask for more where the certified bound
+                on the total variation exceeds `tolerance`.
+            base_model, teacher_model: the name served there; by default the server's first.
+            base_tokenizer, teacher_tokenizer: folder or hub id of the tokenizer files; by default the folder
+                that the server was started with, if it is on this machine, else the server is asked.
+            base_api_key, teacher_api_key: by default MIDLOGIT_BASE_API_KEY and MIDLOGIT_TEACHER_API_KEY of the
+                environment, else OPENAI_API_KEY.
+            connection_pool_size: most connections at once. max_retries: of a call that failed.
+            timeout: seconds for one call; no request outlives (max_retries + 1) of them and the waits between.
+
+        Raises:
+            ServerUnavailable: a server that cannot be reached, refuses the key, or lacks what is needed.
+            PairMismatch: tokenizers that disagree.
+            InvalidRequest: a URL, model name or top_k that cannot be honoured.
+            MissingExtra: aiohttp is not installed.
+        """
+        from midlogit.engines.http.opening import open_pair
+
+        mixing, engine = open_pair(
+            base=(base, base_model, base_tokenizer, base_api_key),
+            teacher=(teacher, teacher_model, teacher_tokenizer, teacher_api_key),
+            top_k=top_k,
+            tolerance=tolerance,
+            connection_pool_size=connection_pool_size,
+            max_retries=max_retries,
+            timeout=timeout,
         )
         return cls(mixing, engine)
 
@@ -193,7 +244,10 @@ class Pair:
         chat: bool = False,
     ) -> list[Completion]:
         """`generate` for asyncio; cancelling the task aborts its requests."""
-        requests = self._requests(prompts, params, base_prompts, teacher_prompts, chat, stream=False)
+        # In a thread: where a server makes the ids of the prompts, that takes a while.
+        requests = await asyncio.to_thread(
+            self._requests, prompts, params, base_prompts, teacher_prompts, chat, stream=False
+        )
         loop = asyncio.get_running_loop()
         ends: list[asyncio.Future[Completion]] = [loop.create_future() for _ in requests]
 
@@ -248,7 +302,7 @@ class Pair:
         chat: bool = False,
     ) -> AsyncIterator[Event]:
         """`stream` for asyncio."""
-        request = self._stream_request(prompt, params, base_prompt, teacher_prompt, chat)
+        request = await asyncio.to_thread(self._stream_request, prompt, params, base_prompt, teacher_prompt, chat)
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
         running = self._submit([request], lambda _: lambda event: _tell(loop, lambda: events.put_nowait(event)))
@@ -401,7 +455,7 @@ class Pair:
 
     def _submit(self, requests: list[Request], listener: Callable[[int], Callable[[Event], None]]) -> list[Running]:
         """Starts the requests; events of request number i go to listener(i), completions once they are counted."""
-        tokenizer = self.mixing.teacher.tokenizer.backend_tokenizer
+        detokenizer = self.mixing.teacher.detokenizer
         running: list[Running] = []
 
         def counted(number: int) -> Callable[[Event], None]:
@@ -416,13 +470,13 @@ class Pair:
 
             return count_then_hear
 
-        running += [Running(request, tokenizer, counted(number)) for number, request in enumerate(requests)]
+        running += [Running(request, detokenizer, counted(number)) for number, request in enumerate(requests)]
         for sequence in running:
             self._engine.submit(sequence)
         return running
 
 
-def open_mixing(base: str | Path | None, teacher: str | Path | None) -> Mixing:
+def open_checkpoints(base: str | Path | None, teacher: str | Path | None) -> tuple[Checkpoint, Checkpoint]:
     """The checkpoints of a pair; the bundled one when neither is named.
 
     Raises:
@@ -433,7 +487,7 @@ def open_mixing(base: str | Path | None, teacher: str | Path | None) -> Mixing:
         raise InvalidRequest("Only one of base and teacher is named.", "Name both, or neither for the bundled pair.")
     first = Checkpoint.open(bundled("base") if base is None else base)
     same = base is not None and str(base) == str(teacher)
-    return Mixing(first, first if same else Checkpoint.open(bundled("teacher") if teacher is None else teacher))
+    return first, first if same else Checkpoint.open(bundled("teacher") if teacher is None else teacher)
 
 
 def _in_order(completions: list[Completion]) -> list[Completion]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from midlogit.checkpoint import Checkpoint, Message
+from midlogit.checkpoint import Message, Model
 from midlogit.errors import InvalidRequest, PromptTooLong
 
 Prompt = str | Sequence[Message] | Sequence[int]
 
 
-def encode_prompt(prompt: Prompt, checkpoint: Checkpoint, *, chat: bool, side: str, number: int) -> list[int]:
+def encode_prompt(prompt: Prompt, checkpoint: Model, *, chat: bool, side: str, number: int) -> list[int]:
     """Token ids of one prompt for one side.
 
     Args:

@@ -130,8 +130,8 @@ def _print_disagreements(pair: Pair, tokens: list[Token]) -> None:
 
 
 def _choices(pair: Pair, candidates: Candidates, most: int) -> str:
-    decode = pair.mixing.teacher.tokenizer.backend_tokenizer.decode
-    return "  ".join(f"{decode([i], skip_special_tokens=False)!r} {exp(lp):.2f}" for i, lp in candidates[:most])
+    text = pair.mixing.teacher.detokenizer.token
+    return "  ".join(f"{text(i)!r} {exp(lp):.2f}" for i, lp in candidates[:most])
 
 
 def _paint(text: str, alpha: float) -> str:

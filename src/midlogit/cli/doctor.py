@@ -1,41 +1,84 @@
-"""`midlogit doctor`: whether two models can be mixed, from tokenizers and configurations alone.
+"""`midlogit doctor`: whether two models can be mixed, from tokenizers and configurations or a servers' handshake.
 
-Knows what to check and how to say it; loads no weights.
+Knows what to check and how to say it; loads no weights, generates nothing.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from midlogit.checkpoint import Checkpoint
-from midlogit.cli.loading import quiet_transformers
+from midlogit.cli.loading import Serving, are_urls, quiet_transformers
 from midlogit.errors import MidlogitError
 from midlogit.mixing import Mixing
-from midlogit.pair import open_mixing
+from midlogit.pair import open_checkpoints
+
+if TYPE_CHECKING:
+    from midlogit.engines.http.opening import Served
 
 BYTES = {"float64": 8, "float32": 4, "auto": 4, "bfloat16": 2, "float16": 2}
 SHOWN_IDS = 8
 SHOWN_SEQUENCES, SHOWN_CONTEXT = 16, 2048
 
 
-def run_doctor(base: str | None, teacher: str | None, dtype: str) -> int:
-    """Prints the report; 0 when the pair can be mixed, 1 when not."""
+def run_doctor(base: str | None, teacher: str | None, dtype: str, serving: Serving) -> int:
+    """Prints the report; 0 when the pair can be mixed, 1 when not.
+
+    Raises:
+        MidlogitError: a model or server that cannot be opened at all.
+    """
+    if are_urls(base, teacher) and base and teacher:
+        return _servers(base.split(","), teacher.split(","), serving)
     quiet_transformers()
-    mixing = open_mixing(base, teacher)
-    for side, checkpoint in (("base", mixing.base), ("teacher", mixing.teacher)):
+    checkpoints = open_checkpoints(base, teacher)
+    mixing = Mixing(*checkpoints)
+    for side, checkpoint in zip(("base", "teacher"), checkpoints, strict=True):
         _describe(side, checkpoint, BYTES.get(dtype, 4))
     _describe_mixture(mixing)
-    _describe_memory(mixing, BYTES.get(dtype, 4))
+    _describe_memory(checkpoints, BYTES.get(dtype, 4))
     try:
         mixing.require_mixable()
     except MidlogitError as error:
         print(f"verdict    cannot be mixed: {error}")
         return 1
-    unsupported = {c.name: c.unsupported_layers for c in (mixing.base, mixing.teacher) if c.unsupported_layers}
+    unsupported = {c.name: c.unsupported_layers for c in checkpoints if c.unsupported_layers}
     for name, kinds in unsupported.items():
         print(f"verdict    {name} has layers that the local engine cannot batch: {', '.join(sorted(kinds))}")
     if unsupported:
         return 1
     print("verdict    can be mixed")
     return 0
+
+
+def _servers(base: list[str], teacher: list[str], serving: Serving) -> int:
+    """The handshake with both servers, and what they make together."""
+    from midlogit.engines.http.opening import handshake
+
+    with handshake(base, teacher, **serving.options()) as sides:
+        mixing = Mixing(sides[0].model, sides[1].model)
+        for side in sides:
+            _describe_served(side)
+        _describe_mixture(mixing)
+        try:
+            mixing.require_mixable()
+        except MidlogitError as error:
+            print(f"verdict    cannot be mixed: {error}")
+            return 1
+    print("verdict    can be mixed")
+    return 0
+
+
+def _describe_served(side: Served) -> None:
+    model = side.model
+    for facts in side.facts:
+        print(f"{facts.endpoint.side:<11}{facts.endpoint.name.partition(' ')[2]}")
+        print(f"           vLLM {facts.version or 'of unknown version'} serving {facts.model}")
+        scored = "chosen ids can be scored" if facts.scores else "chosen ids cannot be scored: bounds are wider"
+        print(f"           up to {facts.max_logprobs} log-probabilities a token by token id; {scored}")
+    template = "chat template" if model.has_chat_template else "no chat template: plain Question:/Answer: form"
+    print(f"           context {model.max_context}, {model.logit_size} logits, {template}")
+    source = "asked of the server" if model.vocabulary is None else f"files in {model.name}"
+    print(f"           tokenizer {source}; stop ids: {_ids(model.stop_ids)}")
 
 
 def _describe(side: str, checkpoint: Checkpoint, width: int) -> None:
@@ -54,19 +97,21 @@ def _describe_mixture(mixing: Mixing) -> None:
     differing = f"{len(alignment.differing)} of {alignment.shared} shared ids differ"
     if alignment.differing:
         differing += f" ({alignment.describe_differences()}); they are masked"
-    print(f"ids        {alignment.size} used; {differing}; {len(alignment.undefined)} undefined, masked")
+    if mixing.base.vocabulary is None or mixing.teacher.vocabulary is None:
+        print(f"ids        {alignment.size} used; the tokenizers agree on the probe texts")
+    else:
+        print(f"ids        {alignment.size} used; {differing}; {len(alignment.undefined)} undefined, masked")
     merged = " counted as one outcome" if len(mixing.stop_ids) > 1 else ""
     print(f"stop       {_ids(mixing.stop_ids)}{merged}")
     print(f"special    {_ids(sorted(mixing.special_ids))} masked by default")
     print(f"context    {min(mixing.base.max_context, mixing.teacher.max_context)} tokens, the smaller of the two")
 
 
-def _describe_memory(mixing: Mixing, width: int) -> None:
+def _describe_memory(checkpoints: tuple[Checkpoint, Checkpoint], width: int) -> None:
     """Weights of both (once, if they are one folder) and the caches of a full default batch."""
-    distinct = {checkpoint.name: checkpoint for checkpoint in (mixing.base, mixing.teacher)}.values()
-    counts = [checkpoint.weight_count for checkpoint in distinct]
-    context = min(mixing.base.max_context, mixing.teacher.max_context, SHOWN_CONTEXT)
-    a_token = mixing.base.kv_values_per_token + mixing.teacher.kv_values_per_token
+    counts = [checkpoint.weight_count for checkpoint in {c.name: c for c in checkpoints}.values()]
+    context = min(*(c.max_context for c in checkpoints), SHOWN_CONTEXT)
+    a_token = sum(c.kv_values_per_token for c in checkpoints)
     caches = _size(a_token * width * context * SHOWN_SEQUENCES)
     weights = _size(sum(c or 0 for c in counts) * width) if all(counts) else "unknown"
     print(f"memory     weights {weights}; KV caches {caches} for {SHOWN_SEQUENCES} sequences of {context} tokens")

@@ -21,8 +21,21 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Base = Annotated[str | None, typer.Option(help="Base model: a Hugging Face folder or hub id.")]
-Teacher = Annotated[str | None, typer.Option(help="Teacher model: a Hugging Face folder or hub id.")]
+Base = Annotated[
+    str | None, typer.Option(help="Base model: a Hugging Face folder or hub id, or the URL of a vLLM server.")
+]
+Teacher = Annotated[
+    str | None, typer.Option(help="Teacher model: a Hugging Face folder or hub id, or the URL of a vLLM server.")
+]
+TopK = Annotated[str, typer.Option(help="Servers: log-probabilities to ask of each; auto widens where needed.")]
+BaseModel = Annotated[str | None, typer.Option(help="Servers: the name that the base is served by.")]
+TeacherModel = Annotated[str | None, typer.Option(help="Servers: the name that the teacher is served by.")]
+BaseTokenizer = Annotated[str | None, typer.Option(help="Servers: folder or hub id of the base's tokenizer files.")]
+TeacherTokenizer = Annotated[
+    str | None, typer.Option(help="Servers: folder or hub id of the teacher's tokenizer files.")
+]
+BaseKey = Annotated[str | None, typer.Option(help="Servers: API key of the base, else MIDLOGIT_BASE_API_KEY.")]
+TeacherKey = Annotated[str | None, typer.Option(help="Servers: API key of the teacher, else MIDLOGIT_TEACHER_API_KEY.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; or BASE,TEACHER for one each.")]
 Dtype = Annotated[str, typer.Option(help="auto (float32 on the CPU, else bfloat16), float32, bfloat16 or float16.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same tokens.")]
@@ -84,9 +97,17 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     max_num_seqs: Annotated[int, typer.Option(help="Most sequences that run at once.")] = 16,
+    top_k: TopK = "20",
+    base_model: BaseModel = None,
+    teacher_model: TeacherModel = None,
+    base_tokenizer: BaseTokenizer = None,
+    teacher_tokenizer: TeacherTokenizer = None,
+    base_api_key: BaseKey = None,
+    teacher_api_key: TeacherKey = None,
 ) -> None:
     """Sample completions from q*; without --base and --teacher from the bundled pair."""
     from midlogit.cli.generate import Job, run_generate
+    from midlogit.cli.loading import Serving
     from midlogit.core.rules import parse_rule
     from midlogit.params import SamplingParams
 
@@ -105,18 +126,42 @@ def generate(
         **changes,
     )
     job = Job(prompts or [], base_prompt, chat, params, stream, json)
+    serving = Serving(
+        top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key
+    )
     code = run_generate(
-        job, base=base, teacher=teacher, device=_devices(device), dtype=dtype, max_num_seqs=max_num_seqs
+        job,
+        base=base,
+        teacher=teacher,
+        device=_devices(device),
+        dtype=dtype,
+        max_num_seqs=max_num_seqs,
+        serving=serving,
     )
     raise typer.Exit(code)
 
 
 @app.command()
-def doctor(base: Base = None, teacher: Teacher = None, dtype: Dtype = "auto") -> None:
-    """Say whether two models can be mixed: ids that differ, merged stop ids, context, memory."""
+def doctor(
+    base: Base = None,
+    teacher: Teacher = None,
+    dtype: Dtype = "auto",
+    top_k: TopK = "20",
+    base_model: BaseModel = None,
+    teacher_model: TeacherModel = None,
+    base_tokenizer: BaseTokenizer = None,
+    teacher_tokenizer: TeacherTokenizer = None,
+    base_api_key: BaseKey = None,
+    teacher_api_key: TeacherKey = None,
+) -> None:
+    """Say whether two models can be mixed: ids that differ, merged stop ids, context, memory; what servers offer."""
     from midlogit.cli.doctor import run_doctor
+    from midlogit.cli.loading import Serving
 
-    raise typer.Exit(run_doctor(base, teacher, dtype))
+    serving = Serving(
+        top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key
+    )
+    raise typer.Exit(run_doctor(base, teacher, dtype, serving))
 
 
 @app.command()
@@ -139,13 +184,25 @@ def serve(
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    top_k: TopK = "20",
+    base_model: BaseModel = None,
+    teacher_model: TeacherModel = None,
+    base_tokenizer: BaseTokenizer = None,
+    teacher_tokenizer: TeacherTokenizer = None,
+    base_api_key: BaseKey = None,
+    teacher_api_key: TeacherKey = None,
 ) -> None:
     """Serve q* as one model behind an OpenAI-compatible API, with a live page at /."""
+    from midlogit.cli.loading import Serving
     from midlogit.cli.serve import run_serve
 
+    serving = Serving(
+        top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key
+    )
     run_serve(
         base,
         teacher,
+        serving=serving,
         device=_devices(device),
         dtype=dtype,
         log_format=log_format,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from midlogit.cli.loading import open_pair
+from midlogit.cli.loading import Serving, open_pair
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
 
@@ -16,6 +16,7 @@ def run_serve(
     device: str | tuple[str, str],
     dtype: str,
     log_format: str,
+    serving: Serving,
     **settings: Any,
 ) -> None:
     """Serves until it is told to stop; `settings` are those of ServerSettings.
@@ -33,5 +34,5 @@ def run_serve(
     chosen = ServerSettings(json_logs=log_format == "json", **settings)
     serve(
         chosen,
-        lambda: open_pair(base, teacher, device=device, dtype=dtype, max_num_seqs=chosen.max_num_seqs),
+        lambda: open_pair(base, teacher, device=device, dtype=dtype, max_num_seqs=chosen.max_num_seqs, serving=serving),
     )

@@ -26,6 +26,11 @@ class Alignment:
     differing: dict[int, tuple[str, str]]
     undefined: tuple[int, ...]
 
+    @classmethod
+    def taken_for_granted(cls, size: int) -> Alignment:
+        """Of vocabularies that cannot be listed; that they agree was seen on probes."""
+        return cls(size, size, {}, ())
+
     @property
     def masked_ids(self) -> tuple[int, ...]:
         return tuple(sorted({*self.differing, *self.undefined}))

@@ -6,13 +6,14 @@ docs/theory.md sections 5 and 6: temper each model, then mask, then merge.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from midlogit.core.arrays import Array, Namespace, array_namespace, device, log_sum_exp
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class Outcomes:
     """The alphabet that a request draws from.
 
@@ -47,14 +48,27 @@ class Outcomes:
         """The column that a token counts for: its own, or that of the merged stop class."""
         return self.stop_ids[0] if self.merged and token_id in self.stop_ids else token_id
 
-    def apply(self, logits_NV: Array, ending_N: Array) -> Array:
+    @cached_property
+    def hidden(self) -> frozenset[int]:
+        """Ids that are never drawn."""
+        return frozenset(self.masked_ids)
+
+    @cached_property
+    def hidden_before_end(self) -> frozenset[int]:
+        """Ids that are not drawn while the sequence may not end."""
+        return self.hidden | set(self.ending_ids)
+
+    def apply(self, logits_NV: Array, ending_N: Array, ids_NV: Array | None = None) -> Array:
         """Tempered logits with masked ids at −inf and the stop class summed into its column.
 
         Args:
             logits_NV: tempered logits of one model.
             ending_N: rows that may end now; the others have every ending id masked.
+            ids_NV: the id of each column, −1 for none; None when column and id are the same.
         """
         xp = array_namespace(logits_NV)
+        if ids_NV is not None:
+            return self._apply_to_columns(logits_NV, ending_N, ids_NV)
         ending_NV = None if bool(xp.all(ending_N)) else ending_N[:, None] | ~self._mask(xp, logits_NV, "ending")
         merged_NV = xp.where(self._mask(xp, logits_NV, "masked"), xp.full_like(logits_NV, -xp.inf), logits_NV)
         if self.stop_outcome is not None:
@@ -64,16 +78,60 @@ class Outcomes:
             merged_NV = xp.where(ending_NV, merged_NV, xp.full_like(merged_NV, -xp.inf))
         return merged_NV
 
-    def emitted_stop(self, teacher_NV: Array) -> Array:
+    def emitted_stop(self, teacher_NV: Array, ids_NV: Array | None = None) -> Array:
         """The id that ends a sequence of each row: the teacher's most likely stop id."""
         xp = array_namespace(teacher_NV)
+        if ids_NV is not None:
+            likeliest_N = np.argmax(np.where(self.stop_columns(ids_NV), teacher_NV, -np.inf), axis=-1)
+            return np.take_along_axis(ids_NV, likeliest_N[:, None], axis=-1)[:, 0]
         index_K = self._index(xp, teacher_NV)
         return xp.take(index_K, xp.argmax(xp.take(teacher_NV, index_K, axis=-1), axis=-1))
 
-    def stop_mass(self, log_probs_NV: Array) -> Array:
+    def stop_mass(self, log_probs_NV: Array, ids_NV: Array | None = None) -> Array:
         """log of the summed mass of the stop class."""
         xp = array_namespace(log_probs_NV)
+        if ids_NV is not None:
+            return log_sum_exp(np.where(self.stop_columns(ids_NV), log_probs_NV, -np.inf))
         return log_sum_exp(xp.take(log_probs_NV, self._index(xp, log_probs_NV), axis=-1))
+
+    def drawable(self, ids_NV: Array, ending_N: Array) -> Array:
+        """Which columns of given ids may be drawn, the members of the stop class among them (NumPy)."""
+        ending_NV = ending_N[:, None] | ~self._among(ids_NV, "ending")
+        return (ids_NV >= 0) & ending_NV & ~self._among(ids_NV, "masked")
+
+    def stop_columns(self, ids_NV: Array) -> Array:
+        """Which columns of given ids belong to the merged stop class (NumPy)."""
+        return self._among(ids_NV, "stop")
+
+    def hidden_count(self, ending_N: Array, vocabulary: int) -> Array:
+        """How many ids below `vocabulary` may not be drawn in each row (NumPy)."""
+        key = ("count", vocabulary)
+        if key not in self._masks:
+            sets = (self.hidden_before_end, self.hidden)
+            self._masks[key] = np.asarray([sum(i < vocabulary for i in hidden) for hidden in sets])
+        return self._masks[key][ending_N.astype(np.int64)]
+
+    def _among(self, ids_NV: Array, kind: str) -> Array:
+        if ("ids", kind) not in self._masks:
+            members = {
+                "masked": self.masked_ids,
+                "ending": self.ending_ids,
+                "stop": self.stop_ids if self.merged else (),
+            }[kind]
+            row_V = np.zeros(2 + max(members, default=0), dtype=bool)
+            row_V[list(members)] = True
+            self._masks["ids", kind] = row_V
+        row_V = self._masks["ids", kind]
+        return row_V[np.minimum(ids_NV, len(row_V) - 1)]  # the last entry, False, is also where −1 points
+
+    def _apply_to_columns(self, logits_NV: Array, ending_N: Array, ids_NV: Array) -> Array:
+        """`apply` for columns of given ids (NumPy)."""
+        merged_NV = np.where(self.drawable(ids_NV, ending_N), logits_NV, -np.inf)
+        if self.stop_outcome is not None:
+            stops_NV = self.stop_columns(ids_NV)
+            stop_N1 = log_sum_exp(np.where(stops_NV, merged_NV, -np.inf))[:, None]
+            merged_NV = np.where(stops_NV, np.where(ids_NV == self.stop_outcome, stop_N1, -np.inf), merged_NV)
+        return merged_NV
 
     def _index(self, xp: Namespace, like: Array) -> Array:
         return xp.asarray(np.asarray(self.stop_ids, dtype=np.int64), device=device(like))

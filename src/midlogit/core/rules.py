@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from midlogit.core.arrays import Array, array_namespace, device
 from midlogit.core.mixture import LogPair, moments
 from midlogit.core.solver import increasing_root
+from midlogit.core.truncation import Boxes
 from midlogit.errors import InvalidRequest
 
 
@@ -26,6 +27,14 @@ class AlphaRule(ABC):
     @abstractmethod
     def alpha(self, pair: LogPair, tolerance: float) -> Array:
         """α of each row in float64, within `tolerance` (docs/theory.md (11)); every row has a common support."""
+
+    @abstractmethod
+    def certify(self, boxes: Boxes, alpha_N: Array) -> tuple[Array, Array]:
+        """Bounds for truncated rows, given the α that `alpha` found for their estimate.
+
+        Returns:
+            (bound on |α − α*|, bound on the total variation between the exact mixtures at α and α*).
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,9 @@ class EqualKL(AlphaRule):
             return first_N, second_N
 
         return increasing_root(slope_of_F, pair, tolerance)
+
+    def certify(self, boxes: Boxes, alpha_N: Array) -> tuple[Array, Array]:
+        return boxes.equal_kl(alpha_N)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,10 @@ class FixedAlpha(AlphaRule):
         xp = array_namespace(pair.base_NV)
         rows = pair.base_NV.shape[0]
         return xp.full(rows, self.value, dtype=xp.float64, device=device(pair.base_NV))
+
+    def certify(self, boxes: Boxes, alpha_N: Array) -> tuple[Array, Array]:
+        xp = array_namespace(alpha_N)
+        return xp.zeros_like(alpha_N), xp.zeros_like(alpha_N)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +100,9 @@ class KLBudget(AlphaRule):
             return alpha_N * first_N - value_N - self.epsilon, alpha_N * second_N
 
         return increasing_root(excess, pair, tolerance)
+
+    def certify(self, boxes: Boxes, alpha_N: Array) -> tuple[Array, Array]:
+        return boxes.kl_budget(alpha_N, self.epsilon)
 
 
 def parse_rule(spec: str) -> AlphaRule:

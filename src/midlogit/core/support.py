@@ -8,6 +8,7 @@ from __future__ import annotations
 from midlogit.core.arrays import (
     Array,
     array_namespace,
+    descending_order,
     device,
     last_index,
     log_sum_exp,
@@ -18,7 +19,7 @@ from midlogit.core.arrays import (
 FIRST_CANDIDATES = 128
 
 
-def nucleus(logits_NV: Array, top_p_N: Array) -> tuple[Array, Array]:
+def nucleus(logits_NV: Array, top_p_N: Array, total_N: Array | None = None) -> tuple[Array, Array]:
     """The support S of each row, as columns in id order.
 
     Ties are broken by the lower id, and the outcome that crosses `top_p` is in. A row of a smaller S
@@ -27,17 +28,19 @@ def nucleus(logits_NV: Array, top_p_N: Array) -> tuple[Array, Array]:
     Args:
         logits_NV: the teacher's logits, −inf for what cannot be drawn.
         top_p_N: mass to reach, in (0, 1], float64.
+        total_N: log of the mass of which top_p is the share; by default that of the row.
 
     Returns:
         (ids_NK, valid_NK): K is the largest |S| of the batch.
     """
     xp = array_namespace(logits_NV)
     vocabulary = logits_NV.shape[-1]
-    total_N = log_sum_exp(logits_NV)
+    if total_N is None:
+        total_N = log_sum_exp(logits_NV)
     k = min(FIRST_CANDIDATES, vocabulary)
     while True:
         ids_NK = xp.sort(top_k_unordered(logits_NV, k), axis=-1)
-        order_NK = xp.argsort(take_columns(logits_NV, ids_NK), axis=-1, descending=True, stable=True)
+        order_NK = descending_order(take_columns(logits_NV, ids_NK))
         ids_NK = take_columns(ids_NK, order_NK)
         logits_NK = xp.astype(take_columns(logits_NV, ids_NK), xp.float64)
         before_NK = _mass_before(logits_NK, total_N)

@@ -6,7 +6,7 @@ The order of the steps is fixed in docs/theory.md section 5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from midlogit.core.arrays import (
     Array,
     Namespace,
     array_namespace,
+    descending_order,
     device,
     log_sum_exp,
     take_columns,
@@ -26,6 +27,8 @@ from midlogit.core.mixture import LogPair, log_mixture, normalise
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule
 from midlogit.core.support import nucleus
+from midlogit.sampling.certificate import Certificate, certify, teacher_total
+from midlogit.sampling.listed import Listed, Truncation
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,9 @@ class Decision:
         forced: drawn from the teacher because the first token is forced.
         fallback: drawn from the teacher because the supports were disjoint.
         constrained: drawn from the teacher's nucleus.
+        coverage: mass of the model of which less was seen; 1 for whole rows.
+        alpha_bound, bound: certified bounds on |α − α*| and on the total variation between the sampled and
+            the exact q* (docs/theory.md (26a), (30)); 0 for whole rows.
     """
 
     token_id: int
@@ -93,6 +99,9 @@ class Decision:
     forced: bool
     fallback: bool
     constrained: bool
+    coverage: float = 1.0
+    alpha_bound: float = 0.0
+    bound: float = 0.0
     top: Top | None = None
     error: str | None = None
 
@@ -111,36 +120,107 @@ def decide(base_NV: Array, teacher_NV: Array, settings: Sequence[RowSettings]) -
         base_NV, teacher_NV: raw logits of both models for the same positions, NumPy or torch, on one device.
         settings: one a row.
     """
+    xp = array_namespace(base_NV, teacher_NV)
+
+    def some(rows: list[int], alike: list[RowSettings]) -> list[Decision]:
+        if len(rows) == len(settings):
+            return _decide_alike(xp, Columns.whole(base_NV, teacher_NV), alike)
+        index_N = xp.asarray(np.asarray(rows, dtype=np.int64), device=device(base_NV))
+        taken = (xp.take(x_NV, index_N, axis=0) for x_NV in (base_NV, teacher_NV))
+        return _decide_alike(xp, Columns.whole(*taken), alike)
+
+    return _by_likeness(settings, some)
+
+
+def decide_listed(
+    pairs: Sequence[tuple[Listed, Listed]], settings: Sequence[RowSettings], vocabulary: int
+) -> list[Decision]:
+    """`decide` for rows of which each model lists only some ids; every Decision carries its certificate.
+
+    Args:
+        pairs: (base, teacher) of each row. vocabulary: the ids drawn from are below it.
+    """
+
+    def some(rows: list[int], alike: list[RowSettings]) -> list[Decision]:
+        may_end_N = np.asarray([s.may_end for s in alike])
+        temperature_N = np.asarray([s.temperature or 1.0 for s in alike])
+        seen = Truncation.of([pairs[row] for row in rows], alike[0].outcomes, may_end_N, temperature_N, vocabulary)
+        return _decide_alike(np, Columns.listed(seen), alike)
+
+    return _by_likeness(settings, some)
+
+
+def _by_likeness(
+    settings: Sequence[RowSettings], some: Callable[[list[int], list[RowSettings]], list[Decision]]
+) -> list[Decision]:
+    """Decisions of all rows, made for groups that share rule, outcomes, kind of support and the rest."""
     groups: dict[object, list[int]] = {}
     for row, s in enumerate(settings):
         key = (s.rule, id(s.outcomes), s.top_p is None, s.alpha_tol, s.top_logprobs)
         groups.setdefault(key, []).append(row)
     decisions: dict[int, Decision] = {}
-    xp = array_namespace(base_NV, teacher_NV)
     for rows in groups.values():
-        if len(groups) == 1:
-            some_base_NV, some_teacher_NV = base_NV, teacher_NV
-        else:
-            index_N = xp.asarray(np.asarray(rows, dtype=np.int64), device=device(base_NV))
-            some_base_NV, some_teacher_NV = (
-                xp.take(base_NV, index_N, axis=0),
-                xp.take(teacher_NV, index_N, axis=0),
-            )
-        group = _decide_alike(xp, some_base_NV, some_teacher_NV, [settings[row] for row in rows])
-        decisions.update(zip(rows, group, strict=True))
+        decisions.update(zip(rows, some(rows, [settings[row] for row in rows]), strict=True))
     return [decisions[row] for row in range(len(settings))]
 
 
-def _decide_alike(xp: Namespace, base_NV: Array, teacher_NV: Array, rows: list[RowSettings]) -> list[Decision]:
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Both models' rows on common columns.
+
+    Attributes:
+        base_NV, teacher_NV: logits, or log-probabilities when listed.
+        base_lse_N, teacher_lse_N: what turns them into log-probabilities.
+        ids_NV: the id of each column; None when column and id are the same.
+        seen: what was listed and what not; None for whole rows.
+    """
+
+    base_NV: Array
+    teacher_NV: Array
+    base_lse_N: Array
+    teacher_lse_N: Array
+    ids_NV: Array | None = None
+    seen: Truncation | None = None
+
+    @classmethod
+    def whole(cls, base_NV: Array, teacher_NV: Array) -> Columns:
+        return cls(base_NV, teacher_NV, log_sum_exp(base_NV), log_sum_exp(teacher_NV))
+
+    @classmethod
+    def listed(cls, seen: Truncation) -> Columns:
+        nothing_N = np.zeros(len(seen.ids_NU))
+        return cls(seen.base.values_NU, seen.teacher.values_NU, nothing_N, nothing_N, seen.ids_NU, seen)
+
+    def id_of(self, columns_N: Array) -> Array:
+        return columns_N if self.ids_NV is None else take_columns(self.ids_NV, columns_N[:, None])[:, 0]
+
+    def reported(self) -> tuple[Array, Array]:
+        """Log-probabilities of both models as far as they are known, −inf elsewhere."""
+        if self.seen is not None:
+            base, teacher = self.seen.base, self.seen.teacher
+            hidden = -np.inf
+            return (
+                np.where(base.known_NU, base.values_NU, hidden),
+                np.where(teacher.known_NU, teacher.values_NU, hidden),
+            )
+        xp = array_namespace(self.base_NV)
+        return (
+            xp.astype(self.base_NV, xp.float64) - self.base_lse_N[:, None],
+            xp.astype(self.teacher_NV, xp.float64) - self.teacher_lse_N[:, None],
+        )
+
+
+def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> list[Decision]:
     """`decide` for rows that share rule, outcomes, kind of support, tolerance and top_logprobs."""
     rule, outcomes, tolerance, top_k = rows[0].rule, rows[0].outcomes, rows[0].alpha_tol, rows[0].top_logprobs
     constrained = rows[0].top_p is not None
+    base_NV, teacher_NV, ids_NV, seen = columns.base_NV, columns.teacher_NV, columns.ids_NV, columns.seen
+    base_lse_N, teacher_lse_N = columns.base_lse_N, columns.teacher_lse_N
 
     def column(values: list[float] | list[int] | list[bool]) -> Array:
         return xp.asarray(np.asarray(values), device=device(base_NV))
 
     # A raw normaliser that is not finite gives the row away: it is drawn from harmless zeros and reported.
-    base_lse_N, teacher_lse_N = log_sum_exp(base_NV), log_sum_exp(teacher_NV)
     broken_N = ~(xp.isfinite(base_lse_N) & xp.isfinite(teacher_lse_N))
     any_broken = bool(xp.any(broken_N))
     if any_broken:
@@ -149,14 +229,17 @@ def _decide_alike(xp: Namespace, base_NV: Array, teacher_NV: Array, rows: list[R
 
     greedy_N = column([s.temperature == 0 for s in rows])
     may_end_N, forced_N = column([s.may_end for s in rows]), column([s.forced for s in rows])
-    p_NV = outcomes.apply(_temper(xp, base_NV, rows), may_end_N)
-    t_NV = outcomes.apply(_temper(xp, teacher_NV, rows), may_end_N)
+    p_NV = outcomes.apply(_temper(xp, base_NV, rows), may_end_N, ids_NV)
+    t_NV = outcomes.apply(_temper(xp, teacher_NV, rows), may_end_N, ids_NV)
+    mixed, support = (p_NV, t_NV), None
 
+    top_p_N = column([s.top_p or 1.0 for s in rows])
     if constrained:
-        ids_NK, valid_NK = nucleus(t_NV, column([s.top_p or 1.0 for s in rows]))
+        support = nucleus(t_NV, top_p_N, None if seen is None else teacher_total(seen))
+        columns_NK, valid_NK = support
         hidden = -xp.inf
-        p_NV = xp.where(valid_NK, xp.astype(take_columns(p_NV, ids_NK), xp.float64), hidden)
-        t_NV = xp.where(valid_NK, xp.astype(take_columns(t_NV, ids_NK), xp.float64), hidden)
+        p_NV = xp.where(valid_NK, xp.astype(take_columns(p_NV, columns_NK), xp.float64), hidden)
+        t_NV = xp.where(valid_NK, xp.astype(take_columns(t_NV, columns_NK), xp.float64), hidden)
     empty_N = ~xp.isfinite(log_sum_exp(t_NV))
     pair = LogPair.of(normalise(xp.astype(p_NV, xp.float64)), normalise(xp.astype(t_NV, xp.float64)))
 
@@ -170,36 +253,46 @@ def _decide_alike(xp: Namespace, base_NV: Array, teacher_NV: Array, rows: list[R
         alpha_N[solve_N] = rule.alpha(pair.rows(solve_N), tolerance)
     log_q_NV = log_mixture(pair, alpha_N, to_teacher_N)
     facts = diagnose(log_q_NV, pair.base_NV, pair.teacher_NV)
+    if seen is None:
+        certificate = Certificate(xp.ones_like(alpha_N), xp.zeros_like(alpha_N), xp.zeros_like(alpha_N))
+    else:
+        certificate = certify(seen, rule, alpha_N, ~to_teacher_N & ~empty_N, mixed, support, top_p_N)
 
     drawn_N = xp.where(greedy_N, most_likely(log_q_NV), inverse_cdf(log_q_NV, column([s.uniform for s in rows])))
     logprob_N = take_columns(log_q_NV, drawn_N[:, None])[:, 0]
-    token_N = take_columns(ids_NK, drawn_N[:, None])[:, 0] if constrained else drawn_N
+    if support is not None:
+        drawn_N = take_columns(support[0], drawn_N[:, None])[:, 0]
     if any(s.given is not None for s in rows):
+        # Scored rows are whole rows: a column is an id.
         given_N = column([-1 if s.given is None else outcomes.outcome_of(s.given) for s in rows])
-        found_NV = (ids_NK == given_N[:, None]) & valid_NK if constrained else None
-        given_logprob_N = _logprob_of(xp, log_q_NV, given_N, found_NV)
-        logprob_N = xp.where(given_N < 0, logprob_N, given_logprob_N)
-        token_N = xp.where(given_N < 0, token_N, given_N)
+        found_NK = None if support is None else (support[0] == given_N[:, None]) & support[1]
+        logprob_N = xp.where(given_N < 0, logprob_N, _logprob_of(xp, log_q_NV, given_N, found_NK))
+        drawn_N = xp.where(given_N < 0, drawn_N, given_N)
+    token_N = columns.id_of(drawn_N)
 
-    raw_base_N = xp.astype(take_columns(base_NV, token_N[:, None])[:, 0], xp.float64) - base_lse_N
-    raw_teacher_N = xp.astype(take_columns(teacher_NV, token_N[:, None])[:, 0], xp.float64) - teacher_lse_N
+    raw_base_N = xp.astype(take_columns(base_NV, drawn_N[:, None])[:, 0], xp.float64) - base_lse_N
+    raw_teacher_N = xp.astype(take_columns(teacher_NV, drawn_N[:, None])[:, 0], xp.float64) - teacher_lse_N
     if outcomes.stop_outcome is not None:
         stopped_N = token_N == outcomes.stop_outcome
-        token_N = xp.where(stopped_N, outcomes.emitted_stop(teacher_NV), token_N)
-        raw_base_N = xp.where(stopped_N, outcomes.stop_mass(base_NV) - base_lse_N, raw_base_N)
-        raw_teacher_N = xp.where(stopped_N, outcomes.stop_mass(teacher_NV) - teacher_lse_N, raw_teacher_N)
+        token_N = xp.where(stopped_N, outcomes.emitted_stop(teacher_NV, ids_NV), token_N)
+        raw_base_N = xp.where(stopped_N, outcomes.stop_mass(base_NV, ids_NV) - base_lse_N, raw_base_N)
+        raw_teacher_N = xp.where(stopped_N, outcomes.stop_mass(teacher_NV, ids_NV) - teacher_lse_N, raw_teacher_N)
 
     tops: list[Top | None] = [None] * len(rows)
     if top_k:
-        q_top = _top(xp, log_q_NV, top_k, ids_NK if constrained else None)
-        base_top = _top(xp, xp.astype(base_NV, xp.float64) - base_lse_N[:, None], top_k)
-        teacher_top = _top(xp, xp.astype(teacher_NV, xp.float64) - teacher_lse_N[:, None], top_k)
+        q_ids_NK = ids_NV
+        if support is not None:
+            q_ids_NK = support[0] if ids_NV is None else take_columns(ids_NV, support[0])
+        base_row_NV, teacher_row_NV = columns.reported()
+        q_top = _top(log_q_NV, top_k, q_ids_NK)
+        base_top, teacher_top = (_top(row_NV, top_k, ids_NV) for row_NV in (base_row_NV, teacher_row_NV))
         tops = [Top(*three) for three in zip(q_top, base_top, teacher_top, strict=True)]
 
     # One transfer for all numbers of the step.
     numbers = (
         alpha_N, facts.kl_base_N, facts.kl_teacher_N, facts.entropy_N, facts.ess_base_N, facts.ess_teacher_N,
-        logprob_N, raw_base_N, raw_teacher_N, token_N, fallback_N, broken_N, empty_N,
+        logprob_N, raw_base_N, raw_teacher_N, certificate.coverage_N, certificate.alpha_bound_N, certificate.bound_N,
+        token_N, fallback_N, broken_N, empty_N,
     )  # fmt: skip
     table_NC = xp.stack([xp.astype(x, xp.float64) for x in numbers], axis=1).tolist()
     return [_decision(values, settings, top) for values, settings, top in zip(table_NC, rows, tops, strict=True)]
@@ -207,8 +300,8 @@ def _decide_alike(xp: Namespace, base_NV: Array, teacher_NV: Array, rows: list[R
 
 def _decision(values: list[float], settings: RowSettings, top: Top | None) -> Decision:
     """A row of the table as a Decision."""
-    alpha, kl_base, kl_teacher, entropy, ess_base, ess_teacher, logprob, base, teacher, *flags = values
-    token, fallback, broken, empty = flags
+    alpha, kl_base, kl_teacher, entropy, ess_base, ess_teacher, logprob, base, teacher, *rest = values
+    coverage, alpha_bound, bound, token, fallback, broken, empty = rest
     error = None
     if broken:
         error = "the logits hold NaN or +inf, or nothing but -inf"
@@ -228,6 +321,9 @@ def _decision(values: list[float], settings: RowSettings, top: Top | None) -> De
         forced=settings.forced,
         fallback=bool(fallback) and error is None,
         constrained=settings.top_p is not None,
+        coverage=coverage,
+        alpha_bound=alpha_bound,
+        bound=bound,
         top=top,
         error=error,
     )
@@ -249,14 +345,14 @@ def _temper(xp: Namespace, logits_NV: Array, rows: list[RowSettings]) -> Array:
     return logits_NV * scale_N[:, None]
 
 
-def _top(xp: Namespace, log_probs_NV: Array, k: int, ids_NV: Array | None = None) -> list[Candidates]:
+def _top(log_probs_NV: Array, k: int, ids_NV: Array | None = None) -> list[Candidates]:
     """The k most likely of each row as (id, log-probability), most likely first; fewer if fewer have mass."""
     columns_NK = top_k_unordered(log_probs_NV, min(k, log_probs_NV.shape[-1]))
     values_NK = take_columns(log_probs_NV, columns_NK)
-    order_NK = xp.argsort(values_NK, axis=-1, descending=True, stable=True)
+    order_NK = descending_order(values_NK)
     columns_NK, values_NK = take_columns(columns_NK, order_NK), take_columns(values_NK, order_NK)
     ids_NK = columns_NK if ids_NV is None else take_columns(ids_NV, columns_NK)
     return [
-        [(i, v) for i, v in zip(ids, values, strict=True) if v > -xp.inf]
+        [(i, v) for i, v in zip(ids, values, strict=True) if v > -np.inf]
         for ids, values in zip(ids_NK.tolist(), values_NK.tolist(), strict=True)
     ]

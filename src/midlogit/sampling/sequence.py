@@ -16,7 +16,7 @@ from midlogit.core.uniforms import Purpose, Uniforms
 from midlogit.outputs import Completion, Diagnostics, FinishReason, Token, Usage
 from midlogit.params import SamplingParams
 from midlogit.sampling.policy import Decision, RowSettings
-from midlogit.sampling.text import TextStream
+from midlogit.sampling.text import Detokenizer, TextStream
 
 Listener = Callable[[Token | Completion], None]
 
@@ -57,17 +57,18 @@ class Sequence:
         submitted, token_times: when it came in and when each token was drawn, on the monotonic clock.
     """
 
-    def __init__(self, request: Request, tokenizer: Any, listener: Listener) -> None:
+    def __init__(self, request: Request, detokenizer: Detokenizer, listener: Listener) -> None:
         self.request = request
         self.token_ids: list[int] = []
         self.decisions: list[Decision] = []
         self.completion: Completion | None = None
         self.submitted = time.monotonic()
         self.token_times: list[float] = []
-        self._tokenizer = tokenizer
+        self._detokenizer = detokenizer
         self._listener = listener
         self._uniforms = Uniforms(request.seed, request.sample, Purpose.DRAW)
-        self._text = TextStream(tokenizer, request.teacher_ids, request.params.stop)
+        live = request.stream or bool(request.params.stop)
+        self._text = TextStream(detokenizer, request.teacher_ids, request.params.stop, live=live)
 
     @property
     def is_finished(self) -> bool:
@@ -149,7 +150,7 @@ class Sequence:
             position=len(self.token_ids) - 1,
             token_id=decision.token_id,
             text=text,
-            token=self._tokenizer.decode([decision.token_id], skip_special_tokens=False),
+            token=self._detokenizer.token(decision.token_id),
             decision=decision,
             finish_reason=reason,
         )

@@ -53,7 +53,7 @@ async def tokenize(http: Request) -> Response:
     def read() -> list[int]:
         if body.messages is not None:
             return teacher.encode_chat([message.plain for message in body.messages])
-        encoding = teacher.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)
+        encoding = service.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)
         return list(encoding["input_ids"])
 
     ids = await service.read(read)
@@ -76,7 +76,9 @@ async def detokenize(http: Request) -> Response:
 
 async def tokenizer_info(http: Request) -> Response:
     """What a client that tokenizes through this server must know of the teacher's tokenizer."""
-    tokenizer = http.app.state.service.pair.mixing.teacher.tokenizer
+    service: Service = http.app.state.service
+    _ = service.pair
+    tokenizer = service.tokenizer
     info: TokenizerInfo = {
         "bos_token": tokenizer.bos_token,
         "eos_token": tokenizer.eos_token,

@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from contextvars import copy_context
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from midlogit.errors import EngineFailure
+from midlogit.checkpoint import Checkpoint, Model
+from midlogit.errors import EngineFailure, InvalidRequest
 from midlogit.outputs import Completion, Scores
 from midlogit.pair import Event, Pair
 from midlogit.sampling.sequence import Request
@@ -47,18 +48,24 @@ class Service:
         self.started = int(time.time())
         self._pair: Pair | None = None
         self._vocabulary: Vocabulary | None = None
+        self._files: Checkpoint | None = None
         # One thread: prompts are tokenized in the order they came, and never on the event loop.
         self._reader = ThreadPoolExecutor(1, "midlogit-prompts")
         for key in settings.api_keys:
             self.redact.hide(key, "[key]")
 
     def open(self, pair: Pair) -> None:
-        """Serves this pair from now on."""
+        """Serves this pair from now on.
+
+        Raises:
+            InvalidRequest: the teacher's tokenizer files are not on this machine.
+        """
+        self._files = tokenizer_files(pair.mixing.teacher)
         for side, checkpoint in (("base", pair.mixing.base), ("teacher", pair.mixing.teacher)):
             if "/" in checkpoint.name:
                 self.redact.hide(checkpoint.name, f"the {side} model")
         pair.observer = self.metrics.sequence_ended
-        self._vocabulary = Vocabulary(pair.mixing.teacher)
+        self._vocabulary = Vocabulary(self._files)
         self._pair = pair
         if self.problem == "loading":
             self.problem = None
@@ -83,6 +90,12 @@ class Service:
     def vocabulary(self) -> Vocabulary:
         assert self._vocabulary is not None, "asked for after `pair`"
         return self._vocabulary
+
+    @property
+    def tokenizer(self) -> Any:
+        """The teacher's tokenizer."""
+        assert self._files is not None, "asked for after `pair`"
+        return self._files.tokenizer
 
     @property
     def max_model_len(self) -> int:
@@ -149,6 +162,21 @@ class Service:
         if self._pair is not None:
             self._pair.close()
         self._reader.shutdown(wait=False)
+
+
+def tokenizer_files(model: Model) -> Checkpoint:
+    """The files that tokens' texts and bytes are read from.
+
+    Raises:
+        InvalidRequest: they are not on this machine.
+    """
+    if isinstance(model, Checkpoint):
+        return model
+    from midlogit.engines.http.served import FilesOfServed
+
+    if not isinstance(model, FilesOfServed):
+        raise InvalidRequest("The teacher's tokenizer files are not here.", "Name them: --teacher-tokenizer FOLDER.")
+    return model.files
 
 
 def display_name(name: str) -> str:

@@ -1,0 +1,226 @@
+"""JSON calls to servers, made in a thread of its own; knows HTTP, retryable failures and keys, no models.
+
+Everything here runs in one asyncio loop in a background thread. Other threads hand it coroutines by `run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import orjson
+
+from midlogit.errors import InvalidRequest, ServerUnavailable
+from midlogit.extras import require
+
+T = TypeVar("T")
+
+BACKOFF = (0.25, 1.0, 4.0)  # seconds before each retry; three of them outlast a server's restart of 5 s
+MAX_WAIT = 60.0  # the longest Retry-After that is honoured
+CONNECT_TIMEOUT = 10.0
+KEEP_ALIVE = 4.0  # below uvicorn's 5 s, so that the server never closes a connection we are about to use
+RETRYABLE_STATUSES = (408, 429)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One server of one side.
+
+    Attributes:
+        side: "base" or "teacher". url: the OpenAI root, ending in /v1. key: sent as a bearer token, never shown.
+    """
+
+    side: str
+    url: str
+    key: str | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """Side and URL, for messages; what the URL holds before an @ is left out."""
+        parts = urlsplit(self.url)
+        return f"{self.side} {urlunsplit(parts._replace(netloc=parts.netloc.rpartition('@')[2]))}"
+
+    def address(self, path: str) -> str:
+        """Of an OpenAI path such as "/models"; "//tokenize" lies beside /v1, not below it."""
+        if path.startswith("//"):
+            return self.url.removesuffix("/v1") + path[1:]
+        return self.url + path
+
+
+def endpoint(side: str, url: str, key: str | None) -> Endpoint:
+    """Checks a URL as the user gave it.
+
+    Raises:
+        InvalidRequest: no http or https URL.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise InvalidRequest(f"The {side} URL {url!r} is not an http URL.", "Give one such as http://127.0.0.1:9000/v1")
+    return Endpoint(side, url.rstrip("/"), key)
+
+
+class CallFailed(Exception):
+    """One call that gave no usable answer.
+
+    Attributes:
+        message: what happened, without side and URL. status: of the HTTP answer, None when there was none.
+        retryable: whether the same call may succeed. wait: seconds the server asked to wait, None if it did not.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, retryable: bool = True, wait: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.retryable = retryable
+        self.wait = wait
+
+
+class Client:
+    """The loop, its thread and the connection pool of one Pair.
+
+    Args:
+        pool: most connections at once, to all servers together. timeout: seconds for one call.
+        retries: how often a call is tried again after a retryable failure.
+    """
+
+    def __init__(self, *, pool: int, timeout: float, retries: int) -> None:
+        self._aiohttp = require("aiohttp", "http")
+        self.pool = pool
+        self.retries = retries
+        self._timeout = timeout
+        self._session: Any = None
+        self._headers: dict[Endpoint, dict[str, str]] = {}
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self._run_loop, name="midlogit-http", daemon=True)
+        self.thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine in the loop from any other thread and waits for it."""
+        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self.loop)
+        return future.result()
+
+    async def once(self, server: Endpoint, path: str, body: dict[str, Any] | None = None) -> Any:
+        """One attempt: a GET without a body, else a POST; the decoded JSON.
+
+        Raises:
+            CallFailed: anything else than a 200 with JSON.
+        """
+        aiohttp, session = self._aiohttp, self._open_session()
+        headers = self._headers_of(server)
+        try:
+            if body is None:
+                request = session.get(server.address(path), headers=headers)
+            else:
+                request = session.post(server.address(path), data=orjson.dumps(body), headers=headers)
+            async with request as answer:
+                status, waits, content = answer.status, answer.headers.get("Retry-After"), await answer.read()
+        except TimeoutError:
+            raise CallFailed(f"no answer within {self._timeout:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise CallFailed(f"{_reason(error)}") from error
+        except ValueError as error:  # aiohttp's parsers, for an answer that is not HTTP
+            raise CallFailed(f"not an HTTP answer: {error}") from error
+        if status != 200:
+            retryable = status in RETRYABLE_STATUSES or status >= 500
+            message = f"HTTP {status}: {_server_message(content)}"
+            raise CallFailed(message, status=status, retryable=retryable, wait=_seconds(waits))
+        try:
+            return orjson.loads(content)
+        except orjson.JSONDecodeError:
+            raise CallFailed("the answer is not whole JSON") from None
+
+    async def call(self, server: Endpoint, path: str, body: dict[str, Any] | None = None) -> Any:
+        """`once`, tried again after retryable failures of a server that answers at all."""
+        for attempt in range(self.retries + 1):
+            try:
+                return await self.once(server, path, body)
+            except CallFailed as failure:
+                if attempt == self.retries or not failure.retryable:
+                    raise
+                await asyncio.sleep(self.wait(attempt, failure))
+        raise AssertionError
+
+    def wait(self, attempt: int, failure: CallFailed) -> float:
+        """Seconds before the next attempt: exponential with jitter, or what the server asked for."""
+        backoff = BACKOFF[min(attempt, len(BACKOFF) - 1)] * random.uniform(1.0, 1.25)
+        return backoff if failure.wait is None else max(min(failure.wait, MAX_WAIT), 0.0)
+
+    def close(self) -> None:
+        """Closes the connections and ends the thread; what still runs is cancelled."""
+        if self.loop.is_closed():
+            return
+        self.run(self._shut())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+    async def _shut(self) -> None:
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    def _run_loop(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def _open_session(self) -> Any:
+        if self._session is None:
+            aiohttp = self._aiohttp
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self.pool, keepalive_timeout=KEEP_ALIVE),
+                timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=min(CONNECT_TIMEOUT, self._timeout)),
+                auto_decompress=True,
+            )
+        return self._session
+
+    def _headers_of(self, server: Endpoint) -> dict[str, str]:
+        if server not in self._headers:
+            plain = {"Content-Type": "application/json"}
+            self._headers[server] = plain | ({"Authorization": f"Bearer {server.key}"} if server.key else {})
+        return self._headers[server]
+
+
+def unavailable(server: Endpoint, failure: CallFailed, hint: str = "") -> ServerUnavailable:
+    """The failure as the error a user meets, naming side and URL."""
+    return ServerUnavailable(f"The server of the {server.name} cannot be used: {failure.message}.", hint)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
+def _server_message(content: bytes) -> str:
+    """What the server says went wrong, as vLLM writes it, else the beginning of the answer."""
+    try:
+        error = orjson.loads(content)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return content[:200].decode(errors="replace").strip() or "no reason given"
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """A Retry-After header: seconds, or a date."""
+    if retry_after is None:
+        return None
+    try:
+        return float(retry_after)
+    except ValueError:
+        pass
+    try:
+        return parsedate_to_datetime(retry_after).timestamp() - time()
+    except ValueError:
+        return None

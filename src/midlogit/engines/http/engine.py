@@ -1,0 +1,204 @@
+"""Sampling from two servers: every sequence asks both sides for its next rows, and all that have them draw at once.
+
+Knows sequences, sides and how wide the lists are; text, stops and α belong to the sequences and the policy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from midlogit.engines.base import Engine
+from midlogit.engines.http.client import CallFailed, Client
+from midlogit.engines.http.side import Seat, Side
+from midlogit.errors import EngineFailure
+from midlogit.outputs import FinishReason
+from midlogit.sampling.listed import Listed, unlisted_ids
+from midlogit.sampling.policy import Decision, RowSettings, decide_listed
+from midlogit.sampling.sequence import Sequence
+
+log = logging.getLogger("midlogit")
+
+WIDEN = 4  # by which an adaptive list grows when its bound is too wide
+SLACK = 0.25  # share of the tolerance below which it shrinks again
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """How many log-probabilities to ask of each side.
+
+    Attributes:
+        start: for the first row. most: what the servers allow.
+        tolerance: on the certified bound, above which a row is asked again wider; None to stay at `start`.
+    """
+
+    start: int
+    most: int
+    tolerance: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One side as the engine sees it: where rows come from, how many ids it has, whether it scores chosen ids."""
+
+    side: Side
+    logit_size: int
+    scores: bool
+
+    def listed(self, row: dict[int, float]) -> Listed:
+        return Listed(row, min(row.values()), self.logit_size)
+
+
+class HttpEngine(Engine):
+    """Two servers, or several of each.
+
+    Args:
+        client: in whose loop everything runs; closed with the engine.
+        vocabulary: ids below it are drawn from.
+        blocking_text: whether the sequences' text comes from a server, so that it must be made off the loop.
+    """
+
+    def __init__(
+        self, client: Client, base: Model, teacher: Model, *, vocabulary: int, width: Width, blocking_text: bool
+    ) -> None:
+        self._client = client
+        self._base = base
+        self._teacher = teacher
+        self._vocabulary = vocabulary
+        self._width = width
+        self._blocking_text = blocking_text
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._ready: list[tuple[tuple[Listed, Listed], RowSettings, asyncio.Future[Decision]]] = []
+        self._closed = False
+        self._warned = False
+
+    def submit(self, sequence: Sequence) -> None:
+        if self._closed:
+            raise EngineFailure("The engine is closed.", "Open the pair again.")
+        self._client.loop.call_soon_threadsafe(self._start, sequence)
+
+    def abort(self, sequences: list[Sequence]) -> None:
+        if not self._closed:
+            self._client.loop.call_soon_threadsafe(self._cancel, [id(sequence) for sequence in sequences])
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._client.run(self._abort_all())
+            self._client.close()
+
+    def _start(self, sequence: Sequence) -> None:
+        self._running[id(sequence)] = self._client.loop.create_task(self._run(sequence))
+
+    def _cancel(self, keys: list[int]) -> None:
+        for key in keys:
+            if key in self._running:
+                self._running[key].cancel()
+
+    async def _abort_all(self) -> None:
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _run(self, sequence: Sequence) -> None:
+        """One sequence from its prompt to its end, whatever the end is."""
+        base, teacher = self._base.side, self._teacher.side
+        seats = base.sit(sequence.request.base_ids), teacher.sit(sequence.request.teacher_ids)
+        reason: FinishReason = "abort"
+        message: str | None = None
+        try:
+            await self._write(sequence, seats)
+        except asyncio.CancelledError:
+            pass
+        except CallFailed as failure:
+            where = f"Request {sequence.request.index}, position {len(sequence.token_ids)}"
+            reason, message = "error", f"{where}: {failure.message}."
+        except Exception as error:  # the engine's own boundary: whoever waits for this sequence must hear of it
+            reason, message = "error", f"The engine failed: {type(error).__name__}: {error}"
+        finally:
+            base.leave(seats[0])
+            teacher.leave(seats[1])
+            del self._running[id(sequence)]
+        if not sequence.is_finished:
+            await self._tell(sequence.end, reason, None, message)
+
+    async def _write(self, sequence: Sequence, seats: tuple[Seat, Seat]) -> None:
+        k = self._width.start
+        while not sequence.is_finished:
+            decision, k = await self._next(seats, sequence.next_settings, k)
+            await self._tell(sequence.append, decision)
+            for seat in seats:
+                seat.prefix.append(decision.token_id)
+
+    async def _next(self, seats: tuple[Seat, Seat], settings: RowSettings, k: int) -> tuple[Decision, int]:
+        """The next token and the width to begin the one after it with."""
+        width = self._width
+        while True:
+            rows = await asyncio.gather(self._base.side.top(seats[0], k), self._teacher.side.top(seats[1], k))
+            base, teacher = self._base.listed(rows[0]), self._teacher.listed(rows[1])
+            decision = await self._decide(await self._score(seats, base, teacher, settings), settings)
+            if width.tolerance is None:
+                return decision, k
+            if decision.bound <= width.tolerance or k >= width.most:
+                break
+            k = min(WIDEN * k, width.most)
+        if decision.bound > width.tolerance:
+            self._warn(width.tolerance)
+        elif decision.bound <= SLACK * width.tolerance:
+            k = max(k // 2, width.start)
+        return decision, k
+
+    async def _score(
+        self, seats: tuple[Seat, Seat], base: Listed, teacher: Listed, settings: RowSettings
+    ) -> tuple[Listed, Listed]:
+        """Both lists with the log-probabilities that only the other named, as far as the servers score them."""
+        wanted = unlisted_ids(base, teacher, settings, self._vocabulary)
+        lists = [base, teacher]
+        models = (self._base, self._teacher)
+        asked = [at for at in (0, 1) if wanted[at] and models[at].scores]
+        found = await asyncio.gather(*(models[at].side.score(seats[at], wanted[at]) for at in asked))
+        for at, row in zip(asked, found, strict=True):
+            lists[at] = replace(lists[at], logprobs=lists[at].logprobs | row)
+        return lists[0], lists[1]
+
+    async def _decide(self, pair: tuple[Listed, Listed], settings: RowSettings) -> Decision:
+        """Draws for every sequence that has its rows in this turn of the loop, together."""
+        decision: asyncio.Future[Decision] = self._client.loop.create_future()
+        self._ready.append((pair, settings, decision))
+        if len(self._ready) == 1:
+            self._client.loop.call_soon(self._decide_all)
+        return await decision
+
+    def _decide_all(self) -> None:
+        ready, self._ready = self._ready, []
+        try:
+            decisions = decide_listed([pair for pair, _, _ in ready], [s for _, s, _ in ready], self._vocabulary)
+        except Exception as error:  # it must reach the sequences that wait
+            for _, _, waiting in ready:
+                if not waiting.done():
+                    waiting.set_exception(error)
+            return
+        for (_, _, waiting), decision in zip(ready, decisions, strict=True):
+            if not waiting.done():
+                waiting.set_result(decision)
+
+    async def _tell(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Runs what makes text: here, or beside the loop when a server makes it."""
+        if self._blocking_text:
+            await asyncio.shield(self._client.loop.run_in_executor(None, call, *arguments))
+        else:
+            call(*arguments)
+
+    def _warn(self, tolerance: float) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "top_k='auto': some bounds stay above the tolerance of %g with the %d log-probabilities that the "
+                "servers allow; start them with a higher --max-logprobs. Each token's bound is in its diagnostics.",
+                tolerance,
+                self._width.most,
+            )

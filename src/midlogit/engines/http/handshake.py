@@ -1,0 +1,248 @@
+"""What a server can do, found out before anything is generated; knows vLLM's answers and how to ask for them.
+
+Every check ends in a fact or in one error that names the server and what to change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from midlogit.engines.http.client import CallFailed, Client, Endpoint, unavailable
+from midlogit.engines.http.rows import EXPLICIT, read_scores, read_top, score_body, top_body
+from midlogit.errors import InvalidRequest, ServerUnavailable
+
+DEFAULT_LOGPROBS = 20  # vLLM's own --max-logprobs
+PROBE = (5, 6, 7)  # ids of some prompt
+BEYOND = 2_000_000_000  # no vocabulary has this id
+PROBE_TEXTS = (
+    "The quick brown fox jumps over 13 lazy dogs, doesn't it?\n\n  def f(x):\n\treturn x**2  # 3.14\n",
+    "Größe, naïveté, œuvre; Привет, мир! 你好,世界。 こんにちは 안녕하세요 שלום مرحبا 🦊👩‍🔬",
+    "0123456789 12345 1e-5 https://example.org/a?b=c&d=%20 AAAAaaaa     ...---===",
+)
+# Specials that tokenizers are known to have; asking is how their ids are learnt without the files.
+KNOWN_SPECIALS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|end_of_text|>", "<|begin_of_text|>", "<|eot_id|>", "<|eom_id|>",
+    "<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>", "<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>",
+    "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|return|>", "<|call|>",
+    "<|start|>", "<|message|>", "<|channel|>", "[INST]", "[/INST]", "<|fim_prefix|>", "<|fim_middle|>",
+    "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>",
+    "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>", "[BOS]", "[EOS]", "<｜end▁of▁sentence｜>",
+    "<｜begin▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one server said of itself.
+
+    Attributes:
+        model: the name to ask by. root: where it was loaded from, a folder or hub id.
+        max_context: prompt and answer together. logit_size: ids it has.
+        max_logprobs: most log-probabilities a call may ask for. scores: whether it can score chosen ids.
+        tokenizes: whether it offers /tokenize. version: of vLLM, None where it does not say.
+    """
+
+    endpoint: Endpoint
+    model: str
+    root: str
+    max_context: int
+    logit_size: int
+    max_logprobs: int
+    scores: bool
+    tokenizes: bool
+    version: str | None
+
+
+async def shake_hands(client: Client, server: Endpoint, model: str | None, top_k: int | None) -> Facts:
+    """Asks a server for all that is needed of it.
+
+    Args:
+        model: the name it must serve; None takes its first. top_k: log-probabilities it must give, None for any.
+
+    Raises:
+        ServerUnavailable: no vLLM server is there, it refuses the key, or it cannot give what is needed.
+        InvalidRequest: `model` or `top_k` is not what it offers.
+    """
+    card = await _model_card(client, server, model)
+    name = str(card["id"])
+    max_logprobs, logit_size = await asyncio.gather(
+        _number_in_refusal(client, server, _probe_body(name, logprobs=BEYOND), r"max allowed:? ?(\d+)"),
+        _number_in_refusal(
+            client, server, _probe_body(name, logit_bias={str(BEYOND): 1}), r"[Vv]ocabulary size: ?(\d+)"
+        ),
+    )
+    if logit_size is None:
+        raise ServerUnavailable(
+            f"The {server.name} does not say how many ids its model has: is it a vLLM server?", "midlogit needs vLLM."
+        )
+    max_logprobs = min(max_logprobs or DEFAULT_LOGPROBS, logit_size)
+    if top_k is not None and min(top_k, logit_size) > max_logprobs:
+        raise InvalidRequest(
+            f"top_k is {top_k}, but the {server.name} allows {max_logprobs} log-probabilities.",
+            f"Start it with --max-logprobs {top_k}, or lower top_k.",
+        )
+    await _require_rows(client, server, name, min(top_k or DEFAULT_LOGPROBS, max_logprobs))
+    scores, tokenizes, version = await asyncio.gather(
+        _can_score(client, server, name, logit_size), _can_tokenize(client, server, name), _version(client, server)
+    )
+    return Facts(
+        endpoint=server,
+        model=name,
+        root=str(card.get("root") or name),
+        max_context=int(card["max_model_len"]),
+        logit_size=logit_size,
+        max_logprobs=max_logprobs,
+        scores=scores,
+        tokenizes=tokenizes,
+        version=version,
+    )
+
+
+async def probe_tokens(client: Client, facts: Facts) -> list[list[int]]:
+    """The server's own ids of the probe texts."""
+    return list(await asyncio.gather(*(_tokens(client, facts, {"prompt": text}) for text in PROBE_TEXTS)))
+
+
+async def has_chat_template(client: Client, facts: Facts) -> bool:
+    """Whether the server can turn messages into ids."""
+    try:
+        await _tokens(client, facts, {"messages": [{"role": "user", "content": "Hi"}]})
+    except CallFailed as failure:
+        if failure.status != 400:
+            raise unavailable(facts.endpoint, failure) from failure
+        return False
+    return True
+
+
+async def templated_ids(client: Client, facts: Facts) -> frozenset[int]:
+    """Ids that the chat template puts around a short conversation, and those of its words."""
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
+    return frozenset(await _tokens(client, facts, {"messages": messages, "add_generation_prompt": False}))
+
+
+async def special_ids(client: Client, facts: Facts) -> frozenset[int]:
+    """Ids of the well-known special tokens that the server's tokenizer has."""
+    bodies = ({"prompt": text, "add_special_tokens": False} for text in KNOWN_SPECIALS)
+    found = await asyncio.gather(*(_tokens(client, facts, body) for body in bodies))
+    return frozenset(ids[0] for ids in found if len(ids) == 1 and ids[0] < facts.logit_size)
+
+
+async def stop_ids(client: Client, facts: Facts, candidates: frozenset[int]) -> tuple[int, ...]:
+    """Those of the candidates that end a sequence there: drawn by force, no second token follows."""
+
+    async def ends(token_id: int) -> bool:
+        body = _probe_body(facts.model, allowed_token_ids=[token_id], max_tokens=2, ignore_eos=False)
+        answer = await client.call(facts.endpoint, "/completions", body)
+        return bool(answer["choices"][0]["finish_reason"] == "stop")
+
+    ordered = sorted(candidates)
+    return tuple(i for i, stop in zip(ordered, await asyncio.gather(*map(ends, ordered)), strict=True) if stop)
+
+
+async def _model_card(client: Client, server: Endpoint, model: str | None) -> dict[str, Any]:
+    """The entry of /v1/models to use."""
+    try:
+        answer = await client.once(server, "/models")
+        cards = {str(card["id"]): card for card in answer["data"]}
+        first = next(iter(cards.values()))
+        first["max_model_len"] + 0
+    except CallFailed as failure:
+        raise await _explain(client, server, failure) from failure
+    except (KeyError, TypeError, StopIteration):
+        raise ServerUnavailable(
+            f"The {server.name} does not answer like a vLLM server.", "Give the URL of a `vllm serve`, ending in /v1."
+        ) from None
+    if model is None:
+        return dict(first)
+    if model not in cards:
+        raise InvalidRequest(f"The {server.name} does not serve {model!r}.", f"It serves {', '.join(cards)}.")
+    return dict(cards[model])
+
+
+async def _explain(client: Client, server: Endpoint, failure: CallFailed) -> ServerUnavailable:
+    """Why a server that should list its models did not."""
+    if failure.status in (401, 403):
+        variable = f"MIDLOGIT_{server.side.upper()}_API_KEY"
+        hint = f"Give --{server.side}-api-key, or set {variable} or OPENAI_API_KEY."
+        return unavailable(server, CallFailed(f"it refuses the API key (HTTP {failure.status})"), hint)
+    if failure.status == 404:
+        try:
+            await client.once(server, "/v1/models")
+        except CallFailed:
+            return unavailable(server, CallFailed("it knows no /models below that URL"), "Give one ending in /v1.")
+        name = server.name.removeprefix(f"{server.side} ")
+        return unavailable(server, CallFailed("it knows no /models below that URL"), f"Did you mean {name}/v1?")
+    if failure.status is None:
+        return unavailable(server, failure, "Is `vllm serve` running there, and is the URL right?")
+    return unavailable(server, failure)
+
+
+async def _number_in_refusal(client: Client, server: Endpoint, body: dict[str, Any], pattern: str) -> int | None:
+    """The limit that the server names when it refuses a request beyond it; None when it names none."""
+    try:
+        await client.call(server, "/completions", body)
+    except CallFailed as failure:
+        if failure.retryable or failure.status in (401, 403):
+            raise unavailable(server, failure) from failure
+        found = re.search(pattern, failure.message)
+        return int(found.group(1)) if found else None
+    return None
+
+
+async def _require_rows(client: Client, server: Endpoint, model: str, k: int) -> None:
+    """Refuses a server whose rows cannot be used."""
+    try:
+        answer = await client.call(server, "/completions", top_body(model, [list(PROBE), list(PROBE[:2])], k))
+        rows = read_top(answer, 2, k)
+    except CallFailed as failure:
+        hint = "midlogit needs a vLLM server that honours return_tokens_as_token_ids and logprobs."
+        raise unavailable(server, failure, hint) from failure
+    if any(math.fsum(map(math.exp, row.values())) > 1.001 for row in rows):
+        raise ServerUnavailable(
+            f"The {server.name} returns values that are no log-probabilities: they sum to more than 1.",
+            "Start it without --logprobs-mode.",
+        )
+
+
+async def _can_score(client: Client, server: Endpoint, model: str, logit_size: int) -> bool:
+    """Whether chosen ids are scored: an old server ignores or refuses logprob_token_ids."""
+    chosen = sorted({1, logit_size // 2, logit_size - 1})
+    try:
+        answer = await client.call(server, "/completions", score_body(model, [list(PROBE)], chosen))
+        read_scores(answer, 1, chosen)
+    except CallFailed as failure:
+        if failure.retryable:
+            raise unavailable(server, failure) from failure
+        return False
+    return True
+
+
+async def _can_tokenize(client: Client, server: Endpoint, model: str) -> bool:
+    try:
+        await client.call(server, "//tokenize", {"model": model, "prompt": "Hi"})
+    except CallFailed as failure:
+        if failure.retryable:
+            raise unavailable(server, failure) from failure
+        return False
+    return True
+
+
+async def _version(client: Client, server: Endpoint) -> str | None:
+    try:
+        return str((await client.once(server, "//version"))["version"])
+    except (CallFailed, KeyError, TypeError):
+        return None
+
+
+async def _tokens(client: Client, facts: Facts, body: dict[str, Any]) -> list[int]:
+    answer = await client.call(facts.endpoint, "//tokenize", {"model": facts.model, **body})
+    return [int(i) for i in answer["tokens"]]
+
+
+def _probe_body(model: str, **changes: Any) -> dict[str, Any]:
+    return {"model": model, "prompt": [list(PROBE)], **EXPLICIT, **changes}

@@ -1,0 +1,106 @@
+"""Bodies and answers of /v1/completions for rows of log-probabilities; knows vLLM's JSON, sends nothing.
+
+Measured against vLLM 0.24 and 0.32: log-probabilities are the raw ones whatever the sampling parameters,
+"token_id:N" keys need return_tokens_as_token_ids, logprob_token_ids replaces the top-K.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from midlogit.engines.http.client import CallFailed
+
+MAX_SCORED = 128  # ids in one logprob_token_ids
+KEY = "token_id:"
+NOTHING = -9999.0  # how vLLM writes −∞
+
+# A server takes what is left out from the model's generation_config.json, so nothing is.
+# Greedy, because then the drawn token is in the list and a repeated call returns the same one.
+EXPLICIT = {
+    "max_tokens": 1,
+    "min_tokens": 0,
+    "n": 1,
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "stop": [],
+    "stop_token_ids": [],
+    "ignore_eos": True,
+    "echo": False,
+    "stream": False,
+    "return_tokens_as_token_ids": True,
+}
+
+
+def top_body(model: str, prompts: Sequence[Sequence[int]], k: int) -> dict[str, Any]:
+    """Asks for the `k` most likely next ids of each prompt."""
+    return {"model": model, "prompt": prompts, "logprobs": k, **EXPLICIT}
+
+
+def score_body(model: str, prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> dict[str, Any]:
+    """Asks for chosen next ids of each prompt."""
+    return {"model": model, "prompt": prompts, "logprobs": 1, "logprob_token_ids": ids, **EXPLICIT}
+
+
+def read_rows(answer: Any, count: int) -> list[dict[int, float]]:
+    """Log-probabilities by id, for each prompt in order.
+
+    Raises:
+        CallFailed: an answer of another form; not retryable, the server would send it again.
+    """
+    try:
+        rows = [
+            _read_row(choice["logprobs"]["top_logprobs"][0])
+            for choice in sorted(answer["choices"], key=lambda choice: choice["index"])
+        ]
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        raise CallFailed(f"its answer holds no log-probabilities by token id ({error!r})", retryable=False) from None
+    if len(rows) != count:
+        raise CallFailed(f"it answered {len(rows)} of {count} prompts", retryable=False)
+    return rows
+
+
+def read_top(answer: Any, count: int, k: int) -> list[dict[int, float]]:
+    """`read_rows` of exactly the `k` most likely ids.
+
+    Raises:
+        CallFailed: fewer came than were asked for. Retryable, for it happens in passing: vLLM answers so while
+            some other client has it score chosen ids (it fills the lists of all others with id 0 at −∞).
+    """
+    rows = read_rows(answer, count)
+    for row in rows:
+        given = len(row) - (row.get(0) == -math.inf)
+        if given < k:
+            raise CallFailed(f"it returned {given} log-probabilities where {k} were asked for")
+    return [
+        row if len(row) == k else dict(sorted(row.items(), key=lambda item: (-item[1], item[0]))[:k]) for row in rows
+    ]
+
+
+def read_scores(answer: Any, count: int, ids: Sequence[int]) -> list[dict[int, float]]:
+    """`read_rows` that hold every one of `ids`.
+
+    Raises:
+        CallFailed: some are missing.
+    """
+    rows = read_rows(answer, count)
+    for row in rows:
+        if not all(i in row for i in ids):
+            raise CallFailed("it did not score the ids that were asked for", retryable=False)
+    return rows
+
+
+def _read_row(values: dict[str, float]) -> dict[int, float]:
+    start = len(KEY)
+    row = {int(key[start:]): value for key, value in values.items() if key.startswith(KEY)}
+    if len(row) != len(values):
+        raise ValueError("keys are texts, which are not unique")
+    if min(row.values()) <= NOTHING:
+        row = {i: value if value > NOTHING else -math.inf for i, value in row.items()}
+    return row

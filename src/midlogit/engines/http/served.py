@@ -1,0 +1,154 @@
+"""A model behind a server, as the rest of midlogit knows models: tokenizer files here, or the server's own.
+
+Knows what the handshake found and the /tokenize and /detokenize endpoints; draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from midlogit.checkpoint import Checkpoint, Message, plain_chat
+from midlogit.engines.http.client import CallFailed, Client, Endpoint
+from midlogit.errors import EngineFailure, InvalidRequest
+from midlogit.sampling.text import Decoding, Detokenizer
+
+REMEMBERED = 100_000  # decoded pieces kept
+
+
+@dataclass(frozen=True)
+class FilesOfServed:
+    """Tokenizer files on this machine, with the sizes that the server gave."""
+
+    files: Checkpoint
+    logit_size: int
+    max_context: int
+
+    @property
+    def name(self) -> str:
+        return self.files.name
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return self.files.stop_ids
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return self.files.special_ids
+
+    @property
+    def vocabulary(self) -> dict[int, str] | None:
+        return self.files.vocabulary
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.files.has_chat_template
+
+    @property
+    def detokenizer(self) -> Detokenizer:
+        return self.files.detokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self.files.encode(text)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        return self.files.encode_chat(messages)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model of which nothing is on this machine; its calls wait for the server, so never in the client's loop."""
+
+    client: Client
+    server: Endpoint
+    name: str
+    stop_ids: tuple[int, ...]
+    special_ids: frozenset[int]
+    logit_size: int
+    max_context: int
+    has_chat_template: bool
+    detokenizer: ServedDetokenizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detokenizer", ServedDetokenizer(self._decode, self.special_ids, self.stop_ids))
+
+    @property
+    def vocabulary(self) -> dict[int, str] | None:
+        return None
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokens({"prompt": text})
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        if not self.has_chat_template:
+            return self.encode(plain_chat(messages))
+        try:
+            return self._tokens({"messages": list(messages), "add_generation_prompt": True})
+        except EngineFailure as error:
+            raise InvalidRequest(f"The {self.server.name} refuses the messages: {error.args[0]}") from error
+
+    def _tokens(self, body: dict[str, Any]) -> list[int]:
+        return [int(i) for i in self._call("//tokenize", body)["tokens"]]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._call("//detokenize", {"tokens": list(ids)})["prompt"]) if ids else ""
+
+    def _call(self, path: str, body: dict[str, Any]) -> Any:
+        try:
+            return self.client.run(self.client.call(self.server, path, {"model": self.name, **body}))
+        except CallFailed as failure:
+            raise EngineFailure(f"{self.server.name}: {failure.message}") from failure
+
+
+class ServedDetokenizer:
+    """Text by /detokenize: nothing until the end where nobody reads along, else piece by piece."""
+
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], special_ids: frozenset[int], stop_ids: Sequence[int]
+    ) -> None:
+        self._hidden = special_ids | set(stop_ids)
+        self._decode = lru_cache(maxsize=REMEMBERED)(decode)
+
+    def decoding(self, context: Sequence[int], live: bool) -> Decoding:
+        return ServedDecoding(self.text, context, live)
+
+    def token(self, token_id: int) -> str:
+        return self._decode((token_id,))
+
+    def text(self, ids: Sequence[int]) -> str:
+        return self._decode(tuple(i for i in ids if i not in self._hidden))
+
+
+class ServedDecoding:
+    """`Decoding` by windows: what the last whole piece is when it stands before the new ids."""
+
+    def __init__(self, text: Callable[[Sequence[int]], str], context: Sequence[int], live: bool) -> None:
+        self._text = text
+        self._live = live
+        self._window = list(context)
+        self._known = len(self._window)
+
+    def step(self, token_id: int) -> str | None:
+        self._window.append(token_id)
+        if not self._live:
+            return None
+        piece = self._new_text()
+        if not piece or piece.endswith("\ufffd"):
+            return None
+        self._advance()
+        return piece
+
+    def rest(self) -> str:
+        piece = self._new_text() if len(self._window) > self._known else ""
+        self._advance()
+        return piece
+
+    def _new_text(self) -> str:
+        before, now = self._text(self._window[: self._known]), self._text(self._window)
+        return now[len(before) :]
+
+    def _advance(self) -> None:
+        self._window = self._window[self._known :] or self._window
+        self._known = len(self._window)

@@ -1,0 +1,171 @@
+"""Rows of which a server lists only some ids: their common columns, the estimate of what is missing, what to ask.
+
+Knows lists of log-probabilities and the outcomes drawn from (docs/theory.md section 10); no server.
+Arrays are NumPy: N rows, U ids of either list.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from midlogit.core.arrays import Array
+from midlogit.core.outcomes import Outcomes
+from midlogit.core.truncation import MASS_PRECISION
+
+if TYPE_CHECKING:
+    from midlogit.sampling.policy import RowSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What one model said of one position.
+
+    Attributes:
+        logprobs: log-probability by id, listed or scored.
+        floor: no id that is not in `logprobs` has a higher log-probability.
+        size: ids that the model has.
+    """
+
+    logprobs: dict[int, float]
+    floor: float
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One model's part of N truncated rows.
+
+    Attributes:
+        values_NU: log-probabilities; where not known, the estimate (docs/theory.md (33)) or −inf.
+        known_NU: reported values.
+        mass_N: probability that was not reported. cap_N: the largest that an unreported id may have.
+        sizes_N: ids of the model.
+    """
+
+    values_NU: Array
+    known_NU: Array
+    mass_N: Array
+    cap_N: Array
+    sizes_N: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """N rows of two truncated lists on common columns; build with `Truncation.of`."""
+
+    base: Side
+    teacher: Side
+    ids_NU: Array
+    outcomes: Outcomes
+    may_end_N: Array
+    heat_N: Array
+    vocabulary: int
+    drawable_NU: Array
+
+    @classmethod
+    def of(
+        cls,
+        pairs: Sequence[tuple[Listed, Listed]],
+        outcomes: Outcomes,
+        may_end_N: Array,
+        temperature_N: Array,
+        vocabulary: int,
+    ) -> Truncation:
+        """The union of both lists of each row, in id order.
+
+        The stop class brings all its members along as soon as one is listed.
+
+        Args:
+            pairs: base and teacher lists of each row.
+            vocabulary: ids below it are drawn from; the rest is some model's padding.
+        """
+        stops = set(outcomes.stop_ids) if outcomes.merged else set()
+        unions = []
+        for base, teacher in pairs:
+            union = base.logprobs.keys() | teacher.logprobs.keys()
+            unions.append(sorted(union | stops if not stops.isdisjoint(union) else union))
+        width = max(map(len, unions))
+        ids_NU = np.array([union + [-1] * (width - len(union)) for union in unions])
+        ids_NU = np.where(ids_NU < vocabulary, ids_NU, -1)
+        drawable_NU = outcomes.drawable(ids_NU, may_end_N)
+        sides = [
+            _side(lists, unions, width, drawable_NU, outcomes.stop_columns(ids_NU), ids_NU == outcomes.stop_outcome)
+            for lists in zip(*pairs, strict=True)
+        ]
+        return cls(sides[0], sides[1], ids_NU, outcomes, may_end_N, 1 / temperature_N, vocabulary, drawable_NU)
+
+
+def _side(
+    lists: Sequence[Listed],
+    unions: list[list[int]],
+    width: int,
+    drawable_NU: Array,
+    stops_NU: Array,
+    lead_NU: Array,
+) -> Side:
+    nan = float("nan")
+    values_NU = np.array(
+        [
+            [row.logprobs.get(i, nan) for i in union] + [nan] * (width - len(union))
+            for row, union in zip(lists, unions, strict=True)
+        ]
+    )
+    known_NU = ~np.isnan(values_NU)
+    sizes_N = np.array([row.size for row in lists])
+    seen_N = np.where(known_NU, np.exp(values_NU, where=known_NU, out=np.zeros_like(values_NU)), 0.0).sum(axis=-1)
+    whole_N = known_NU.sum(axis=-1) >= sizes_N
+    mass_N = np.where(whole_N, 0.0, np.maximum(1.0 - seen_N, 0.0) + MASS_PRECISION)
+    cap_N = np.minimum(np.exp([row.floor for row in lists]), mass_N)
+
+    # Of a stop class that is partly listed the rest is left out; of one that is not, one member stands for it.
+    class_listed_N1 = (known_NU & stops_NU).any(axis=-1)[:, None]
+    missing_NU = drawable_NU & ~known_NU & (~stops_NU | (lead_NU & ~class_listed_N1))
+    count_N = np.maximum(missing_NU.sum(axis=-1), 1)
+    estimate_N = _log(np.minimum(cap_N, mass_N / count_N))
+    values_NU = np.where(known_NU, values_NU, np.where(missing_NU, estimate_N[:, None], -np.inf))
+    return Side(values_NU, known_NU, mass_N, cap_N, sizes_N)
+
+
+def _log(x_N: Array) -> Array:
+    return np.log(np.maximum(x_N, 1e-300))
+
+
+def unlisted_ids(base: Listed, teacher: Listed, settings: RowSettings, vocabulary: int) -> tuple[list[int], list[int]]:
+    """Ids whose log-probability would make the row's union complete: (of the base, of the teacher).
+
+    With a support constraint only the teacher's nucleus counts, and of the teacher only the stop class in it.
+    """
+    outcomes = settings.outcomes
+    hidden = outcomes.hidden if settings.may_end else outcomes.hidden_before_end
+    stops = outcomes.stop_ids if outcomes.merged and settings.may_end else ()
+    if settings.top_p is None:
+        wanted = base.logprobs.keys() | teacher.logprobs.keys()
+    else:
+        wanted = _nucleus_ids(teacher, settings, hidden, vocabulary)
+    wanted = {i for i in wanted if i < vocabulary and i not in hidden}
+    if not wanted.isdisjoint(stops):
+        wanted.update(stops)
+    return sorted(wanted - base.logprobs.keys()), sorted(wanted - teacher.logprobs.keys())
+
+
+def _nucleus_ids(teacher: Listed, settings: RowSettings, hidden: frozenset[int], vocabulary: int) -> set[int]:
+    """At least the ids of the nucleus that lie in the teacher's list."""
+    heat = 1 / (settings.temperature or 1.0)
+    allowed = [(lp, i) for i, lp in teacher.logprobs.items() if i < vocabulary and i not in hidden]
+    allowed.sort(key=lambda entry: (-entry[0], entry[1]))
+    rest = max(1 - math.fsum(map(math.exp, teacher.logprobs.values())), 0.0) + MASS_PRECISION
+    weights = [math.exp(lp * heat) for lp, _ in allowed]
+    needed = (settings.top_p or 1.0) * (math.fsum(weights) + rest * math.exp(teacher.floor * (heat - 1)))
+    found: set[int] = set()
+    reached = 0.0
+    for weight, (_, i) in zip(weights, allowed, strict=True):
+        found.add(i)
+        reached += weight
+        if reached >= needed:
+            break
+    return found

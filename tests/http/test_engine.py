@@ -1,0 +1,185 @@
+"""Two real servers against the local engine, and everything that a request may ask for."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from midlogit import Completion, EngineFailure, KLBudget, Pair, SamplingParams, Token
+from tests.http.conftest import WHOLE, Urls
+from tests.http.proxy import Proxy
+
+WORDS = "the little fox went into the old forest to look for a friend and found a warm house by the river".split()
+PROMPTS = [" ".join(WORDS[: 1 + n]) + (" ?" if n % 3 == 0 else "") for n in range(16)]
+BASE_PROMPTS = [f"Here is a story. {prompt}" for prompt in reversed(PROMPTS)]
+GREEDY = SamplingParams(max_tokens=8, temperature=0)
+
+
+@pytest.fixture(scope="module")
+def whole(urls: Urls) -> Pair:
+    with Pair.http(urls.base, urls.teacher, top_k=WHOLE) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def http(urls: Urls) -> Pair:
+    with Pair.http(urls.base, urls.teacher) as opened:
+        yield opened
+
+
+def both(pair: Pair, params: SamplingParams) -> list[Completion]:
+    return pair.generate(base_prompts=BASE_PROMPTS, teacher_prompts=PROMPTS, params=params, progress=False)
+
+
+def test_whole_vocabulary_equals_the_local_engine(pair: Pair, whole: Pair) -> None:
+    for local, served in zip(both(pair, GREEDY), both(whole, GREEDY), strict=True):
+        assert served.token_ids == local.token_ids
+        assert (served.text, served.finish_reason) == (local.text, local.finish_reason)
+        assert served.diagnostics.alpha == pytest.approx(local.diagnostics.alpha, abs=1e-4)
+        assert served.diagnostics.kl_base == pytest.approx(local.diagnostics.kl_base, abs=1e-4)
+        assert served.diagnostics.base_logprobs == pytest.approx(local.diagnostics.base_logprobs, abs=1e-4)
+        assert set(served.diagnostics.bound) == {0.0} == set(served.diagnostics.alpha_bound)
+        assert set(served.diagnostics.coverage) == {1.0}
+
+
+def test_top_20_draws_what_the_local_engine_draws_where_it_is_certain(pair: Pair, http: Pair) -> None:
+    params = SamplingParams(max_tokens=24, seed=4)
+    compared = 0
+    for local, served in zip(both(pair, params), both(http, params), strict=True):
+        for position, bound in enumerate(served.diagnostics.bound):
+            if bound > 1e-6 or served.token_ids[position] != local.token_ids[position]:
+                break
+            assert served.diagnostics.alpha[position] == pytest.approx(local.diagnostics.alpha[position], abs=1e-3)
+            compared += 1
+    assert compared > 100
+
+
+def test_same_seed_same_tokens_alone_and_in_a_batch(http: Pair) -> None:
+    params = SamplingParams(max_tokens=12, seed=7)
+    together = both(http, params)
+    for n in (0, 9):
+        alone = http.generate(base_prompts=[BASE_PROMPTS[n]], teacher_prompts=[PROMPTS[n]], params=params)[0]
+        assert alone.token_ids == together[n].token_ids
+
+
+def test_chat_stream_and_stop_string(http: Pair) -> None:
+    params = SamplingParams(max_tokens=40, seed=2)
+    tokens = list(http.stream("Tell me a story.", params, chat=True))
+    completion = tokens.pop()
+    assert isinstance(completion, Completion)
+    assert "".join(token.text for token in tokens if isinstance(token, Token)) == completion.text
+    assert completion.diagnostics.forced[0] and completion.diagnostics.alpha[0] == 1
+    stop = completion.text[8:11]
+    cut = http.generate(["Tell me a story."], replace(params, stop=(stop,)), chat=True)[0]
+    assert cut.text == completion.text[: completion.text.index(stop)]
+    assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
+
+
+def test_every_parameter_of_the_local_engine(pair: Pair, whole: Pair) -> None:
+    for params in (
+        SamplingParams.preset("exploratory", max_tokens=4, seed=1, temperature=0.7),
+        SamplingParams.preset("conservative", max_tokens=4, seed=1, min_tokens=4, alpha_rule=KLBudget(0.1)),
+        SamplingParams(max_tokens=4, seed=1, n=2, ignore_eos=True, special_token_ids=(40, 41), top_logprobs=3),
+    ):
+        prompts = PROMPTS[:2]
+        local = pair.generate(prompts, params, progress=False)
+        served = whole.generate(prompts, params, progress=False)
+        assert [c.token_ids for c in served] == [c.token_ids for c in local]
+        if params.top_logprobs:
+            for a, b in zip(local, served, strict=True):
+                assert [i for i, _ in a.top[0].base] == [i for i, _ in b.top[0].base]
+
+
+def test_adaptive_width_meets_its_tolerance(urls: Urls, proxies: tuple[Proxy, Proxy]) -> None:
+    base, teacher = proxies
+    asked = set()
+
+    def note(path: str, body: dict[str, object]) -> dict[str, object]:
+        asked.add(body.get("logprobs"))
+        return body
+
+    base.rewrite_request = note
+    params = SamplingParams.preset("exploratory", max_tokens=8, seed=1)
+    with Pair.http(base.url, teacher.url, top_k="auto", tolerance=0.02) as pair:
+        completions = pair.generate(PROMPTS[:4], params, progress=False)
+    assert max(bound for c in completions for bound in c.diagnostics.bound) <= 0.02
+    assert {20, 80} <= asked
+
+
+def test_adaptive_width_says_when_it_cannot(proxies: tuple[Proxy, Proxy], caplog: pytest.LogCaptureFixture) -> None:
+    base, teacher = proxies
+    base.max_logprobs = 40
+    with (
+        caplog.at_level("WARNING", logger="midlogit"),
+        Pair.http(base.url, teacher.url, top_k="auto", tolerance=1e-5) as pair,
+    ):
+        pair.generate(PROMPTS[:2], SamplingParams.preset("exploratory", max_tokens=4, seed=1), progress=False)
+    assert caplog.text.count("--max-logprobs") == 1
+    assert " 40 " in caplog.text
+
+
+def test_256_in_flight_keep_their_order(http: Pair) -> None:
+    prompts = [f"{PROMPTS[n % 16]} {n}" for n in range(256)]
+    params = SamplingParams(max_tokens=3, seed=1)
+    found = http.generate(prompts, params, progress=False)
+    assert [c.prompt for c in found] == prompts
+    assert all(len(c.token_ids) == 3 or c.finish_reason == "stop" for c in found)
+    assert http.statistics()["failed_requests"] == 0
+    alone = http.generate([prompts[200]], params)[0]
+    assert alone.token_ids == found[200].token_ids
+
+
+def test_rows_of_a_step_share_a_call_and_a_lone_one_does_not_wait(proxies: tuple[Proxy, Proxy]) -> None:
+    base, teacher = proxies
+    with Pair.http(base.url, teacher.url) as pair:
+        before = teacher.calls, teacher.rows
+        pair.generate(PROMPTS, replace(GREEDY, ignore_eos=True), progress=False)
+        calls, rows = teacher.calls - before[0], teacher.rows - before[1]
+    assert rows >= 16 * 8
+    assert calls < rows / 3
+
+
+def test_asyncio_cancelling_ends_the_requests(http: Pair) -> None:
+    async def run() -> None:
+        task = asyncio.create_task(http.agenerate(PROMPTS, SamplingParams(max_tokens=400, ignore_eos=True)))
+        await asyncio.sleep(0.5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len((await http.agenerate(["a fox"], GREEDY))[0].token_ids) > 0
+
+    asyncio.run(run())
+
+
+def test_closing_aborts_and_keeps_what_was_drawn(urls: Urls) -> None:
+    pair = Pair.http(urls.base, urls.teacher)
+    batch = pair.as_completed(PROMPTS[:4], SamplingParams(max_tokens=450, ignore_eos=True))
+    stream = pair.stream(PROMPTS[0], SamplingParams(max_tokens=450, ignore_eos=True))
+    for _ in range(5):
+        next(stream)
+    pair.close()
+    completions = list(batch)
+    assert {c.finish_reason for c in completions} == {"abort"}
+    assert all(c.token_ids for c in completions)
+    with pytest.raises(EngineFailure, match="closed"):
+        pair.generate(["a fox"])
+
+
+def test_tokenizers_of_the_servers_alone(urls: Urls, http: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the servers are elsewhere: ids, chat templates, stop ids and text all come from them."""
+    monkeypatch.setattr("midlogit.engines.http.opening._files", lambda named, facts: None)
+    params = SamplingParams(max_tokens=60, seed=3)
+    with Pair.http(urls.base, urls.teacher) as remote:
+        assert remote.mixing.stop_ids == http.mixing.stop_ids
+        assert remote.mixing.base.vocabulary is None
+        ours = http.generate(["Tell me a story.", "Who are you? ☃"], params, chat=True, progress=False)
+        theirs = remote.generate(["Tell me a story.", "Who are you? ☃"], params, chat=True, progress=False)
+        for a, b in zip(ours, theirs, strict=True):
+            assert (b.token_ids, b.text, b.finish_reason) == (a.token_ids, a.text, a.finish_reason)
+        *tokens, completion = remote.stream("Tell me a story.", params, chat=True)
+        assert completion.text == ours[0].text == "".join(token.text for token in tokens)
+        stop = ours[0].text[6:10]
+        cut = remote.generate(["Tell me a story."], replace(params, stop=(stop,)), chat=True)[0]
+        assert cut.text == ours[0].text[: ours[0].text.index(stop)]

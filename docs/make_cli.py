@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "cli.md"
-COMMANDS = ("", "demo", "generate", "doctor", "presets")
+COMMANDS = ("", "demo", "generate", "serve", "doctor", "presets")
 HEAD = """# The command line
 
 Written by `python docs/make_cli.py` from the commands' own help; `make check` fails when it is out of date.

@@ -36,6 +36,12 @@ ERRORS = {
     "500": "The server failed.",
     "503": "The models are loading, or the server is stopping.",
 }
+EVENT = {
+    "type": "object",
+    "description": "With stream: true. Each event's data is JSON, a piece of the answer; the last one's is [DONE].",
+    "properties": {"data": {"type": "string"}},
+    "required": ["data"],
+}
 READING_ERRORS = ("401", "404", "500", "503")
 
 
@@ -54,7 +60,7 @@ def description() -> dict[str, Any]:
     for path, body, answer, summary in POSTS:
         content: dict[str, Any] = {"application/json": {"schema": shape_of[answer]}}
         if issubclass(body, requests.Sampling):
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            content["text/event-stream"] = {"schema": EVENT}
         paths[path] = {
             "post": {
                 "summary": summary,

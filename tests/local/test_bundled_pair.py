@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training.corpus import load
 
 from midlogit import Pair, SamplingParams
 from midlogit.core.mixture import normalise
 from midlogit.core.outcomes import Outcomes
 from tests.conftest import BASE, TEACHER
+from training.corpus import load
 
 PROMPTS = 200
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         PairMismatch,
         PromptTooLong,
     )
-    from midlogit.outputs import Completion, Diagnostics, Statistics, Token, Usage
+    from midlogit.outputs import Completion, Diagnostics, Scores, Statistics, Token, Usage
     from midlogit.pair import Pair
     from midlogit.params import PRESETS, Preset, SamplingParams
     from midlogit.sampling.policy import Decision, Top
@@ -39,7 +39,7 @@ _HOMES = {
         "PairMismatch",
         "PromptTooLong",
     ),
-    "midlogit.outputs": ("Completion", "Diagnostics", "Statistics", "Token", "Usage"),
+    "midlogit.outputs": ("Completion", "Diagnostics", "Scores", "Statistics", "Token", "Usage"),
     "midlogit.pair": ("Pair",),
     "midlogit.params": ("PRESETS", "Preset", "SamplingParams"),
     "midlogit.sampling.policy": ("Decision", "Top"),
@@ -66,6 +66,7 @@ __all__ = [
     "Preset",
     "PromptTooLong",
     "SamplingParams",
+    "Scores",
     "Statistics",
     "Token",
     "Top",

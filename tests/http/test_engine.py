@@ -44,16 +44,21 @@ def test_whole_vocabulary_equals_the_local_engine(pair: Pair, whole: Pair) -> No
         assert set(served.diagnostics.coverage) == {1.0}
 
 
-def test_top_20_draws_what_the_local_engine_draws_where_it_is_certain(pair: Pair, http: Pair) -> None:
+def test_top_20_keeps_its_word_against_the_local_engine(pair: Pair, http: Pair) -> None:
     params = SamplingParams(max_tokens=24, seed=4)
-    compared = 0
+    compared = exact = 0
     for local, served in zip(both(pair, params), both(http, params), strict=True):
-        for position, bound in enumerate(served.diagnostics.bound):
-            if bound > 1e-6 or served.token_ids[position] != local.token_ids[position]:
-                break
-            assert served.diagnostics.alpha[position] == pytest.approx(local.diagnostics.alpha[position], abs=1e-3)
+        for position, (a, b) in enumerate(zip(local.token_ids, served.token_ids, strict=False)):
+            ours, theirs = local.diagnostics, served.diagnostics
+            assert abs(ours.alpha[position] - theirs.alpha[position]) <= theirs.alpha_bound[position] + 1e-4
             compared += 1
-    assert compared > 100
+            exact += theirs.bound[position] == 0
+            if theirs.bound[position] == 0:
+                assert a == b
+                assert theirs.base_logprobs[position] == pytest.approx(ours.base_logprobs[position], abs=1e-4)
+            if a != b:
+                break
+    assert compared > 30 and exact > 3
 
 
 def test_same_seed_same_tokens_alone_and_in_a_batch(http: Pair) -> None:

@@ -154,10 +154,11 @@ def test_replicas_keep_their_sequences(urls: Urls) -> None:
                 return body
 
             proxy.rewrite_request = note
-        completions = pair.generate(PROMPTS, PARAMS, progress=False)
-        prompts = [tuple(pair.mixing.teacher.encode(prompt)) for prompt in PROMPTS]
+        texts = [f"{n}. {prompt}" for n, prompt in enumerate(PROMPTS)]
+        completions = pair.generate(texts, PARAMS, progress=False)
+        prompts = [tuple(pair.mixing.teacher.encode(text)) for text in texts]
     for completion, prompt in zip(completions, prompts, strict=True):
-        at = [any(prefix[: len(prompt)] == prompt and len(prefix) == len(prompt) for prefix in s) for s in prefixes]
+        at = [prompt in seen for seen in prefixes]
         last = prompt + tuple(completion.token_ids[:-1])
         assert [last in seen for seen in prefixes] == at
         assert sum(at) == 1

@@ -144,7 +144,7 @@ def _boxes(base: Weights, teacher: Weights) -> Boxes:
 
 
 def _boxes_of_nucleus(base: Weights, teacher: Weights, used_NU: Array, top_p_N: Array) -> tuple[Boxes, Array]:
-    """Of rows held to the teacher's nucleus S, and where they say anything (docs/theory.md (32) to (32d)).
+    """Of rows held to the teacher's nucleus S, and where they say anything (docs/theory.md (32) to (32c)).
 
     Columns are in S for every completion (sure), for some (perhaps) or for none; so may unlisted ids be.
 

@@ -95,7 +95,9 @@ def measure(pair: Pair, meter: Meter, batch: int, tokens: int, rounds: int, pres
         "server_ms_per_token": round(1e3 * median(r["server"] for r in runs[True]), 3),
         "tokens_per_s": round(1 / median(r["wall"] for r in runs[True]), 1),
         "uncoalesced_tokens_per_s": round(1 / median(r["wall"] for r in runs[False]), 1),
-        "speedup_of_each_round": [round(b["wall"] / a["wall"], 2) for a, b in zip(runs[True], runs[False], strict=True)],
+        "speedup_of_each_round": [
+            round(b["wall"] / a["wall"], 2) for a, b in zip(runs[True], runs[False], strict=True)
+        ],
     }
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from midlogit.errors import EngineFailure
-from midlogit.outputs import Completion
+from midlogit.outputs import Completion, Diagnostics
 from midlogit.pair import Pair
 from midlogit.params import SamplingParams
 from midlogit.prompts import Prompt
@@ -114,7 +114,14 @@ async def generate_with_dual_prompts(
 
 
 def _result(completion: Completion, diagnostics: bool) -> GenerationResult:
-    d = completion.diagnostics
-    histories = (d.alpha, d.kl_base, d.kl_teacher, d.ess_ratio, d.entropy)
-    shown = [list(history) if diagnostics else [] for history in histories]
-    return GenerationResult(completion.text, completion.token_ids, *shown, error=completion.error)
+    d = completion.diagnostics if diagnostics else Diagnostics()
+    return GenerationResult(
+        completion.text,
+        completion.token_ids,
+        d.alpha,
+        d.kl_base,
+        d.kl_teacher,
+        d.ess_ratio,
+        d.entropy,
+        completion.error,
+    )

@@ -146,7 +146,11 @@ def test_sequences_move_from_a_killed_replica(urls: Urls, undisturbed: list[list
 
 def test_replicas_keep_their_sequences(urls: Urls) -> None:
     prefixes: list[list[tuple[int, ...]]] = [[], []]
-    with Proxy(urls.teacher) as first, Proxy(urls.teacher) as second, Pair.http(urls.base, [first.url, second.url]) as pair:
+    with (
+        Proxy(urls.teacher) as first,
+        Proxy(urls.teacher) as second,
+        Pair.http(urls.base, [first.url, second.url]) as pair,
+    ):
         for proxy, seen in zip((first, second), prefixes, strict=True):
 
             def note(path: str, body: dict[str, object], seen: list[tuple[int, ...]] = seen) -> dict[str, object]:

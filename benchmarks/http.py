@@ -16,6 +16,7 @@ from pathlib import Path
 # As a script, this folder comes first, and this file would hide the standard library's http.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
 
+# ruff: noqa: E402
 import argparse
 import json
 import platform

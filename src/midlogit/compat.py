@@ -115,13 +115,5 @@ async def generate_with_dual_prompts(
 
 def _result(completion: Completion, diagnostics: bool) -> GenerationResult:
     d = completion.diagnostics if diagnostics else Diagnostics()
-    return GenerationResult(
-        completion.text,
-        completion.token_ids,
-        d.alpha,
-        d.kl_base,
-        d.kl_teacher,
-        d.ess_ratio,
-        d.entropy,
-        completion.error,
-    )
+    histories = (d.alpha, d.kl_base, d.kl_teacher, d.ess_ratio, d.entropy, completion.error)
+    return GenerationResult(completion.text, completion.token_ids, *histories)

@@ -28,7 +28,7 @@ def urls() -> Iterator[Urls]:
     if given:
         yield Urls(*given.split(","))
         return
-    servers = [Server(bundled(side), port, *FLAGS) for side, port in (("base", 18900), ("teacher", 18901))]
+    servers = [Server(bundled(side), *FLAGS) for side in ("base", "teacher")]
     try:
         for server in servers:
             server.wait()

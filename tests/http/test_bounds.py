@@ -60,7 +60,7 @@ def variation(one: Decision, other: Decision) -> float:
 @pytest.mark.parametrize("preset", ["exploratory", "balanced"])
 @pytest.mark.parametrize("score", [False, True], ids=["bounded", "scored"])
 def test_bounds_hold_and_say_something(
-    pair: Pair, rows: tuple[np.ndarray, np.ndarray], preset: str, score: bool, record_property: object
+    pair: Pair, rows: tuple[np.ndarray, np.ndarray], preset: str, score: bool
 ) -> None:
     params = SamplingParams.preset(preset)
     settings = RowSettings(
@@ -85,8 +85,10 @@ def test_bounds_hold_and_say_something(
             assert abs(e.alpha - c.alpha) <= c.alpha_bound + 1e-6
             assert variation(e, c) <= c.bound + 1e-6
     medians = [median(column) for column in zip(*errors, strict=True)]
-    print(f"\n{preset}, {'scored' if score else 'bounded'}: medians of |α error| {medians[0]:.2g} (bound {medians[1]:.2g}),"
-          f" of the variation {medians[2]:.2g} (bound {medians[3]:.2g})")  # fmt: skip
+    alpha, alpha_bound, distance, bound = medians
+    kind = "scored" if score else "bounded"
+    print(f"\n{preset}, {kind}: median |α error| {alpha:.2g}, bound {alpha_bound:.2g}; ", end="")
+    print(f"median variation {distance:.2g}, bound {bound:.2g}")
     assert medians[3] < 0.8
     if score and preset == "exploratory":
         assert medians[1] < 0.4 and medians[3] < 0.4

@@ -11,7 +11,29 @@ from midlogit import Completion, EngineFailure, KLBudget, Pair, SamplingParams, 
 from tests.http.conftest import WHOLE, Urls
 from tests.http.proxy import Proxy
 
-WORDS = "the little fox went into the old forest to look for a friend and found a warm house by the river".split()
+WORDS = [
+    "the",
+    "little",
+    "fox",
+    "went",
+    "into",
+    "the",
+    "old",
+    "forest",
+    "to",
+    "look",
+    "for",
+    "a",
+    "friend",
+    "and",
+    "found",
+    "a",
+    "warm",
+    "house",
+    "by",
+    "the",
+    "river",
+]
 PROMPTS = [" ".join(WORDS[: 1 + n]) + (" ?" if n % 3 == 0 else "") for n in range(16)]
 BASE_PROMPTS = [f"Here is a story. {prompt}" for prompt in reversed(PROMPTS)]
 GREEDY = SamplingParams(max_tokens=8, temperature=0)

@@ -1,4 +1,4 @@
-"""Faults between the engine and real servers: the same tokens wherever trying again can help, nothing lost elsewhere."""
+"""Faults between engine and real servers: the same tokens wherever trying again can help, nothing lost elsewhere."""
 
 from __future__ import annotations
 
@@ -131,16 +131,20 @@ def test_only_the_prompt_at_fault_fails(proxies: tuple[Proxy, Proxy]) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_sequences_move_from_a_killed_replica(urls: Urls, undisturbed: list[list[int]]) -> None:
-    with Proxy(urls.base) as base, Proxy(urls.teacher) as first, Proxy(urls.teacher) as second:
-        with Pair.http(base.url, [first.url, second.url]) as pair:
-            batch = pair.as_completed(PROMPTS, PARAMS)
-            while first.calls < 10:
-                time.sleep(0.01)
-            assert second.calls > 0
-            first.dead = True
-            calls = first.calls
-            completions = sorted(batch, key=lambda c: c.index)
-            assert first.calls <= calls + 1
+    with (
+        Proxy(urls.base) as base,
+        Proxy(urls.teacher) as first,
+        Proxy(urls.teacher) as second,
+        Pair.http(base.url, [first.url, second.url]) as pair,
+    ):
+        batch = pair.as_completed(PROMPTS, PARAMS)
+        while first.calls < 10:
+            time.sleep(0.01)
+        assert second.calls > 0
+        first.dead = True
+        calls = first.calls
+        completions = sorted(batch, key=lambda c: c.index)
+        assert first.calls <= calls + 1
     assert [c.token_ids for c in completions] == undisturbed
 
 

@@ -180,6 +180,12 @@ def test_asyncio_cancelling_ends_the_requests(http: Pair) -> None:
     asyncio.run(run())
 
 
+def test_stopping_at_once_ends_every_request(http: Pair) -> None:
+    for _ in range(5):
+        completions = http.as_completed(PROMPTS, SamplingParams(max_tokens=400, ignore_eos=True)).stop()
+        assert [c.finish_reason for c in completions] == ["abort"] * len(PROMPTS)
+
+
 def test_closing_aborts_and_keeps_what_was_drawn(urls: Urls) -> None:
     pair = Pair.http(urls.base, urls.teacher)
     batch = pair.as_completed(PROMPTS[:4], SamplingParams(max_tokens=450, ignore_eos=True))

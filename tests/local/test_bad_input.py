@@ -220,10 +220,9 @@ def test_interrupting_a_batch_keeps_what_was_finished(pair: Pair) -> None:
     prompts = [[800 + i] * (pair.mixing.base.max_context - room) for i, room in enumerate(lengths)]
     params = SamplingParams.preset("balanced", max_tokens=900, seed=1, ignore_eos=True)
 
-    main = threading.get_ident()
+    main, before = threading.get_ident(), pair.statistics()["total_requests"]
 
     def interrupt() -> None:
-        before = pair.statistics()["total_requests"]
         while pair.statistics()["total_requests"] < before + 2:
             time.sleep(0.01)
         signal.pthread_kill(main, signal.SIGINT)

@@ -1,10 +1,17 @@
-"""Two servers of the bundled pair for the whole session; MIDLOGIT_TEST_SERVERS=BASE,TEACHER uses running ones."""
+"""Two servers of the bundled pair for the whole session; MIDLOGIT_TEST_SERVERS=BASE,TEACHER uses running ones.
+
+The base is served with sampling defaults of its own, which vLLM takes from generation_config.json: every test
+passes only because the engine sends all parameters.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from shutil import copytree
 
 import pytest
 
@@ -22,13 +29,23 @@ class Urls:
     teacher: str
 
 
+def with_sampling_defaults(model: Path, folder: Path) -> Path:
+    """A copy of a model that samples otherwise when it is not told how."""
+    copytree(model, folder)
+    file = folder / "generation_config.json"
+    defaults = {"do_sample": True, "temperature": 0.2, "top_k": 3, "top_p": 0.5, "repetition_penalty": 1.7}
+    file.write_text(json.dumps(json.loads(file.read_text()) | defaults))
+    return folder
+
+
 @pytest.fixture(scope="session")
-def urls() -> Iterator[Urls]:
+def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Urls]:
     given = os.environ.get("MIDLOGIT_TEST_SERVERS")
     if given:
         yield Urls(*given.split(","))
         return
-    servers = [Server(bundled(side), port, *FLAGS) for side, port in (("base", 18900), ("teacher", 18901))]
+    base = with_sampling_defaults(bundled("base"), tmp_path_factory.mktemp("served") / "base")
+    servers = [Server(model, *FLAGS) for model in (base, bundled("teacher"))]
     try:
         for server in servers:
             server.wait()

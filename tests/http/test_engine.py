@@ -11,7 +11,29 @@ from midlogit import Completion, EngineFailure, KLBudget, Pair, SamplingParams, 
 from tests.http.conftest import WHOLE, Urls
 from tests.http.proxy import Proxy
 
-WORDS = "the little fox went into the old forest to look for a friend and found a warm house by the river".split()
+WORDS = [
+    "the",
+    "little",
+    "fox",
+    "went",
+    "into",
+    "the",
+    "old",
+    "forest",
+    "to",
+    "look",
+    "for",
+    "a",
+    "friend",
+    "and",
+    "found",
+    "a",
+    "warm",
+    "house",
+    "by",
+    "the",
+    "river",
+]
 PROMPTS = [" ".join(WORDS[: 1 + n]) + (" ?" if n % 3 == 0 else "") for n in range(16)]
 BASE_PROMPTS = [f"Here is a story. {prompt}" for prompt in reversed(PROMPTS)]
 GREEDY = SamplingParams(max_tokens=8, temperature=0)
@@ -44,16 +66,21 @@ def test_whole_vocabulary_equals_the_local_engine(pair: Pair, whole: Pair) -> No
         assert set(served.diagnostics.coverage) == {1.0}
 
 
-def test_top_20_draws_what_the_local_engine_draws_where_it_is_certain(pair: Pair, http: Pair) -> None:
+def test_top_20_keeps_its_word_against_the_local_engine(pair: Pair, http: Pair) -> None:
     params = SamplingParams(max_tokens=24, seed=4)
-    compared = 0
+    compared = exact = 0
     for local, served in zip(both(pair, params), both(http, params), strict=True):
-        for position, bound in enumerate(served.diagnostics.bound):
-            if bound > 1e-6 or served.token_ids[position] != local.token_ids[position]:
-                break
-            assert served.diagnostics.alpha[position] == pytest.approx(local.diagnostics.alpha[position], abs=1e-3)
+        for position, (a, b) in enumerate(zip(local.token_ids, served.token_ids, strict=False)):
+            ours, theirs = local.diagnostics, served.diagnostics
+            assert abs(ours.alpha[position] - theirs.alpha[position]) <= theirs.alpha_bound[position] + 1e-4
             compared += 1
-    assert compared > 100
+            exact += theirs.bound[position] == 0
+            if theirs.bound[position] == 0:
+                assert a == b
+                assert theirs.base_logprobs[position] == pytest.approx(ours.base_logprobs[position], abs=1e-4)
+            if a != b:
+                break
+    assert compared > 30 and exact > 3
 
 
 def test_same_seed_same_tokens_alone_and_in_a_batch(http: Pair) -> None:
@@ -151,6 +178,12 @@ def test_asyncio_cancelling_ends_the_requests(http: Pair) -> None:
         assert len((await http.agenerate(["a fox"], GREEDY))[0].token_ids) > 0
 
     asyncio.run(run())
+
+
+def test_stopping_at_once_ends_every_request(http: Pair) -> None:
+    for _ in range(5):
+        completions = http.as_completed(PROMPTS, SamplingParams(max_tokens=400, ignore_eos=True)).stop()
+        assert [c.finish_reason for c in completions] == ["abort"] * len(PROMPTS)
 
 
 def test_closing_aborts_and_keeps_what_was_drawn(urls: Urls) -> None:

@@ -1,4 +1,4 @@
-"""Faults between the engine and real servers: the same tokens wherever trying again can help, nothing lost elsewhere."""
+"""Faults between engine and real servers: the same tokens wherever trying again can help, nothing lost elsewhere."""
 
 from __future__ import annotations
 
@@ -131,22 +131,30 @@ def test_only_the_prompt_at_fault_fails(proxies: tuple[Proxy, Proxy]) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_sequences_move_from_a_killed_replica(urls: Urls, undisturbed: list[list[int]]) -> None:
-    with Proxy(urls.base) as base, Proxy(urls.teacher) as first, Proxy(urls.teacher) as second:
-        with Pair.http(base.url, [first.url, second.url]) as pair:
-            batch = pair.as_completed(PROMPTS, PARAMS)
-            while first.calls < 10:
-                time.sleep(0.01)
-            assert second.calls > 0
-            first.dead = True
-            calls = first.calls
-            completions = sorted(batch, key=lambda c: c.index)
-            assert first.calls <= calls + 1
+    with (
+        Proxy(urls.base) as base,
+        Proxy(urls.teacher) as first,
+        Proxy(urls.teacher) as second,
+        Pair.http(base.url, [first.url, second.url]) as pair,
+    ):
+        batch = pair.as_completed(PROMPTS, PARAMS)
+        while first.calls < 10:
+            time.sleep(0.01)
+        assert second.calls > 0
+        first.dead = True
+        calls = first.calls
+        completions = sorted(batch, key=lambda c: c.index)
+        assert first.calls <= calls + 1
     assert [c.token_ids for c in completions] == undisturbed
 
 
 def test_replicas_keep_their_sequences(urls: Urls) -> None:
     prefixes: list[list[tuple[int, ...]]] = [[], []]
-    with Proxy(urls.teacher) as first, Proxy(urls.teacher) as second, Pair.http(urls.base, [first.url, second.url]) as pair:
+    with (
+        Proxy(urls.teacher) as first,
+        Proxy(urls.teacher) as second,
+        Pair.http(urls.base, [first.url, second.url]) as pair,
+    ):
         for proxy, seen in zip((first, second), prefixes, strict=True):
 
             def note(path: str, body: dict[str, object], seen: list[tuple[int, ...]] = seen) -> dict[str, object]:
@@ -154,10 +162,11 @@ def test_replicas_keep_their_sequences(urls: Urls) -> None:
                 return body
 
             proxy.rewrite_request = note
-        completions = pair.generate(PROMPTS, PARAMS, progress=False)
-        prompts = [tuple(pair.mixing.teacher.encode(prompt)) for prompt in PROMPTS]
+        texts = [f"{n}. {prompt}" for n, prompt in enumerate(PROMPTS)]
+        completions = pair.generate(texts, PARAMS, progress=False)
+        prompts = [tuple(pair.mixing.teacher.encode(text)) for text in texts]
     for completion, prompt in zip(completions, prompts, strict=True):
-        at = [any(prefix[: len(prompt)] == prompt and len(prefix) == len(prompt) for prefix in s) for s in prefixes]
+        at = [prompt in seen for seen in prefixes]
         last = prompt + tuple(completion.token_ids[:-1])
         assert [last in seen for seen in prefixes] == at
         assert sum(at) == 1

@@ -39,8 +39,8 @@ def run_demo(
         MidlogitError: as `Pair.local` and `Pair.stream`.
     """
     with open_pair(base, teacher, device=device, dtype=dtype) as pair:
-        print(f"base     {pair.mixing.base.name}")
-        print(f"teacher  {pair.mixing.teacher.name}")
+        print(f"base     {base or 'the bundled base'}")
+        print(f"teacher  {teacher or 'the bundled teacher'}")
         print(f"prompt   {prompt}")
         print(f"\nq*, coloured by α from {_paint('base', 0)} to {_paint('teacher', 1)}:\n")
         start = time.perf_counter()

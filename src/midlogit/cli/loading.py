@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,8 +21,8 @@ class Serving:
     teacher_model: str | None = None
     base_tokenizer: str | None = None
     teacher_tokenizer: str | None = None
-    base_api_key: str | None = None
-    teacher_api_key: str | None = None
+    base_api_key: str | None = field(default=None, repr=False)
+    teacher_api_key: str | None = field(default=None, repr=False)
 
     def options(self) -> dict[str, Any]:
         """As `Pair.http` takes them."""

@@ -109,35 +109,50 @@ class Boxes:
     def interval(self, alpha_N: Array, bounds: Bounds) -> tuple[Array, Array]:
         """[α_lo, α_hi] that holds the root of an increasing function (docs/theory.md (26)).
 
+        Tried are values on both sides at growing distances, then some between the first certified and the last
+        that is not: an end may be any value whose sign is certified.
+
         Args:
-            alpha_N: the estimate, from which the search goes outwards.
-            bounds: α_NG to certified (lower, upper) bounds of the function, up to a positive factor.
+            alpha_N: the estimate. bounds: α_NG to certified (lower, upper) bounds of the function, up to a
+                positive factor.
         """
+        steps = STEPS.size
+        left_N, right_N, left_in_N, right_in_N = self._nearest(
+            alpha_N,
+            np.broadcast_to(STEPS, (len(alpha_N), steps)),
+            np.broadcast_to(STEPS, (len(alpha_N), steps)),
+            bounds,
+        )
+        finer = [
+            inner_N[:, None]
+            + REFINEMENT * np.maximum(np.where(np.isfinite(at_N), at_N, inner_N) - inner_N, 0.0)[:, None]
+            for at_N, inner_N in ((left_N, left_in_N), (right_N, right_in_N))
+        ]
+        finer_left_N, finer_right_N, _, _ = self._nearest(alpha_N, finer[0], finer[1], bounds)
+        # Where nothing was certified the first time, nothing finer can be.
+        low_N = alpha_N - np.where(np.isfinite(left_N), np.minimum(left_N, finer_left_N), np.inf)
+        high_N = alpha_N + np.where(np.isfinite(right_N), np.minimum(right_N, finer_right_N), np.inf)
+        return np.maximum(low_N, 0.0), np.minimum(high_N, 1.0)
 
-        def end(sign: int) -> Array:
-            def certified(alpha_NG: Array) -> Array:
-                lower, upper = bounds(alpha_NG)
-                return lower > 0 if sign > 0 else upper < 0
-
-            def first(distance_NG: Array) -> tuple[Array, Array]:
-                """(the smallest certified distance or ∞, the next one below it)."""
-                tried_NG = np.clip(alpha_N[:, None] + sign * distance_NG, EDGE, 1 - EDGE)
-                beyond_NG = sign * (tried_NG - alpha_N[:, None])
-                good_NG = certified(tried_NG)
-                at_N = np.argmax(good_NG, axis=-1)
-                rows_N = np.arange(len(at_N))
-                found_N = np.where(good_NG[rows_N, at_N], np.maximum(beyond_NG[rows_N, at_N], 0.0), np.inf)
-                below_N = np.where(at_N > 0, distance_NG[rows_N, at_N - 1], 0.0)
-                return found_N, below_N
-
-            found_N, below_N = first(np.broadcast_to(STEPS, (len(alpha_N), STEPS.size)))
-            some_N = np.isfinite(found_N)
-            width_N = np.where(some_N, np.where(some_N, found_N, 0.0) - below_N, 0.0)
-            finer_N, _ = first(below_N[:, None] + REFINEMENT * np.maximum(width_N, 0.0)[:, None])
-            distance_N = np.where(some_N, np.minimum(found_N, finer_N), np.inf)
-            return np.clip(alpha_N + sign * distance_N, 0.0, 1.0)
-
-        return end(-1), end(+1)
+    def _nearest(
+        self, alpha_N: Array, left_NG: Array, right_NG: Array, bounds: Bounds
+    ) -> tuple[Array, Array, Array, Array]:
+        """Of growing distances to the left and right: the first certified (∞ for none), and those before them."""
+        count = left_NG.shape[-1]
+        tried_NG = np.concatenate([alpha_N[:, None] - left_NG, alpha_N[:, None] + right_NG], axis=-1)
+        tried_NG = np.minimum(np.maximum(tried_NG, EDGE), 1 - EDGE)
+        lower_NG, upper_NG = bounds(tried_NG)
+        rows_N = np.arange(len(alpha_N))
+        found: list[Array] = []
+        inner: list[Array] = []
+        for good_NG, away_NG, distance_NG in (
+            (upper_NG[:, :count] < 0, alpha_N[:, None] - tried_NG[:, :count], left_NG),
+            (lower_NG[:, count:] > 0, tried_NG[:, count:] - alpha_N[:, None], right_NG),
+        ):
+            at_N = np.argmax(good_NG, axis=-1)
+            found.append(np.where(good_NG[rows_N, at_N], np.maximum(away_NG[rows_N, at_N], 0.0), np.inf))
+            inner.append(np.where(at_N > 0, distance_NG[rows_N, np.maximum(at_N - 1, 0)], 0.0))
+        return found[0], found[1], inner[0], inner[1]
 
     def alpha_bound(self, alpha_N: Array, low_N: Array, high_N: Array) -> Array:
         """|α̂ − α*| at most (docs/theory.md (26a))."""

@@ -80,15 +80,15 @@ class Weights:
         return cls(low_NU, high_NU, np.exp(low_NU).sum(axis=-1), least_N, most_N, cap_N, peak_N * rows.heat_N)
 
 
-def teacher_total(rows: Truncation) -> Array:
+def teacher_total(rows: Truncation, weights: Weights) -> Array:
     """log of the teacher's tempered weight, what was not listed estimated as all at the cap."""
-    weights = Weights.of(rows, rows.teacher)
     unseen_N = np.where(rows.heat_N >= 1, weights.most_N, weights.least_N)
     return np.log(weights.total_N + unseen_N) + weights.peak_N
 
 
 def certify(
     rows: Truncation,
+    weights: tuple[Weights, Weights],
     rule: AlphaRule,
     alpha_N: Array,
     solved_N: Array,
@@ -99,12 +99,13 @@ def certify(
     """The bounds of each row (docs/theory.md (26a), (30)).
 
     Args:
+        weights: of base and teacher.
         alpha_N: as the rule chose it. solved_N: rows where it did; the others take the teacher as it is.
         mixed: log weights of base and teacher that were mixed, masked and merged, before any support.
         support: columns of the nucleus and which are valid, None without the constraint.
         top_p_N: the mass it was to reach.
     """
-    base, teacher = Weights.of(rows, rows.base), Weights.of(rows, rows.teacher)
+    base, teacher = weights
     base_NU, teacher_NU = (
         np.maximum(log_NU - w.peak_N[:, None], LOG_ZERO) for log_NU, w in zip(mixed, (base, teacher), strict=True)
     )
@@ -144,7 +145,7 @@ def _boxes(base: Weights, teacher: Weights) -> Boxes:
 
 
 def _boxes_of_nucleus(base: Weights, teacher: Weights, used_NU: Array, top_p_N: Array) -> tuple[Boxes, Array]:
-    """Of rows held to the teacher's nucleus S, and where they say anything (docs/theory.md (32) to (32d)).
+    """Of rows held to the teacher's nucleus S, and where they say anything (docs/theory.md (32) to (32c)).
 
     Columns are in S for every completion (sure), for some (perhaps) or for none; so may unlisted ids be.
 

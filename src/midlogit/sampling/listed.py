@@ -41,7 +41,7 @@ class Side:
     """One model's part of N truncated rows.
 
     Attributes:
-        values_NU: log-probabilities; where not known, the estimate (docs/theory.md (33)) or −inf.
+        values_NU: log-probabilities; where not known, the estimate (docs/theory.md (34)) or −inf.
         known_NU: reported values.
         mass_N: probability that was not reported. cap_N: the largest that an unreported id may have.
         sizes_N: ids of the model.

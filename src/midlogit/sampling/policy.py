@@ -27,7 +27,7 @@ from midlogit.core.mixture import LogPair, log_mixture, normalise
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule
 from midlogit.core.support import nucleus
-from midlogit.sampling.certificate import Certificate, certify, teacher_total
+from midlogit.sampling.certificate import Certificate, Weights, certify, teacher_total
 from midlogit.sampling.listed import Listed, Truncation
 
 
@@ -232,10 +232,11 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> l
     p_NV = outcomes.apply(_temper(xp, base_NV, rows), may_end_N, ids_NV)
     t_NV = outcomes.apply(_temper(xp, teacher_NV, rows), may_end_N, ids_NV)
     mixed, support = (p_NV, t_NV), None
+    weights = None if seen is None else (Weights.of(seen, seen.base), Weights.of(seen, seen.teacher))
 
     top_p_N = column([s.top_p or 1.0 for s in rows])
     if constrained:
-        support = nucleus(t_NV, top_p_N, None if seen is None else teacher_total(seen))
+        support = nucleus(t_NV, top_p_N, teacher_total(seen, weights[1]) if seen and weights else None)
         columns_NK, valid_NK = support
         hidden = -xp.inf
         p_NV = xp.where(valid_NK, xp.astype(take_columns(p_NV, columns_NK), xp.float64), hidden)
@@ -253,10 +254,10 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> l
         alpha_N[solve_N] = rule.alpha(pair.rows(solve_N), tolerance)
     log_q_NV = log_mixture(pair, alpha_N, to_teacher_N)
     facts = diagnose(log_q_NV, pair.base_NV, pair.teacher_NV)
-    if seen is None:
+    if seen is None or weights is None:
         certificate = Certificate(xp.ones_like(alpha_N), xp.zeros_like(alpha_N), xp.zeros_like(alpha_N))
     else:
-        certificate = certify(seen, rule, alpha_N, ~to_teacher_N & ~empty_N, mixed, support, top_p_N)
+        certificate = certify(seen, weights, rule, alpha_N, ~to_teacher_N & ~empty_N, mixed, support, top_p_N)
 
     drawn_N = xp.where(greedy_N, most_likely(log_q_NV), inverse_cdf(log_q_NV, column([s.uniform for s in rows])))
     logprob_N = take_columns(log_q_NV, drawn_N[:, None])[:, 0]

@@ -131,21 +131,23 @@ class Client:
         except ValueError as error:  # aiohttp's parsers, for an answer that is not HTTP
             raise CallFailed(f"not an HTTP answer: {error}") from error
         if status != 200:
-            retryable = status in RETRYABLE_STATUSES or status >= 500
-            message = f"HTTP {status}: {_server_message(content)}"
-            raise CallFailed(message, status=status, retryable=retryable, wait=_seconds(waits))
+            reason, whole = _server_message(content)
+            retryable = status in RETRYABLE_STATUSES or status >= 500 or not whole
+            raise CallFailed(f"HTTP {status}: {reason}", status=status, retryable=retryable, wait=_seconds(waits))
         try:
             return orjson.loads(content)
         except orjson.JSONDecodeError:
             raise CallFailed("the answer is not whole JSON") from None
 
-    async def call(self, server: Endpoint, path: str, body: dict[str, Any] | None = None) -> Any:
-        """`once`, tried again after retryable failures of a server that answers at all."""
+    async def call(
+        self, server: Endpoint, path: str, body: dict[str, Any] | None = None, *, silence: bool = True
+    ) -> Any:
+        """`once`, tried again after retryable failures; `silence` tells whether no answer at all is one."""
         for attempt in range(self.retries + 1):
             try:
                 return await self.once(server, path, body)
             except CallFailed as failure:
-                if attempt == self.retries or not failure.retryable:
+                if attempt == self.retries or not failure.retryable or (failure.status is None and not silence):
                     raise
                 await asyncio.sleep(self.wait(attempt, failure))
         raise AssertionError
@@ -203,13 +205,16 @@ def _reason(error: Exception) -> str:
     return text.splitlines()[0]
 
 
-def _server_message(content: bytes) -> str:
-    """What the server says went wrong, as vLLM writes it, else the beginning of the answer."""
+def _server_message(content: bytes) -> tuple[str, bool]:
+    """What the server says went wrong, as vLLM writes it, else the beginning; and whether all of it came."""
+    text = content[:200].decode(errors="replace").strip() or "no reason given"
     try:
         error = orjson.loads(content)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return content[:200].decode(errors="replace").strip() or "no reason given"
+        return str(error["message"] if isinstance(error, dict) else error), True
+    except orjson.JSONDecodeError:
+        return text, not content.startswith(b"{")
+    except (KeyError, TypeError):
+        return text, True
 
 
 def _seconds(retry_after: str | None) -> float | None:

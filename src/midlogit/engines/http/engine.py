@@ -91,7 +91,14 @@ class HttpEngine(Engine):
             self._client.close()
 
     def _start(self, sequence: Sequence) -> None:
-        self._running[id(sequence)] = self._client.loop.create_task(self._run(sequence))
+        task = self._client.loop.create_task(self._run(sequence))
+        self._running[id(sequence)] = task
+        task.add_done_callback(lambda _: self._forget(sequence))
+
+    def _forget(self, sequence: Sequence) -> None:
+        del self._running[id(sequence)]
+        if not sequence.is_finished:  # cancelled before its task had begun
+            sequence.end("abort")
 
     def _cancel(self, keys: list[int]) -> None:
         for key in keys:
@@ -122,7 +129,6 @@ class HttpEngine(Engine):
         finally:
             base.leave(seats[0])
             teacher.leave(seats[1])
-            del self._running[id(sequence)]
         if not sequence.is_finished:
             await self._tell(sequence.end, reason, None, message)
 
@@ -189,7 +195,12 @@ class HttpEngine(Engine):
     async def _tell(self, call: Callable[..., None], *arguments: Any) -> None:
         """Runs what makes text: here, or beside the loop when a server makes it."""
         if self._blocking_text:
-            await asyncio.shield(self._client.loop.run_in_executor(None, call, *arguments))
+            work = self._client.loop.run_in_executor(None, call, *arguments)
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await work  # nobody else may touch the sequence before
+                raise
         else:
             call(*arguments)
 

@@ -147,7 +147,7 @@ async def stop_ids(client: Client, facts: Facts, candidates: frozenset[int]) -> 
 async def _model_card(client: Client, server: Endpoint, model: str | None) -> dict[str, Any]:
     """The entry of /v1/models to use."""
     try:
-        answer = await client.once(server, "/models")
+        answer = await client.call(server, "/models", silence=False)
         cards = {str(card["id"]): card for card in answer["data"]}
         first = next(iter(cards.values()))
         first["max_model_len"] + 0

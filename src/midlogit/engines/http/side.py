@@ -148,6 +148,9 @@ class Side:
             else:
                 for ask in asks:
                     _refuse(ask, failure)
+        except Exception as error:  # whoever waits for these rows must hear of it
+            for ask in asks:
+                _refuse(ask, CallFailed(f"{replica.endpoint.name}: {type(error).__name__}: {error}", retryable=False))
         else:
             for ask, row in zip(asks, rows, strict=True):
                 ask.seat.fresh = False

@@ -2,35 +2,44 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+RUNS := $(VENV)/.runs
+TESTS := $(VENV)/.tests
 
 .PHONY: demo test check bench clean
 
-demo: $(READY)
+demo: $(RUNS)
 	@$(BIN)/midlogit demo
 
-test: $(READY)
-	$(BIN)/pytest -n 2
+# First all that needs this process alone, then what needs two vLLM servers (installed once into .cache).
+test: $(TESTS)
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http
+	$(BIN)/pytest tests/http
 
-check: $(READY)
+check: $(TESTS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/make_cli.py --check
 
 # The real pair: MIDLOGIT_MODELS is a folder that holds qwen-0.5b and qwen-1.5b (Qwen2.5-Coder).
-bench: $(READY)
+bench: $(RUNS)
 	@test -n "$(MIDLOGIT_MODELS)" || { echo "set MIDLOGIT_MODELS to a folder with qwen-0.5b and qwen-1.5b"; exit 2; }
 	$(BIN)/python benchmarks/local.py --base $(MIDLOGIT_MODELS)/qwen-0.5b --teacher $(MIDLOGIT_MODELS)/qwen-1.5b
 
 # torch first: on its own its pinned version may be found as a small CPU build.
-$(READY): pyproject.toml constraints.txt
+$(RUNS): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "midlogit needs Python 3.11 or newer: make PYTHON=python3.11"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) ..."
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,dev]'
+	@$(PIP) torch
+	@$(PIP) --editable '.[local]'
+	@touch $@
+
+$(TESTS): $(RUNS)
+	@echo "Installing what the tests need ..."
+	@$(PIP) --editable '.[local,http,server,dev]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .cache

@@ -17,62 +17,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
+from midlogit.batch import Batch, Event
 from midlogit.checkpoint import Checkpoint
 from midlogit.engines.base import Engine
 from midlogit.errors import Interrupted, InvalidRequest
 from midlogit.extras import require
 from midlogit.mixing import Mixing
-from midlogit.outputs import Completion, Scores, Statistics, Token
+from midlogit.outputs import Completion, Scores, Statistics
 from midlogit.params import DEFAULT_PRESET, SamplingParams
 from midlogit.prompts import Prompt, encode_prompt, pair_up
 from midlogit.sampling.scoring import Scored, ScoreRequest
 from midlogit.sampling.sequence import Request
 from midlogit.sampling.sequence import Sequence as Running
 
-Event = Token | Completion
 _T = TypeVar("_T")
 
 
 def bundled(side: str) -> Path:
     """The folder of the bundled model of a side, "base" or "teacher"."""
     return Path(str(files("midlogit") / "bundled" / side))
-
-
-class Batch:
-    """The completions of one call, as they end; an iterator.
-
-    Attributes:
-        size: how many there will be.
-    """
-
-    def __init__(self, engine: Engine, running: list[Running], events: queue.SimpleQueue[Event]) -> None:
-        self.size = len(running)
-        self._engine = engine
-        self._running = running
-        self._events = events
-        self._delivered: set[tuple[int, int]] = set()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Completion:
-        if len(self._delivered) == self.size:
-            raise StopIteration
-        while not isinstance(event := self._events.get(), Completion):
-            pass
-        self._delivered.add((event.index, event.sample))
-        return event
-
-    def stop(self) -> list[Completion]:
-        """Aborts what still runs and returns every completion not yet yielded, with what it had."""
-        self._engine.abort(self._running)
-        while not all(sequence.is_finished for sequence in self._running):
-            with suppress(queue.Empty):
-                self._events.get(timeout=0.1)
-        ended = [sequence.completion for sequence in self._running if sequence.completion is not None]
-        rest = [c for c in ended if (c.index, c.sample) not in self._delivered]
-        self._delivered.update((c.index, c.sample) for c in rest)
-        return rest
 
 
 class Pair:

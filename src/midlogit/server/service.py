@@ -14,10 +14,11 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+from midlogit.batch import Event
 from midlogit.checkpoint import Checkpoint, Model
 from midlogit.errors import EngineFailure, InvalidRequest
 from midlogit.outputs import Completion, Scores
-from midlogit.pair import Event, Pair
+from midlogit.pair import Pair
 from midlogit.sampling.sequence import Request
 from midlogit.server.errors import ApiError
 from midlogit.server.gate import RETRY_AFTER, Gate, Pass

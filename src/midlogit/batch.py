@@ -1,0 +1,50 @@
+"""The completions of one call as they end, and how to stop the rest; knows sequences, not what runs them."""
+
+from __future__ import annotations
+
+import queue
+from contextlib import suppress
+from typing import Self
+
+from midlogit.engines.base import Engine
+from midlogit.outputs import Completion, Token
+from midlogit.sampling.sequence import Sequence as Running
+
+Event = Token | Completion
+
+
+class Batch:
+    """The completions of one call, as they end; an iterator.
+
+    Attributes:
+        size: how many there will be.
+    """
+
+    def __init__(self, engine: Engine, running: list[Running], events: queue.SimpleQueue[Event]) -> None:
+        self.size = len(running)
+        self._engine = engine
+        self._running = running
+        self._events = events
+        self._delivered: set[tuple[int, int]] = set()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Completion:
+        if len(self._delivered) == self.size:
+            raise StopIteration
+        while not isinstance(event := self._events.get(), Completion):
+            pass
+        self._delivered.add((event.index, event.sample))
+        return event
+
+    def stop(self) -> list[Completion]:
+        """Aborts what still runs and returns every completion not yet yielded, with what it had."""
+        self._engine.abort(self._running)
+        while not all(sequence.is_finished for sequence in self._running):
+            with suppress(queue.Empty):
+                self._events.get(timeout=0.1)
+        ended = [sequence.completion for sequence in self._running if sequence.completion is not None]
+        rest = [c for c in ended if (c.index, c.sample) not in self._delivered]
+        self._delivered.update((c.index, c.sample) for c in rest)
+        return rest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from midlogit import Pair
 from midlogit.pair import bundled
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A run started in the background ignores SIGINT, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(2)
 transformers.utils.logging.disable_progress_bar()
 

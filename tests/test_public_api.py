@@ -33,7 +33,7 @@ FIELDS = {
     ),
     "Diagnostics": (
         "alpha", "kl_base", "kl_teacher", "entropy", "ess_base", "ess_teacher", "ess_ratio", "logprobs",
-        "base_logprobs", "teacher_logprobs", "forced", "coverage", "bound",
+        "base_logprobs", "teacher_logprobs", "forced", "coverage", "alpha_bound", "bound",
     ),
 }  # fmt: skip
 

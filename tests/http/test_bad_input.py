@@ -133,6 +133,24 @@ def test_fewer_logprobs_than_asked(urls: Urls) -> None:
     assert "returned 5 log-probabilities where 20 were asked for" in message
 
 
+def test_logprobs_cut_short_in_passing_are_asked_for_again(urls: Urls) -> None:
+    """As vLLM answers while another of its clients has chosen ids scored."""
+    answers = []
+
+    def cut_first(path: str, body: dict[str, object]) -> dict[str, object]:
+        listed = [choice["logprobs"] for choice in body.get("choices", []) if choice["logprobs"]]
+        answers.extend(listed)
+        if len(listed) == 2 == len(answers):
+            for logprobs in listed:
+                logprobs["top_logprobs"] = [dict(list(row.items())[:1]) for row in logprobs["top_logprobs"]]
+        return body
+
+    with Proxy(urls.base) as base:
+        base.rewrite_answer = cut_first
+        with Pair.http(base.url, urls.teacher):
+            assert len(answers) > 2
+
+
 def test_decoded_strings_in_place_of_ids(urls: Urls) -> None:
     """Texts are not unique: two ids of one text would be one entry."""
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from midlogit.engines.http.client import CallFailed, Client, Endpoint, unavailable
+from midlogit.engines.http.client import BACKOFF, CallFailed, Client, Endpoint, unavailable
 from midlogit.engines.http.rows import EXPLICIT, read_scores, read_top, score_body, top_body
 from midlogit.errors import InvalidRequest, ServerUnavailable
 
@@ -195,13 +195,20 @@ async def _number_in_refusal(client: Client, server: Endpoint, body: dict[str, A
 
 
 async def _require_rows(client: Client, server: Endpoint, model: str, k: int) -> None:
-    """Refuses a server whose rows cannot be used."""
-    try:
-        answer = await client.call(server, "/completions", top_body(model, [list(PROBE), list(PROBE[:2])], k))
-        rows = read_top(answer, 2, k)
-    except CallFailed as failure:
-        hint = "midlogit needs a vLLM server that honours return_tokens_as_token_ids and logprobs."
-        raise unavailable(server, failure, hint) from failure
+    """Refuses a server whose rows cannot be used; a list cut short in passing is asked for again."""
+    hint = "midlogit needs a vLLM server that honours return_tokens_as_token_ids and logprobs."
+    for wait in (*BACKOFF[:2], None):
+        try:
+            answer = await client.call(server, "/completions", top_body(model, [list(PROBE), list(PROBE[:2])], k))
+        except CallFailed as failure:
+            raise unavailable(server, failure, hint) from failure
+        try:
+            rows = read_top(answer, 2, k)
+            break
+        except CallFailed as failure:
+            if wait is None or not failure.retryable:
+                raise unavailable(server, failure, hint) from failure
+        await asyncio.sleep(wait)
     if any(math.fsum(map(math.exp, row.values())) > 1.001 for row in rows):
         raise ServerUnavailable(
             f"The {server.name} returns values that are no log-probabilities: they sum to more than 1.",

@@ -56,12 +56,14 @@ class Checkpoint:
         config: transformers' configuration of the text model.
         tokenizer: transformers' tokenizer, backed by the tokenizers library.
         generation_stop_ids: eos_token_id of the generation configuration, else of the configuration.
+        context_limit: fewer tokens than the model's own context, where the engine is told so.
     """
 
     name: str
     config: Any
     tokenizer: Any
     generation_stop_ids: tuple[int, ...]
+    context_limit: int | None = None
 
     @classmethod
     def open(cls, name: str | Path) -> Checkpoint:
@@ -131,7 +133,7 @@ class Checkpoint:
         limit = int(getattr(self.config, "max_position_embeddings", 0) or 2048)
         if "sliding_attention" in (getattr(self.config, "layer_types", None) or ()):
             limit = min(limit, int(self.config.sliding_window))
-        return limit
+        return min(limit, self.context_limit or limit)
 
     @property
     def unsupported_layers(self) -> set[str]:
@@ -147,6 +149,25 @@ class Checkpoint:
         """Number of weights in the folder's safetensors files, None for a hub id or other formats."""
         files = sorted(Path(self.name).glob("*.safetensors"))
         return sum(_weights_in(file) for file in files) or None
+
+    def weight_bytes(self, width: int) -> int:
+        """Bytes of the weights at `width` bytes each; quantised ones count by their files.
+
+        A model without files here (a hub id, a configuration alone) is counted by its architecture.
+        """
+        if getattr(self.config, "quantization_config", None) is not None:
+            files = sum(file.stat().st_size for file in Path(self.name).glob("*.safetensors"))
+            if files:
+                return files
+        return (self.weight_count or self._weights_of_architecture()) * width
+
+    def _weights_of_architecture(self) -> int:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config)
+        return sum(weight.numel() for weight in model.parameters())
 
     @property
     def kv_values_per_token(self) -> int:

@@ -5,8 +5,10 @@ MidlogitError
 │   └── PromptTooLong                 a prompt beyond a context window
 ├── PairMismatch (ValueError)         two models that cannot be mixed
 ├── ModelUnavailable (OSError)        a model that is not there or is not a causal LM
-│   └── ServerUnavailable             a server that cannot be reached or lacks what is needed
+│   ├── ServerUnavailable             a server that cannot be reached or lacks what is needed
+│   └── DoesNotFit                    two models that are larger than the device
 ├── MissingExtra (ImportError)        a dependency that was not installed
+│   └── UnsupportedVersion            a dependency of a version that is not known
 └── EngineFailure (RuntimeError)      an engine that broke while running
 
 Interrupted (KeyboardInterrupt)       Ctrl-C during a batch; carries what was finished
@@ -63,8 +65,16 @@ class ServerUnavailable(ModelUnavailable):
     retryable = True
 
 
+class DoesNotFit(ModelUnavailable):
+    """Two models that together are larger than the device; says how much each needs and what is free."""
+
+
 class MissingExtra(MidlogitError, ImportError):
     """A dependency that was not installed; the message is the pip line that installs it."""
+
+
+class UnsupportedVersion(MissingExtra):
+    """A dependency of a version whose internals are not known; the message names those that are."""
 
 
 class EngineFailure(MidlogitError, RuntimeError):

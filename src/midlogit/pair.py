@@ -15,7 +15,7 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from midlogit.batch import Batch, Event
 from midlogit.checkpoint import Checkpoint
@@ -41,7 +41,7 @@ def bundled(side: str) -> Path:
 class Pair:
     """Two language models sampled as one.
 
-    Open one with `Pair.local` or `Pair.http`; close it with `close` or a `with` block. All methods may be called from
+    Open one with `Pair.local`, `Pair.http` or `Pair.vllm`; close it with `close` or a `with` block. All methods may be called from
     any thread, and requests of different calls share the running batch.
     """
 
@@ -140,6 +140,69 @@ class Pair:
             connection_pool_size=connection_pool_size,
             max_retries=max_retries,
             timeout=timeout,
+        )
+        return cls(mixing, engine)
+
+    @classmethod
+    def vllm(
+        cls,
+        base: str | Path | None = None,
+        teacher: str | Path | None = None,
+        *,
+        dtype: str = "auto",
+        gpu_memory_utilization: float = 0.9,
+        kv_cache_memory_bytes: tuple[int, int] | None = None,
+        max_num_seqs: int = 256,
+        max_model_len: int | None = None,
+        **engine_args: Any,
+    ) -> Self:
+        """Two models inside this process on vLLM's scheduler, paged attention and CUDA graphs, full vocabulary.
+
+        Args:
+            base, teacher: Hugging Face model folders or hub ids; without names the bundled pair.
+            dtype: as vLLM names it: "auto" (the model's own), "bfloat16", "float16", "float32".
+            gpu_memory_utilization: share of the device that both models and their caches may take together.
+            kv_cache_memory_bytes: sizes of the KV caches of (base, teacher); by default what is left, split so
+                that both hold the same number of tokens.
+            max_num_seqs: most sequences that run at once; more wait.
+            max_model_len: most tokens of prompt and completion; by default what both models allow.
+            engine_args: further options of vLLM's EngineArgs, for both models (docs/vllm.md).
+
+        Raises:
+            ModelUnavailable: a model that is not there, or that vLLM cannot run.
+            DoesNotFit: models and caches larger than the device; says how much each needs and what is free.
+            PairMismatch: tokenizers that disagree.
+            InvalidRequest: a value out of range, or a vLLM option that two engines in lock-step cannot honour.
+            MissingExtra: vLLM is not installed; UnsupportedVersion: one whose internals are not known.
+        """
+        if max_num_seqs < 1:
+            raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
+        if not 0 < gpu_memory_utilization <= 1:
+            raise InvalidRequest(
+                f"gpu_memory_utilization is {gpu_memory_utilization}.", "It is a share of the device, in (0, 1]."
+            )
+        checkpoints = open_checkpoints(base, teacher)
+        for side, checkpoint in zip(("base", "teacher"), checkpoints, strict=True):
+            if max_model_len is not None and not 1 <= max_model_len <= checkpoint.max_context:
+                raise InvalidRequest(
+                    f"max_model_len is {max_model_len}.",
+                    f"The {side} {checkpoint.name} takes 1 to {checkpoint.max_context} tokens.",
+                )
+        checkpoints = tuple(replace(checkpoint, context_limit=max_model_len) for checkpoint in checkpoints)
+        mixing = Mixing(*checkpoints)
+        mixing.require_mixable()
+        require("torch", "local")
+        from midlogit.engines.vllm import VllmEngine
+
+        engine = VllmEngine(
+            *checkpoints,
+            vocabulary=mixing.alignment.size,
+            dtype=dtype,
+            gpu_memory_utilization=gpu_memory_utilization,
+            kv_cache_memory_bytes=kv_cache_memory_bytes,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            options=engine_args,
         )
         return cls(mixing, engine)
 

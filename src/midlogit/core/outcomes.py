@@ -44,6 +44,11 @@ class Outcomes:
         """Ids that end the sequence when drawn; held back while min_tokens is not reached."""
         return self.stop_ids + self.stop_token_ids
 
+    @cached_property
+    def ending(self) -> frozenset[int]:
+        """`ending_ids` as a set."""
+        return frozenset(self.ending_ids)
+
     def outcome_of(self, token_id: int) -> int:
         """The column that a token counts for: its own, or that of the merged stop class."""
         return self.stop_ids[0] if self.merged and token_id in self.stop_ids else token_id

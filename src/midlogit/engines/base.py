@@ -56,7 +56,7 @@ class Engine(ABC):
 class SteppingEngine(Engine):
     """An engine that advances all its sequences by one token a step, in a thread of its own.
 
-    A subclass gives `step`, `place` and `remove`. If `step` raises, every live sequence ends with
+    A subclass gives `step`, `place`, `remove` and `score_some`. If `step` raises, every live sequence ends with
     finish_reason "error" and what it had, and the engine takes no more.
     """
 

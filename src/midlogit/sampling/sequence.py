@@ -77,7 +77,11 @@ class Sequence:
     @property
     def next_settings(self) -> RowSettings:
         """What the next token is drawn with."""
-        params, position = self.request.params, len(self.token_ids)
+        return self.settings_at(len(self.token_ids))
+
+    def settings_at(self, position: int) -> RowSettings:
+        """What the token at a position is drawn with; for engines that draw before they have told of the last."""
+        params = self.request.params
         return RowSettings(
             rule=params.alpha_rule,
             outcomes=self.request.outcomes,

@@ -1,0 +1,247 @@
+"""One vLLM engine core, stepped by hand: the only module that knows vLLM's internals; knows no pair and no q*.
+
+A step of vLLM is schedule, execute, sample, update. `EngineCore.step` runs all four; here the caller stands between
+execute and sample: `launch` schedules and enqueues a forward, the caller reads the logits, and `commit` gives vLLM the
+tokens as if its own sampler had drawn them. A request that is ready but gets no token is put back to where its last
+token is computed again (docs/vllm.md).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from midlogit.errors import InvalidRequest, ModelUnavailable, UnsupportedVersion
+from midlogit.extras import require
+
+OLDEST, NEWEST = (0, 24), (0, 32)  # minor versions; the tests run the newest, docs/vllm.md says what ran the oldest
+
+# What vLLM may not be told, and why.
+OWN = "midlogit sets it: both engines are stepped by hand, in lock-step"
+PARALLEL = "both models share one process and one device, and vLLM's parallel groups belong to the process"
+REFUSED = {
+    "async_scheduling": OWN,
+    "speculative_config": "vLLM would verify drafts against one of the two models; q* has a sampler of its own",
+    "structured_outputs_config": "its masks are for one model's logits; use stop, stop_token_ids or special_token_ids",
+    "logits_processors": "they change the logits of one of the two models alone",
+    "kv_transfer_config": "blocks of the two caches must be computed here",
+    "enable_lora": "adapters are chosen for each request of one model; merge the adapter into the weights",
+    "tensor_parallel_size": PARALLEL,
+    "pipeline_parallel_size": PARALLEL,
+    "data_parallel_size": PARALLEL,
+    "device": PARALLEL,
+    "distributed_executor_backend": OWN,
+    "skip_tokenizer_init": OWN,
+    "scheduling_policy": "requests must be taken in the same order on both sides",
+    "gpu_memory_utilization": "give it to the pair: it is split between the two",
+    "kv_cache_memory_bytes": "give it to the pair, as (base, teacher)",
+}
+
+
+def require_vllm() -> str:
+    """The version of the installed vLLM.
+
+    Raises:
+        MissingExtra: vLLM is not installed.
+        UnsupportedVersion: a version that this module does not know.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # Both must be set before vLLM reads them: engine cores in this process, and the model runner that is known here.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    version = str(require("vllm", "vllm").__version__)
+    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
+    if not OLDEST <= numbers <= NEWEST:
+        known = " to ".join(".".join(map(str, v)) for v in (OLDEST, NEWEST))
+        raise UnsupportedVersion(
+            f"vLLM {version} is installed; the in-process engine knows {known}.", "Run: pip install 'vllm==0.32.*'"
+        )
+    return version
+
+
+def require_options(options: Mapping[str, Any]) -> None:
+    """Checks options that go to vLLM's EngineArgs.
+
+    Raises:
+        InvalidRequest: an option that two engines in lock-step cannot honour, or that vLLM does not have.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    for name in options:
+        if name in REFUSED:
+            raise InvalidRequest(f"The vLLM option {name} cannot be used here: {REFUSED[name]}.")
+        if name not in EngineArgs.__dataclass_fields__:
+            raise InvalidRequest(f"vLLM has no option {name!r}.", "Use the names of vLLM's EngineArgs.")
+
+
+class Core:
+    """One model in one vLLM engine core.
+
+    Args:
+        model: folder or hub id.
+        dtype: as vLLM names it.
+        kv_cache_bytes: size of the KV cache.
+        memory_share: of the device, that weights, activations and cache together may take; vLLM checks it is free.
+        max_num_seqs: most sequences that run at once. max_model_len: most tokens of a sequence, None for the model's.
+        options: further EngineArgs.
+
+    Raises:
+        ModelUnavailable: vLLM cannot load or run the model, in its own words.
+        UnsupportedVersion: this vLLM lacks something that is used here.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str,
+        kv_cache_bytes: int,
+        memory_share: float,
+        max_num_seqs: int,
+        max_model_len: int | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        from vllm import SamplingParams
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.core import EngineCore
+        from vllm.v1.executor import Executor
+        from vllm.v1.outputs import SamplerOutput
+        from vllm.v1.request import Request
+        from vllm.v1.worker import workspace
+
+        arguments = {
+            "dtype": dtype,
+            "gpu_memory_utilization": memory_share,
+            "kv_cache_memory_bytes": kv_cache_bytes,
+            "max_num_seqs": max_num_seqs,
+            "max_model_len": max_model_len,
+            "async_scheduling": False,
+            "disable_log_stats": True,
+            "skip_tokenizer_init": True,
+        }
+        try:
+            config = EngineArgs(model=model, **{**arguments, **options}).create_engine_config(UsageContext.LLM_CLASS)
+            self._core: Any = EngineCore(config, Executor.get_class(config), log_stats=False)
+        except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelUnavailable(f"vLLM cannot run {model}: {reason}") from error
+        self.max_model_len = int(config.model_config.max_model_len)
+        self._make_request, self._make_params, self._make_sampled = Request, SamplingParams, SamplerOutput
+        self._scheduler = self._core.scheduler
+        self._executor = self._core.model_executor
+        self._runner = self._executor.driver_worker.worker.model_runner
+        self._require_internals()
+        # vLLM keeps one workspace a process, and the engine that is made last replaces it.
+        self._workspaces, self._workspace = workspace, workspace._manager
+        self._tokens_R1: Tensor | None = None
+        self._runner._sample = lambda logits, metadata: self._make_sampled(self._tokens_R1, None)
+        self._runner._to_list = Tensor.tolist  # the tokens are in main memory; vLLM's own would wait for the device
+        self._scheduled: Any = None
+        self._output: Any = None
+        self._ready: dict[str, int] = {}
+
+    def _require_internals(self) -> None:
+        """Checks by name what `launch` and `commit` lean on."""
+        used = {
+            "EngineCore": (self._core, "add_request", "abort_requests", "request_block_hasher", "shutdown"),
+            "Scheduler": (self._scheduler, "schedule", "update_from_output", "requests", "running", "waiting"),
+            "Executor": (self._executor, "execute_model", "sample_tokens"),
+            "GPUModelRunner": (
+                self._runner, "execute_model_state", "input_batch", "discard_request_mask", "_sample", "_to_list",
+            ),
+        }  # fmt: skip
+        missing = [f"{owner}.{n}" for owner, (thing, *names) in used.items() for n in names if not hasattr(thing, n)]
+        if missing or self._core.async_scheduling or self._core.batch_queue is not None:
+            found = ", ".join(missing) or "synchronous scheduling"
+            raise UnsupportedVersion(f"This vLLM lacks {found}.", "Run: pip install 'vllm==0.32.*'")
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._runner.device)
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether the scheduler holds any request, or must still tell the runner of one that ended."""
+        return bool(self._scheduler.has_requests())
+
+    @property
+    def free_blocks(self) -> int:
+        """KV cache blocks that no request holds."""
+        return int(self._scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+    @property
+    def blocks(self) -> int:
+        """KV cache blocks in all that requests can hold."""
+        return int(self._scheduler.kv_cache_manager.block_pool.num_gpu_blocks) - 1  # vLLM keeps one for itself
+
+    def add(self, key: str, prompt_ids: Collection[int], max_tokens: int) -> None:
+        """Takes a request into the waiting line; vLLM itself ends it after `max_tokens` tokens."""
+        params = self._make_params(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+        request = self._make_request(
+            request_id=key,
+            prompt_token_ids=list(prompt_ids),
+            sampling_params=params,
+            pooling_params=None,
+            block_hasher=self._core.request_block_hasher,
+        )
+        self._core.add_request(request)
+
+    def abort(self, keys: Collection[str]) -> None:
+        """Ends requests, waiting or running; those that have ended already are left out."""
+        if keys:
+            self._core.abort_requests(list(keys))
+
+    def launch(self) -> dict[str, int]:
+        """Schedules a step and enqueues its forward, without waiting for it.
+
+        Returns:
+            the row of `logits` of each request that has every token but the next one computed.
+        """
+        self._workspaces._manager = self._workspace
+        self._ready = {}
+        if not self.has_requests:
+            self._scheduled = None
+            return self._ready
+        self._scheduled = self._scheduler.schedule()
+        self._output = self._executor.execute_model(self._scheduled)
+        if self._output is None:  # else nothing was scheduled
+            unready = self._runner.discard_request_mask.np
+            self._ready = {
+                key: row for row, key in enumerate(self._runner.input_batch.req_ids) if not unready[row]
+            }
+        return self._ready
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits [requests, vocabulary] of the launched step, in the model's dtype."""
+        logits_RV: Tensor = self._runner.execute_model_state.logits
+        return logits_RV
+
+    def commit(self, tokens: Mapping[str, int]) -> None:
+        """Ends the launched step: gives each request its token; a ready one without a token is put back."""
+        if self._scheduled is None:
+            return
+        put_back = [key for key in self._ready if key not in tokens]
+        if self._output is None:
+            batch, unready = self._runner.input_batch, self._runner.discard_request_mask.np
+            for key in put_back:
+                unready[self._ready[key]] = True
+            drawn = [tokens.get(key, 0) for key in batch.req_ids]
+            self._tokens_R1 = torch.tensor(drawn, dtype=torch.int32)[:, None]
+            self._output = self._executor.sample_tokens(None)
+        self._scheduler.update_from_output(self._scheduled, self._output)
+        for key in put_back:
+            request = self._scheduler.requests.get(key)
+            if request is not None:
+                request.num_computed_tokens = request.num_tokens - 1
+        self._scheduled = self._output = None
+
+    def close(self) -> None:
+        """Frees the model."""
+        self._core.shutdown()

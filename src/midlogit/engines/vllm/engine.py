@@ -1,0 +1,226 @@
+"""Two vLLM engine cores in lock-step: each step draws one token for every sequence that is ready on both sides.
+
+Knows the order of the work and which rows belong together; vLLM is behind `Core`, α and the draw behind the policy.
+A step first waits for the tokens of the one before, hands them to both cores and enqueues their next forwards and the
+draw; the text of the tokens is written while the device works (docs/vllm.md).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from midlogit.checkpoint import Checkpoint
+from midlogit.engines.base import Engine, SteppingEngine
+from midlogit.engines.vllm.adapter import Core, require_options, require_vllm
+from midlogit.engines.vllm.memory import Need, Split, split, split_cpu
+from midlogit.sampling.policy import Decision, RowSettings, decide
+from midlogit.sampling.scoring import Scored
+from midlogit.sampling.sequence import Sequence
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16}
+SHORTEST_CONTEXT = 2048  # tokens that a cache must hold when no context is asked for
+
+
+class Drawing(Protocol):
+    """The draw of one step, enqueued."""
+
+    def token_ids(self) -> list[int]:
+        """The drawn tokens; waits for them."""
+
+    def decisions(self) -> list[Decision]:
+        """All that is known of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """`Drawing` by the policy's own arrays, made at once."""
+
+    made: list[Decision]
+
+    def token_ids(self) -> list[int]:
+        return [decision.token_id for decision in self.made]
+
+    def decisions(self) -> list[Decision]:
+        return self.made
+
+
+@dataclass(slots=True)
+class Running:
+    """A sequence that both cores know: how many tokens were drawn for it, and how many it may have."""
+
+    sequence: Sequence
+    drawn: int
+    limit: int
+
+
+class VllmEngine(SteppingEngine):
+    """Two models in this process, on one device, behind two vLLM engine cores.
+
+    Args:
+        base, teacher: what is known of the models without their weights.
+        vocabulary: columns of logits that both share.
+        dtype: as vLLM names it; "auto" is the model's own, float32 on the CPU.
+        gpu_memory_utilization: share of the device for both together.
+        kv_cache_memory_bytes: sizes of the caches of (base, teacher); None splits what is left.
+        max_num_seqs: most sequences that run at once. max_model_len: most tokens of one, None for the models' own.
+        options: further EngineArgs of vLLM, for both.
+
+    Raises:
+        DoesNotFit: the two models and their caches are larger than the device.
+        ModelUnavailable: vLLM cannot run one of the models.
+        InvalidRequest: an option that cannot be honoured.
+        MissingExtra, UnsupportedVersion: no vLLM, or one that is not known.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        teacher: Checkpoint,
+        *,
+        vocabulary: int,
+        dtype: str,
+        gpu_memory_utilization: float,
+        kv_cache_memory_bytes: tuple[int, int] | None,
+        max_num_seqs: int,
+        max_model_len: int | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        require_vllm()
+        require_options(options)
+        shares = _split(
+            base, teacher, dtype, gpu_memory_utilization, kv_cache_memory_bytes, max_num_seqs, max_model_len
+        )
+        common = {"max_num_seqs": max_num_seqs, "max_model_len": max_model_len, "options": options, "dtype": dtype}
+        # The larger first, while memory is in one piece.
+        self._teacher = Core(
+            teacher.name, kv_cache_bytes=shares.teacher_cache, memory_share=shares.teacher_share, **common
+        )
+        self._base = Core(base.name, kv_cache_bytes=shares.base_cache, memory_share=shares.base_share, **common)
+        self._vocabulary = vocabulary
+        self._keys = map(str, itertools.count())
+        self._running: dict[str, Running] = {}
+        self._in_flight: tuple[list[str], Drawing] | None = None
+        super().__init__()
+
+    @property
+    def cores(self) -> tuple[Core, Core]:
+        """The engine cores of base and teacher."""
+        return self._base, self._teacher
+
+    def place(self, sequence: Sequence) -> None:
+        request = sequence.request
+        limit = min(request.params.max_tokens, request.room)
+        key = next(self._keys)
+        self._base.add(key, request.base_ids, limit)
+        self._teacher.add(key, request.teacher_ids, limit)
+        self._running[key] = Running(sequence, 0, limit)
+
+    def remove(self, sequence: Sequence) -> None:
+        self._leave([key for key, running in self._running.items() if running.sequence is sequence])
+
+    def score(self, scored: list[Scored]) -> None:
+        Engine.score(self, scored)
+
+    def forget(self, scored: list[Scored]) -> None:
+        Engine.forget(self, scored)
+
+    def score_some(self, unscored: deque[Scored]) -> None:
+        raise AssertionError("no text comes here to be scored")
+
+    def close(self) -> None:
+        super().close()
+        for core in (self._teacher, self._base):
+            core.close()
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        previous, self._in_flight = self._in_flight, None
+        if previous is not None:
+            tokens = dict(zip(previous[0], previous[1].token_ids(), strict=True))  # waits for the device
+            ended = self._ended_by(tokens)
+        else:
+            tokens, ended = {}, []
+        # The base's forward runs while the teacher's is prepared.
+        ready = []
+        for core in (self._base, self._teacher):
+            core.commit(tokens)
+            core.abort(ended)
+            ready.append(core.launch())
+        rows = [(key, row, ready[1][key]) for key, row in ready[0].items() if key in ready[1]]
+        if rows:
+            self._in_flight = [key for key, _, _ in rows], self._draw(rows)
+        if previous is not None:
+            self._publish(*previous)
+
+    def _ended_by(self, tokens: Mapping[str, int]) -> list[str]:
+        """Counts the drawn tokens; the keys of sequences that end with theirs by its id.
+
+        Those that end by length vLLM ends itself; stop strings are found when the text is written.
+        """
+        ended = []
+        for key, token in tokens.items():
+            running = self._running.get(key)
+            if running is not None:
+                running.drawn += 1
+                if token in running.sequence.request.outcomes.ending:
+                    ended.append(key)
+        return ended
+
+    def _draw(self, rows: list[tuple[str, int, int]]) -> Drawing:
+        """Draws for (key, row of the base, row of the teacher)."""
+        settings = [self._settings(self._running[key]) for key, _, _ in rows]
+        base_NV = _taken(self._base.logits, [row for _, row, _ in rows], self._vocabulary)
+        teacher_NV = _taken(self._teacher.logits, [row for _, _, row in rows], self._vocabulary)
+        return Drawn(decide(base_NV, teacher_NV, settings))
+
+    @staticmethod
+    def _settings(running: Running) -> RowSettings:
+        return running.sequence.settings_at(running.drawn)
+
+    def _publish(self, keys: list[str], drawing: Drawing) -> None:
+        """Gives each sequence its token, unless it ended since the draw."""
+        for key, decision in zip(keys, drawing.decisions(), strict=True):
+            running = self._running.get(key)
+            if running is not None:
+                running.sequence.append(decision)
+        self._leave([key for key in keys if key in self._running and self._running[key].sequence.is_finished])
+
+    def _leave(self, keys: list[str]) -> None:
+        for core in (self._base, self._teacher):
+            core.abort(keys)
+        for key in keys:
+            del self._running[key]
+
+
+def _taken(logits_RV: Tensor, rows: list[int], vocabulary: int) -> Tensor:
+    index_N = torch.tensor(rows, device=logits_RV.device)
+    return logits_RV[index_N, :vocabulary].to(torch.promote_types(logits_RV.dtype, torch.float32))
+
+
+def _split(
+    base: Checkpoint,
+    teacher: Checkpoint,
+    dtype: str,
+    utilization: float,
+    given: tuple[int, int] | None,
+    max_num_seqs: int,
+    max_model_len: int | None,
+) -> Split:
+    needs = [Need.of(checkpoint, _width_of(checkpoint, dtype), max_num_seqs) for checkpoint in (base, teacher)]
+    if not torch.cuda.is_available():
+        return split_cpu(*needs, given)
+    free, total = torch.cuda.mem_get_info()
+    context = max_model_len or min(base.max_context, teacher.max_context, SHORTEST_CONTEXT)
+    return split(*needs, utilization=utilization, context=context, total=total, free=free, given=given)
+
+
+def _width_of(checkpoint: Checkpoint, dtype: str) -> torch.dtype:
+    own = getattr(checkpoint.config, "dtype", None)
+    return DTYPES.get(dtype, own if isinstance(own, torch.dtype) else torch.bfloat16)

@@ -8,6 +8,7 @@ draw; the text of the tokens is written while the device works (docs/vllm.md).
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,12 +21,15 @@ from midlogit.checkpoint import Checkpoint
 from midlogit.engines.base import Engine, SteppingEngine
 from midlogit.engines.vllm.adapter import Core, require_options, require_vllm
 from midlogit.engines.vllm.memory import Need, Split, split, split_cpu
+from midlogit.errors import InvalidRequest
 from midlogit.sampling.policy import Decision, RowSettings, decide
 from midlogit.sampling.scoring import Scored
 from midlogit.sampling.sequence import Sequence
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16}
 SHORTEST_CONTEXT = 2048  # tokens that a cache must hold when no context is asked for
+
+_the_pair = threading.Lock()  # vLLM's CUDA graphs and process groups belong to the process: one pair at a time
 
 
 class Drawing(Protocol):
@@ -75,7 +79,7 @@ class VllmEngine(SteppingEngine):
     Raises:
         DoesNotFit: the two models and their caches are larger than the device.
         ModelUnavailable: vLLM cannot run one of the models.
-        InvalidRequest: an option that cannot be honoured.
+        InvalidRequest: an option that cannot be honoured, or another pair is open in this process.
         MissingExtra, UnsupportedVersion: no vLLM, or one that is not known.
     """
 
@@ -98,11 +102,21 @@ class VllmEngine(SteppingEngine):
             base, teacher, dtype, gpu_memory_utilization, kv_cache_memory_bytes, max_num_seqs, max_model_len
         )
         common = {"max_num_seqs": max_num_seqs, "max_model_len": max_model_len, "options": options, "dtype": dtype}
-        # The larger first, while memory is in one piece.
-        self._teacher = Core(
-            teacher.name, kv_cache_bytes=shares.teacher_cache, memory_share=shares.teacher_share, **common
-        )
-        self._base = Core(base.name, kv_cache_bytes=shares.base_cache, memory_share=shares.base_share, **common)
+        if not _the_pair.acquire(blocking=False):
+            raise InvalidRequest("A vLLM pair is open in this process already.", "Close it, or use another process.")
+        self._holds_process = True
+        self._cores: list[Core] = []
+        try:
+            # The larger first, while memory is in one piece.
+            for name, cache, share in (
+                (teacher.name, shares.teacher_cache, shares.teacher_share),
+                (base.name, shares.base_cache, shares.base_share),
+            ):
+                self._cores.insert(0, Core(name, kv_cache_bytes=cache, memory_share=share, **common))
+        except BaseException:
+            self._close_cores()
+            raise
+        self._base, self._teacher = self._cores
         self._vocabulary = vocabulary
         self._keys = map(str, itertools.count())
         self._running: dict[str, Running] = {}
@@ -136,8 +150,14 @@ class VllmEngine(SteppingEngine):
 
     def close(self) -> None:
         super().close()
-        for core in (self._teacher, self._base):
-            core.close()
+        self._close_cores()
+
+    def _close_cores(self) -> None:
+        if self._holds_process:
+            self._holds_process = False
+            while self._cores:
+                self._cores.pop().close()
+            _the_pair.release()
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -149,7 +169,7 @@ class VllmEngine(SteppingEngine):
             tokens, ended = {}, []
         # The base's forward runs while the teacher's is prepared.
         ready = []
-        for core in (self._base, self._teacher):
+        for core in self.cores:
             core.commit(tokens)
             core.abort(ended)
             ready.append(core.launch())
@@ -193,7 +213,7 @@ class VllmEngine(SteppingEngine):
         self._leave([key for key in keys if key in self._running and self._running[key].sequence.is_finished])
 
     def _leave(self, keys: list[str]) -> None:
-        for core in (self._base, self._teacher):
+        for core in self.cores:
             core.abort(keys)
         for key in keys:
             del self._running[key]

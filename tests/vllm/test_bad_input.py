@@ -1,0 +1,137 @@
+"""What a user can get wrong: typed errors before any work, and an engine that dies in the middle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import vllm
+
+from midlogit import EngineFailure, InvalidRequest, Pair, PairMismatch, PromptTooLong, SamplingParams
+from midlogit.checkpoint import Checkpoint
+from midlogit.engines.vllm.adapter import Core, require_vllm
+from midlogit.engines.vllm.memory import GIB, Need, split
+from midlogit.errors import DoesNotFit, MissingExtra, UnsupportedVersion
+from tests.conftest import BASE, TEACHER
+from tests.questions import QUESTIONS
+from tests.vllm.conftest import CONTEXT, open_pair
+
+
+@pytest.mark.parametrize("version", ["0.23.1", "0.33.0", "1.0.0"])
+def test_another_vllm_is_named_with_those_that_are_known(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(vllm, "__version__", version)
+    with pytest.raises(UnsupportedVersion, match=rf"vLLM {version} is installed; .* knows 0.24 to 0.32"):
+        Pair.vllm()
+
+
+@pytest.mark.parametrize("version", ["0.24.0", "0.32.0+cpu", "0.28.1.post2"])
+def test_known_versions_are_taken(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(vllm, "__version__", version)
+    assert require_vllm() == version
+
+
+def test_missing_vllm_is_a_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "vllm", None)
+    with pytest.raises(MissingExtra, match="pip install"):
+        Pair.vllm()
+
+
+def test_a_cache_too_small_for_the_context_is_said_by_vllm() -> None:
+    with pytest.raises(OSError, match="vLLM cannot run .*teacher"):
+        open_pair(kv_cache_memory_bytes=(2**24, 2**16))
+
+
+def test_a_vllm_without_the_internals_is_refused(crowded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = crowded._engine.cores[0]
+    monkeypatch.delattr(type(core._runner), "_to_list")
+    monkeypatch.delattr(type(core._runner).__mro__[1], "_to_list")
+    monkeypatch.delattr(core._runner, "_to_list")
+    with pytest.raises(UnsupportedVersion, match="lacks GPUModelRunner._to_list"):
+        core._require_internals()
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"speculative_config": {"method": "ngram"}}, "speculative_config cannot be used here: .* q\\* has a sampler"),
+        ({"structured_outputs_config": {}}, "structured_outputs_config cannot be used here"),
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size cannot be used here: .* parallel groups"),
+        ({"async_scheduling": True}, "async_scheduling cannot be used here"),
+        ({"speling": 1}, "no option 'speling'"),
+        ({"max_num_seqs": 0}, "max_num_seqs is 0"),
+        ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization is 1.5"),
+        ({"max_model_len": 5000}, "max_model_len is 5000. The base .* takes 1 to 1024 tokens"),
+    ],
+)
+def test_options_that_cannot_be_honoured(option: dict, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        Pair.vllm(**option)
+
+
+def test_different_vocabularies(tmp_path: Path) -> None:
+    shutil.copytree(TEACHER, tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    words = sorted(vocabulary, key=vocabulary.__getitem__)
+    tokenizer["model"]["vocab"] = {word: vocabulary[words[-1 - n]] for n, word in enumerate(words)}
+    file.write_text(json.dumps(tokenizer))
+    with pytest.raises(PairMismatch, match="disagree"):
+        Pair.vllm(BASE, tmp_path / "other")
+
+
+def test_models_that_do_not_fit_say_what_they_need() -> None:
+    need = Need.of(Checkpoint.open(TEACHER), torch.bfloat16, max_num_seqs=256)
+    larger = replace(need, name="large", weights=28 * GIB)
+    room = {"utilization": 0.9, "context": 2048, "total": 80 * GIB, "free": 79 * GIB, "given": None}
+    fits = split(need, larger, **room)
+    spare = 0.9 * 80 * GIB - need.weights - larger.weights - need.forward - larger.forward
+    assert fits.base_cache == pytest.approx(spare / 2, rel=1e-6)  # the same cache a token on both sides
+    assert fits.base_share + fits.teacher_share == pytest.approx(0.9, rel=1e-6)
+    with pytest.raises(DoesNotFit, match=r"large needs 7\d\.\d GiB without its cache.*79\.0 GiB of 80\.0 are free"):
+        split(need, replace(larger, weights=70 * GIB), **room)
+    with pytest.raises(DoesNotFit, match="caches for 2048 tokens"):
+        split(need, larger, **{**room, "given": (GIB, 60 * GIB)})
+
+
+def test_prompts_beyond_the_context(crowded: Pair) -> None:
+    with pytest.raises(PromptTooLong, match=str(CONTEXT)):
+        crowded.generate([[300] * CONTEXT])
+    (one,) = crowded.generate([[300] * (CONTEXT - 1)], SamplingParams(max_tokens=5))
+    assert (one.finish_reason, len(one.token_ids)) == ("length", 1)
+
+
+def test_text_cannot_be_scored_here(crowded: Pair) -> None:
+    with pytest.raises(InvalidRequest, match=r"Pair\.local can"):
+        crowded.score(QUESTIONS[:1])
+
+
+def test_one_pair_a_process(crowded: Pair) -> None:
+    with pytest.raises(InvalidRequest, match="open in this process already"):
+        open_pair()
+
+
+def test_an_engine_that_dies_returns_what_was_drawn(crowded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last test of the module: the pair is of no use after it."""
+    launches = 0
+    launch = Core.launch
+
+    def failing(core: Core) -> dict[str, int]:
+        nonlocal launches
+        launches += 1
+        if launches > 24:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return launch(core)
+
+    monkeypatch.setattr(Core, "launch", failing)
+    prompts = [QUESTIONS[0], " ".join(["river"] * 200)]
+    found = crowded.generate(prompts * 4, SamplingParams(max_tokens=30, seed=1, ignore_eos=True))
+    assert [c.finish_reason for c in found] == ["error"] * 8
+    assert all("illegal memory access" in c.error for c in found)
+    assert len(found[0].token_ids) > 5 and found[0].text
+    with pytest.raises(EngineFailure, match="illegal memory access"):
+        crowded.generate(QUESTIONS[:1])

@@ -1,0 +1,184 @@
+"""vLLM in lock-step against the local engine: token by token, in distribution, and with nothing left behind."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from midlogit import Completion, KLBudget, Pair, SamplingParams, Token
+from midlogit.core import reference
+from midlogit.engines.vllm import VllmEngine
+from tests.questions import QUESTIONS
+
+# 32 requests; the two sides' prompts differ in text and in length, from a few tokens to more than one step takes.
+PROMPTS = [" ".join(["river"] * (11 * n % 90)) + QUESTIONS[n % 16] for n in range(32)]
+BASE_PROMPTS = [" ".join(["stone"] * (37 * n % 110)) + QUESTIONS[(n + 5) % 16] for n in range(32)]
+GREEDY = SamplingParams(temperature=0, max_tokens=40)
+
+
+def engine_of(pair: Pair) -> VllmEngine:
+    engine = pair._engine
+    assert isinstance(engine, VllmEngine)
+    return engine
+
+
+def require_empty(pair: Pair) -> None:
+    """Neither scheduler holds a request, and no block is held."""
+    for core in engine_of(pair).cores:
+        scheduler = core._scheduler
+        assert not scheduler.requests and not scheduler.running and not len(scheduler.waiting)
+        assert core.free_blocks == core.blocks
+
+
+@contextmanager
+def preemptions(pair: Pair) -> Iterator[list[int]]:
+    """Counts the preemptions of (base, teacher)."""
+    counts = [0, 0]
+    originals = [core._scheduler._preempt_request for core in engine_of(pair).cores]
+
+    def counting(side: int):
+        def preempt(*args, **kwargs):
+            counts[side] += 1
+            return originals[side](*args, **kwargs)
+
+        return preempt
+
+    for side, core in enumerate(engine_of(pair).cores):
+        core._scheduler._preempt_request = counting(side)
+    yield counts
+    for original, core in zip(originals, engine_of(pair).cores, strict=True):
+        core._scheduler._preempt_request = original
+
+
+def require_equal(found: list[Completion], expected: list[Completion]) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.token_ids == theirs.token_ids
+        assert (ours.text, ours.finish_reason, ours.stop_reason) == (
+            theirs.text, theirs.finish_reason, theirs.stop_reason,
+        )  # fmt: skip
+        assert ours.diagnostics.alpha == pytest.approx(theirs.diagnostics.alpha, abs=1e-4)
+        for name in ("kl_base", "kl_teacher", "logprobs", "base_logprobs", "teacher_logprobs", "entropy"):
+            assert getattr(ours.diagnostics, name) == pytest.approx(getattr(theirs.diagnostics, name), abs=1e-3)
+
+
+@pytest.mark.parametrize("preset", ["balanced", "exploratory"])
+def test_greedy_equals_the_local_engine_in_chunks_and_preempted(pair: Pair, crowded: Pair, preset: str) -> None:
+    asked = SamplingParams.preset(preset, temperature=0, max_tokens=40)
+    with preemptions(crowded) as counts:
+        found = crowded.generate(PROMPTS, asked, base_prompts=BASE_PROMPTS)
+    assert min(counts) > 0
+    assert {c.finish_reason for c in found} == {"stop", "length"}
+    require_equal(found, pair.generate(PROMPTS, asked, base_prompts=BASE_PROMPTS))
+    require_empty(crowded)
+
+
+def test_sampled_text_is_that_of_the_local_engine_at_the_same_seed(pair: Pair, crowded: Pair) -> None:
+    for asked in (
+        SamplingParams(seed=3, max_tokens=30, n=2),
+        SamplingParams.preset("exploratory", seed=4, max_tokens=30, temperature=0.8, alpha_rule=KLBudget(0.05)),
+        SamplingParams(seed=5, max_tokens=30, min_tokens=20, stop=("the",), stop_token_ids=(300,)),
+    ):
+        require_equal(
+            crowded.generate(QUESTIONS, asked, chat=True),
+            pair.generate(QUESTIONS, asked, chat=True),
+        )
+
+
+def test_prompts_that_share_a_beginning_are_computed_once(
+    pair: Pair, crowded: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of an earlier request are used again on both sides, and change nothing."""
+    prompts = [" ".join(["river"] * 80) + f" {question}" for question in QUESTIONS[:4]]
+    crowded.generate(prompts[:1], GREEDY)
+    reused: list[int] = []
+
+    def counting(look_up):
+        def look_up_and_count(request):
+            found = look_up(request)
+            reused.append(found[1])
+            return found
+
+        return look_up_and_count
+
+    for core in engine_of(crowded).cores:
+        manager = core._scheduler.kv_cache_manager
+        monkeypatch.setattr(manager, "get_computed_blocks", counting(manager.get_computed_blocks))
+    found = crowded.generate(prompts, GREEDY)
+    assert len(reused) >= 8 and min(reused) >= 64
+    require_equal(found, pair.generate(prompts, GREEDY))
+
+
+def test_candidates_are_reported_where_asked_for(pair: Pair, crowded: Pair) -> None:
+    """A request that wants candidates shares its steps with one that does not."""
+    asked = [SamplingParams(temperature=0, max_tokens=6, top_logprobs=k) for k in (3, 0)]
+    batches = [crowded.as_completed([QUESTIONS[i]], params) for i, params in enumerate(asked)]
+    found = [next(iter(batch)) for batch in batches]
+    expected = [pair.generate([QUESTIONS[i]], params)[0] for i, params in enumerate(asked)]
+    assert [[i for i, _ in top.q] for top in found[0].top] == [[i for i, _ in top.q] for top in expected[0].top]
+    assert found[1].top is None
+    require_equal(found, expected)
+
+
+def test_streams_pieces_as_they_are_drawn(crowded: Pair) -> None:
+    events = list(crowded.stream(QUESTIONS[0], SamplingParams(seed=1, max_tokens=20), chat=True))
+    assert all(isinstance(event, Token) for event in events[:-1])
+    assert "".join(event.text for event in events[:-1]) == events[-1].text
+    assert [event.token_id for event in events[:-1]] == events[-1].token_ids
+    for event in crowded.stream(QUESTIONS[1], SamplingParams(max_tokens=200, ignore_eos=True), chat=True):
+        if isinstance(event, Token) and event.position == 3:
+            break  # leaving early aborts the request
+    crowded.generate(QUESTIONS[:1], GREEDY)
+    require_empty(crowded)
+
+
+@torch.inference_mode()
+def test_the_draw_is_exact(models, pair: Pair, crowded: Pair) -> None:
+    """Chi-square of 20,000 first tokens against the float64 reference on whole rows."""
+    asked = SamplingParams.preset("exploratory", max_tokens=1, seed=11, n=10_000)
+    stop_ids = pair.mixing.stop_ids
+    for question in QUESTIONS[2:4]:
+        drawn = [c.token_ids[0] for c in crowded.generate([question], asked)]
+        base, teacher = (
+            model(torch.tensor([side.encode(question)])).logits[0, -1].double().tolist()
+            for model, side in zip(models, (pair.mixing.base, pair.mixing.teacher), strict=True)
+        )
+        q = np.array(reference.mixture(base, teacher, masked_ids=pair.mixing.special_ids, stop_ids=stop_ids).q)
+        counts = np.bincount([stop_ids[0] if token in stop_ids else token for token in drawn], minlength=len(q))
+        likely = q * len(drawn) >= 8
+        observed = np.append(counts[likely], counts[~likely].sum())
+        expected = np.append(q[likely], q[~likely].sum()) * len(drawn)
+        assert likely.sum() >= 10
+        assert chisquare(observed, expected).pvalue > 1e-3
+    require_empty(crowded)
+
+
+def test_two_thousand_requests_leave_nothing_behind(crowded: Pair) -> None:
+    """Random lengths and aborts in a cache too small for them: none is lost, nothing hangs, no block is held."""
+    chance = random.Random(5)
+    batches = []
+    for number in range(200):
+        prompts = [" ".join(["word"] * chance.randrange(1, 60)) for _ in range(10)]
+        base_prompts = [" ".join(["river"] * chance.randrange(1, 60)) for _ in range(10)]
+        params = SamplingParams(max_tokens=chance.randrange(1, 12), seed=number, ignore_eos=chance.random() < 0.5)
+        batches.append(crowded.as_completed(prompts, params, base_prompts=base_prompts))
+    finished, aborted = [], []
+    with preemptions(crowded) as counts:
+        for batch in batches:
+            whole = chance.random() < 0.7
+            finished += itertools.islice(batch, None if whole else chance.randrange(10))
+            if not whole:
+                rest = batch.stop()
+                finished += [c for c in rest if c.finish_reason != "abort"]
+                aborted += [c for c in rest if c.finish_reason == "abort"]
+    assert len(finished) + len(aborted) == 2000
+    assert {c.finish_reason for c in finished} == {"stop", "length"}
+    assert len(aborted) > 100 and min(counts) > 0
+    crowded.generate(QUESTIONS[:1], GREEDY)
+    require_empty(crowded)

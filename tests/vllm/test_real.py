@@ -1,0 +1,25 @@
+"""Real models on vLLM inside the test process; skipped where they are not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from midlogit import Pair, SamplingParams
+from tests.vllm.conftest import open_pair
+from tests.vllm.test_engine import BASE_PROMPTS, PROMPTS, require_empty, require_equal
+
+
+@pytest.mark.real_models
+def test_smollm_against_itself_with_another_prompt() -> None:
+    """A real tokenizer and 49,152 ids: the same model on both sides, which see different prompts."""
+    folder = Path(os.environ["MIDLOGIT_MODELS"]) / "smollm2-135m"
+    asked = SamplingParams.preset("exploratory", temperature=0, max_tokens=24)
+    with open_pair(base=folder, teacher=folder, max_num_seqs=32, max_num_batched_tokens=64, max_model_len=512) as ours:
+        found = ours.generate(PROMPTS, asked, base_prompts=BASE_PROMPTS)
+        require_empty(ours)
+    with Pair.local(folder, folder, device="cpu", dtype="float32") as local:
+        expected = local.generate(PROMPTS, asked, base_prompts=BASE_PROMPTS)
+    require_equal(found, expected)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from midlogit import Pair
+from midlogit.engines.vllm import VllmEngine
 
 if find_spec("vllm") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -26,6 +27,20 @@ BASE_TOKEN, TEACHER_TOKEN = 2 * 4 * 3 * 64 * 4, 2 * 8 * 2 * 64 * 4  # bytes of c
 def open_pair(**changes: Any) -> Pair:
     options = {"dtype": "float32", "enforce_eager": True, "block_size": BLOCK, "max_model_len": CONTEXT}
     return Pair.vllm(**{**options, **changes})
+
+
+def engine_of(pair: Pair) -> VllmEngine:
+    engine = pair._engine
+    assert isinstance(engine, VllmEngine)
+    return engine
+
+
+def require_empty(pair: Pair) -> None:
+    """Neither scheduler holds a request, and no block is held."""
+    for core in engine_of(pair).cores:
+        scheduler = core._scheduler
+        assert not scheduler.requests and not scheduler.running and not len(scheduler.waiting)
+        assert core.free_blocks == core.blocks
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def test_a_vllm_without_the_internals_is_refused(crowded: Pair, monkeypatch: pyt
     monkeypatch.delattr(type(core._runner), "_to_list")
     monkeypatch.delattr(type(core._runner).__mro__[1], "_to_list")
     monkeypatch.delattr(core._runner, "_to_list")
-    with pytest.raises(UnsupportedVersion, match="lacks GPUModelRunner._to_list"):
+    with pytest.raises(UnsupportedVersion, match=r"lacks GPUModelRunner\._to_list"):
         core._require_internals()
 
 

@@ -14,27 +14,13 @@ from scipy.stats import chisquare
 
 from midlogit import Completion, KLBudget, Pair, SamplingParams, Token
 from midlogit.core import reference
-from midlogit.engines.vllm import VllmEngine
 from tests.questions import QUESTIONS
+from tests.vllm.conftest import engine_of, require_empty
 
 # 32 requests; the two sides' prompts differ in text and in length, from a few tokens to more than one step takes.
 PROMPTS = [" ".join(["river"] * (11 * n % 90)) + QUESTIONS[n % 16] for n in range(32)]
 BASE_PROMPTS = [" ".join(["stone"] * (37 * n % 110)) + QUESTIONS[(n + 5) % 16] for n in range(32)]
 GREEDY = SamplingParams(temperature=0, max_tokens=40)
-
-
-def engine_of(pair: Pair) -> VllmEngine:
-    engine = pair._engine
-    assert isinstance(engine, VllmEngine)
-    return engine
-
-
-def require_empty(pair: Pair) -> None:
-    """Neither scheduler holds a request, and no block is held."""
-    for core in engine_of(pair).cores:
-        scheduler = core._scheduler
-        assert not scheduler.requests and not scheduler.running and not len(scheduler.waiting)
-        assert core.free_blocks == core.blocks
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from midlogit import Pair, SamplingParams
-from tests.vllm.conftest import open_pair
-from tests.vllm.test_engine import BASE_PROMPTS, PROMPTS, require_empty, require_equal
+from tests.vllm.conftest import open_pair, require_empty
+from tests.vllm.test_engine import BASE_PROMPTS, PROMPTS, require_equal
 
 
 @pytest.mark.real_models

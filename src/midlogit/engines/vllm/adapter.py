@@ -8,7 +8,6 @@ token is computed again (docs/vllm.md).
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -212,9 +211,7 @@ class Core:
         self._output = self._executor.execute_model(self._scheduled)
         if self._output is None:  # else nothing was scheduled
             unready = self._runner.discard_request_mask.np
-            self._ready = {
-                key: row for row, key in enumerate(self._runner.input_batch.req_ids) if not unready[row]
-            }
+            self._ready = {key: row for row, key in enumerate(self._runner.input_batch.req_ids) if not unready[row]}
         return self._ready
 
     @property

@@ -80,7 +80,11 @@ def split(
         room * base.token // (base.token + teacher.token),
         room * teacher.token // (base.token + teacher.token),
     )
-    if base_cache + teacher_cache > room or base_cache < context * base.token or teacher_cache < context * teacher.token:
+    if (
+        base_cache + teacher_cache > room
+        or base_cache < context * base.token
+        or teacher_cache < context * teacher.token
+    ):
         least = context * (base.token + teacher.token)
         raise DoesNotFit(
             f"The two models do not fit: {base.describe()}, {teacher.describe()}, and caches for {context} tokens take"

@@ -1,0 +1,241 @@
+"""Step times on one GPU: each model alone in vLLM, the pair, and the solve and draw, in one run.
+
+    python -m benchmarks.gpu                   all batch sizes; writes benchmarks/results/gpu.json
+    python -m benchmarks.gpu --layers 2 --batches 1,8      smaller models, to try the plumbing
+
+The models have random weights in the shapes of Qwen3-4B and Qwen3-14B. Each model alone is vLLM's own `LLM.generate`
+in a process of its own, as its defaults have it. A step's time is the difference between completions of two lengths
+over the difference of the lengths, so prompts do not count; every number is a median of repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "gpu.json"
+VOCABULARY = 151_936
+STOPS = (151_643, 151_645)
+PROMPT_TOKENS, SHORT, LONG, REPEATS = 128, 16, 80, 3
+COMMON = {"max_model_len": 2048, "load_format": "dummy", "max_num_seqs": 256, "dtype": "bfloat16"}
+SHAPES = {
+    "base": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+             "tie_word_embeddings": True},
+    "teacher": {"hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 40, "num_attention_heads": 40,
+                "tie_word_embeddings": False},
+}  # fmt: skip
+
+
+def write_models(folder: Path, layers: int | None) -> dict[str, Path]:
+    """Model folders without weights: configuration and one tokenizer of the same size and stop ids."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = alphabet + [f"w{n}" for n in range(STOPS[0] - len(alphabet))]
+    tokenizer = Tokenizer(models.BPE({word: n for n, word in enumerate(words)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
+    folders = {}
+    for (side, shape), eos in zip(SHAPES.items(), ("<|endoftext|>", "<|im_end|>"), strict=True):
+        folders[side] = folder / side
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos)
+        fast.save_pretrained(folders[side])
+        config = Qwen3Config(
+            **{**shape, "num_hidden_layers": layers or shape["num_hidden_layers"]},
+            num_key_value_heads=8,
+            head_dim=128,
+            vocab_size=VOCABULARY,
+            max_position_embeddings=40960,
+            eos_token_id=STOPS[side == "teacher"],
+            dtype="bfloat16",
+            architectures=["Qwen3ForCausalLM"],
+        )
+        config.save_pretrained(folders[side])
+    return folders
+
+
+def prompts(batch: int) -> list[list[int]]:
+    return [[(37 * row + 11 * n) % 100_000 for n in range(PROMPT_TOKENS)] for row in range(batch)]
+
+
+def step_ms(generate: Callable[[list[list[int]], int], Any], batch: int) -> float:
+    """Median time of a step in milliseconds, of `generate(prompts, tokens)`."""
+    asked = prompts(batch)
+    generate(asked, SHORT)
+    times = []
+    for _ in range(REPEATS):
+        took = []
+        for tokens in (SHORT, LONG):
+            start = time.perf_counter()
+            generate(asked, tokens)
+            took.append(time.perf_counter() - start)
+        times.append(1e3 * (took[1] - took[0]) / (LONG - SHORT))
+    return statistics.median(times)
+
+
+def alone(model: Path, batches: list[int]) -> dict[int, float]:
+    """Step times of one model in vLLM's own `LLM.generate`."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(str(model), skip_tokenizer_init=True, gpu_memory_utilization=0.6, **COMMON)
+
+    def generate(asked: list[list[int]], tokens: int) -> None:
+        params = SamplingParams(temperature=1.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        llm.generate([{"prompt_token_ids": ids} for ids in asked], params, use_tqdm=False)
+
+    return {batch: step_ms(generate, batch) for batch in batches}
+
+
+def together(folders: dict[str, Path], batches: list[int]) -> dict[int, tuple[float, dict[str, float]]]:
+    """Step times of the pair, and where the engine's thread spent them (milliseconds a step)."""
+    from midlogit import Pair, SamplingParams
+
+    found = {}
+    with Pair.vllm(folders["base"], folders["teacher"], **COMMON) as pair:
+        spent = watch(pair)
+
+        def generate(asked: list[list[int]], tokens: int) -> None:
+            params = SamplingParams(max_tokens=tokens, ignore_eos=True, seed=1)
+            for completion in pair.generate(asked, params, progress=False):
+                if len(completion.token_ids) != tokens:
+                    raise RuntimeError(completion.error)
+
+        for batch in batches:
+            spent.clear()
+            ms = step_ms(generate, batch)
+            steps = spent.pop("steps")
+            found[batch] = ms, {part: 1e3 * seconds / steps for part, seconds in spent.items()}
+    return found
+
+
+def watch(pair: Any) -> defaultdict[str, float]:
+    """Adds up the seconds that the engine's thread spends in each part of its steps."""
+    engine = pair._engine
+    spent: defaultdict[str, float] = defaultdict(float)
+
+    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return call(*args)
+            finally:
+                spent[name] += time.perf_counter() - start
+
+        return run
+
+    for side, core in zip(("base", "teacher"), engine.cores, strict=True):
+        core.commit, core.launch = timed(f"{side} commit", core.commit), timed(f"{side} launch", core.launch)
+        core._scheduler.schedule = timed(f"({side} schedule)", core._scheduler.schedule)
+        core._scheduler.update_from_output = timed(f"({side} update)", core._scheduler.update_from_output)
+    draw, step = engine._draw, engine.step
+
+    class Waiting:
+        """A drawing whose wait for the device is counted."""
+
+        def __init__(self, drawn: Any) -> None:
+            self.decisions = drawn.decisions
+            self.token_ids = timed("wait for the device", drawn.token_ids)
+
+    def drawing(*args: Any) -> Any:
+        return Waiting(timed("draw", draw)(*args))
+
+    def stepping() -> None:
+        spent["steps"] += 1
+        timed("whole step", step)()
+
+    engine._draw, engine.step, engine._publish = drawing, stepping, timed("text", engine._publish)
+    return spent
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--batches", default="1,8,64,256")
+    options.add_argument("--layers", type=int, help="layers of both models, to try the plumbing")
+    options.add_argument("--skip-alone", action="store_true", help="measure the pair only; writes nothing")
+    options.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
+    options.add_argument("--output", type=Path, default=RESULTS)
+    chosen = options.parse_args()
+    batches = [int(batch) for batch in chosen.batches.split(",")]
+    if chosen.alone:
+        print("RESULT" + json.dumps(alone(chosen.alone, batches)))
+        return
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = write_models(Path(scratch), chosen.layers)
+        single: dict[str, dict[int, float]] = {}
+        for side, folder in folders.items() if not chosen.skip_alone else ():
+            command = [sys.executable, "-m", "benchmarks.gpu", "--alone", str(folder), "--batches", chosen.batches]
+            start = time.perf_counter()
+            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            (line,) = (line for line in answer.splitlines() if line.startswith("RESULT"))
+            single[side] = {int(batch): ms for batch, ms in json.loads(line.removeprefix("RESULT")).items()}
+            print(f"{side} alone: {single[side]} ms ({time.perf_counter() - start:.0f} s in all)", flush=True)
+        start = time.perf_counter()
+        pair = together(folders, batches)
+        print(f"pair: {time.perf_counter() - start:.0f} s in all")
+    for batch, (ms, spent) in pair.items():
+        print(f"batch {batch}: {ms:.2f} ms a step; " + ", ".join(f"{part} {t:.2f}" for part, t in spent.items()))
+    if chosen.skip_alone:
+        return
+    write(batches, single, pair, chosen.output)
+
+
+def write(batches: list[int], single: dict[str, dict[int, float]], pair: dict[int, Any], output: Path) -> None:
+    """Times the kernels, prints the table and writes the results."""
+    import torch
+
+    from benchmarks.fused import read_ms, solve_ms, torch_solve_ms
+
+    rows = []
+    print(f"{'batch':>6}{'base':>8}{'teacher':>9}{'pair':>8}{'ratio':>7}{'solve':>8}{'top-p':>8}{'read':>8}{'torch':>8}"
+          f"{'tokens/s':>10}")  # fmt: skip
+    for batch in batches:
+        base, teacher, ms = single["base"][batch], single["teacher"][batch], pair[batch][0]
+        row = {
+            "batch": batch,
+            "base_ms": base,
+            "teacher_ms": teacher,
+            "pair_ms": ms,
+            "solve_ms": solve_ms(batch, constrained=False),
+            "solve_constrained_ms": solve_ms(batch, constrained=True),
+            "read_ms": read_ms(batch),
+            "torch_solve_ms": torch_solve_ms(batch),
+            "tokens_per_s": 1e3 * batch / ms,
+            "teacher_tokens_per_s": 1e3 * batch / teacher,
+            "pair_step_parts_ms": pair[batch][1],
+        }
+        rows.append(row)
+        print(
+            f"{batch:>6}{base:>8.2f}{teacher:>9.2f}{ms:>8.2f}{ms / (base + teacher):>7.2f}{row['solve_ms']:>8.3f}"
+            f"{row['solve_constrained_ms']:>8.3f}{row['read_ms']:>8.3f}{row['torch_solve_ms']:>8.2f}"
+            f"{row['tokens_per_s']:>10.0f}"
+        )
+    versions = {name: version(name) for name in ("vllm", "torch", "triton", "transformers")}
+    output.write_text(
+        json.dumps(
+            {
+                "device": torch.cuda.get_device_name(),
+                "versions": versions,
+                "date": datetime.date.today().isoformat(),
+                "rows": rows,
+            },
+            indent=2,
+        )
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""vLLM on the GPU, CUDA graphs and all: each sequence was drawn from its own rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from midlogit import Pair, SamplingParams
+from midlogit.pair import bundled
+from tests.questions import QUESTIONS
+from tests.vllm.conftest import require_empty
+
+pytestmark = pytest.mark.gpu
+
+
+@torch.inference_mode()
+def logprobs_alone(prompt: list[int], tokens: list[int], model) -> list[float]:
+    """log-probabilities of the tokens behind the prompt by one plain float32 forward."""
+    rows = model(torch.tensor([prompt + tokens], device="cuda")).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return rows[range(len(tokens)), tokens].tolist()
+
+
+def test_rows_belong_to_their_sequences() -> None:
+    """bfloat16 against float32: raw log-probabilities agree on both sides but for rounding, and both KLs are equal."""
+    prompts = [" ".join(["river"] * (13 * n % 60)) + QUESTIONS[n % 16] for n in range(96)]
+    base_prompts = [" ".join(["stone"] * (7 * n % 50)) + QUESTIONS[(n + 3) % 16] for n in range(96)]
+    params = SamplingParams(seed=1, max_tokens=40)
+    with Pair.vllm(dtype="bfloat16", max_num_seqs=64, max_model_len=512, max_num_batched_tokens=512) as pair:
+        found = pair.generate(prompts, params, base_prompts=base_prompts)
+        again = pair.generate(prompts[:8], params, base_prompts=base_prompts[:8])
+        mixing = pair.mixing
+        require_empty(pair)
+    assert {c.finish_reason for c in found} <= {"stop", "length"}
+    assert sum(a.token_ids == b.token_ids for a, b in zip(again, found, strict=False)) >= 6  # batches round differently
+    for side, texts in (("base", base_prompts), ("teacher", prompts)):
+        model = transformers.AutoModelForCausalLM.from_pretrained(bundled(side), dtype=torch.float32).cuda().eval()
+        off = []
+        for completion, text in zip(found, texts, strict=True):
+            tokens = completion.token_ids[:-1]  # the last may stand for the merged stop ids
+            alone = logprobs_alone(getattr(mixing, side).encode(text), tokens, model)
+            off += list(np.abs(np.subtract(alone, getattr(completion.diagnostics, f"{side}_logprobs")[: len(tokens)])))
+        assert len(off) > 1000 and np.mean(off) < 0.03 and max(off) < 0.6
+    kls = [
+        abs(a - b)
+        for c in found
+        for a, b, free in zip(c.diagnostics.kl_base, c.diagnostics.kl_teacher, c.diagnostics.alpha, strict=True)
+        if free < 1
+    ]
+    assert len(kls) > 1000 and max(kls) < 1e-4

@@ -136,9 +136,8 @@ def watch(pair: Any) -> defaultdict[str, float]:
         return run
 
     for side, core in zip(("base", "teacher"), engine.cores, strict=True):
-        core.commit, core.launch = timed(f"{side} commit", core.commit), timed(f"{side} launch", core.launch)
-        core._scheduler.schedule = timed(f"({side} schedule)", core._scheduler.schedule)
-        core._scheduler.update_from_output = timed(f"({side} update)", core._scheduler.update_from_output)
+        for part in ("take", "launch", "settle", "plan"):
+            setattr(core, part, timed(f"{side} {part}", getattr(core, part)))
     draw, step = engine._draw, engine.step
 
     class Waiting:

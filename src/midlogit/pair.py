@@ -41,8 +41,8 @@ def bundled(side: str) -> Path:
 class Pair:
     """Two language models sampled as one.
 
-    Open one with `Pair.local`, `Pair.http` or `Pair.vllm`; close it with `close` or a `with` block. All methods may be called from
-    any thread, and requests of different calls share the running batch.
+    Open one with `Pair.local`, `Pair.http` or `Pair.vllm`; close it with `close` or a `with` block. All methods may
+    be called from any thread, and requests of different calls share the running batch.
     """
 
     def __init__(self, mixing: Mixing, engine: Engine) -> None:

@@ -41,7 +41,7 @@ def test_missing_vllm_is_a_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cache_too_small_for_the_context_is_said_by_vllm() -> None:
-    with pytest.raises(OSError, match="vLLM cannot run .*teacher"):
+    with pytest.raises(OSError, match=r"vLLM cannot run .*teacher"):
         open_pair(kv_cache_memory_bytes=(2**24, 2**16))
 
 

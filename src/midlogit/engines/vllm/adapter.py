@@ -1,9 +1,10 @@
 """One vLLM engine core, stepped by hand: the only module that knows vLLM's internals; knows no pair and no q*.
 
-A step of vLLM is schedule, execute, sample, update. `EngineCore.step` runs all four; here the caller stands between
-execute and sample: `launch` schedules and enqueues a forward, the caller reads the logits, and `commit` gives vLLM the
-tokens as if its own sampler had drawn them. A request that is ready but gets no token is put back to where its last
-token is computed again (docs/vllm.md).
+vLLM's own step is schedule, execute, sample, update. Here the caller stands between execute and sample, and the parts
+come in an order that keeps the device busy: `plan` schedules a step while the device runs the one before, as vLLM's
+asynchronous scheduler can; `take` hands the drawn tokens to the model runner, and `launch` enqueues the planned
+forward at once; `settle` tells the scheduler afterwards. A request that is ready but gets no token is put back by
+`hold` to where its last token is computed again (docs/vllm.md).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ OWN = "midlogit sets it: both engines are stepped by hand, in lock-step"
 PARALLEL = "both models share one process and one device, and vLLM's parallel groups belong to the process"
 REFUSED = {
     "async_scheduling": OWN,
+    "scheduler_cls": OWN,
     "speculative_config": "vLLM would verify drafts against one of the two models; q* has a sampler of its own",
     "structured_outputs_config": "its masks are for one model's logits; use stop, stop_token_ids or special_token_ids",
     "logits_processors": "they change the logits of one of the two models alone",
@@ -108,6 +110,7 @@ class Core:
         from vllm import SamplingParams
         from vllm.engine.arg_utils import EngineArgs
         from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
         from vllm.v1.engine.core import EngineCore
         from vllm.v1.executor import Executor
         from vllm.v1.outputs import SamplerOutput
@@ -120,7 +123,8 @@ class Core:
             "kv_cache_memory_bytes": kv_cache_bytes,
             "max_num_seqs": max_num_seqs,
             "max_model_len": max_model_len,
-            "async_scheduling": False,
+            "async_scheduling": False,  # of the runner: tokens come from here, not from its own sampler
+            "scheduler_cls": AsyncScheduler,
             "disable_log_stats": True,
             "skip_tokenizer_init": True,
         }
@@ -141,12 +145,14 @@ class Core:
         self._tokens_R1: Tensor | None = None
         self._runner._sample = lambda logits, metadata: self._make_sampled(self._tokens_R1, None)
         self._runner._to_list = Tensor.tolist  # the tokens are in main memory; vLLM's own would wait for the device
-        self._scheduled: Any = None
-        self._output: Any = None
+        self._planned: Any = None  # vLLM's SchedulerOutput of the next step, of the launched one, of the taken one
+        self._launched: Any = None
+        self._taken: tuple[Any, Any] = None, None
+        self._output: Any = None  # vLLM's ModelRunnerOutput of the launched step, once there is one
         self._ready: dict[str, int] = {}
 
     def _require_internals(self) -> None:
-        """Checks by name what `launch` and `commit` lean on."""
+        """Checks by name what the methods below lean on."""
         used = {
             "EngineCore": (self._core, "add_request", "abort_requests", "request_block_hasher", "shutdown"),
             "Scheduler": (self._scheduler, "schedule", "update_from_output", "requests", "running", "waiting"),
@@ -163,11 +169,6 @@ class Core:
     @property
     def device(self) -> torch.device:
         return torch.device(self._runner.device)
-
-    @property
-    def has_requests(self) -> bool:
-        """Whether the scheduler holds any request, or must still tell the runner of one that ended."""
-        return bool(self._scheduler.has_requests())
 
     @property
     def free_blocks(self) -> int:
@@ -196,22 +197,26 @@ class Core:
         if keys:
             self._core.abort_requests(list(keys))
 
+    def plan(self) -> None:
+        """Schedules the next step, as if every ready request that is not held got a token."""
+        if self._planned is None and self._scheduler.has_requests():
+            self._planned = self._scheduler.schedule()
+
     def launch(self) -> dict[str, int]:
-        """Schedules a step and enqueues its forward, without waiting for it.
+        """Enqueues the forward of the planned step, without waiting for it.
 
         Returns:
             the row of `logits` of each request that has every token but the next one computed.
         """
         self._workspaces._manager = self._workspace
+        self._launched, self._planned = self._planned, None
         self._ready = {}
-        if not self.has_requests:
-            self._scheduled = None
-            return self._ready
-        self._scheduled = self._scheduler.schedule()
-        self._output = self._executor.execute_model(self._scheduled)
-        if self._output is None:  # else nothing was scheduled
-            unready = self._runner.discard_request_mask.np
-            self._ready = {key: row for row, key in enumerate(self._runner.input_batch.req_ids) if not unready[row]}
+        if self._launched is not None:
+            self._output = self._executor.execute_model(self._launched)
+            if self._output is None:  # else nothing was scheduled
+                unready = self._runner.discard_request_mask.np
+                keys = self._runner.input_batch.req_ids
+                self._ready = {key: row for row, key in enumerate(keys) if not unready[row]}
         return self._ready
 
     @property
@@ -220,24 +225,33 @@ class Core:
         logits_RV: Tensor = self._runner.execute_model_state.logits
         return logits_RV
 
-    def commit(self, tokens: Mapping[str, int]) -> None:
-        """Ends the launched step: gives each request its token; a ready one without a token is put back."""
-        if self._scheduled is None:
-            return
-        put_back = [key for key in self._ready if key not in tokens]
-        if self._output is None:
+    def hold(self, keys: Collection[str]) -> None:
+        """Puts ready requests of the launched step back; before the next one is planned."""
+        for key in keys:
+            request = self._scheduler.requests.get(key)
+            # A preempted request starts over anyway.
+            if request is not None and request.num_computed_tokens:
+                request.num_computed_tokens -= 1
+                request.num_output_placeholders -= 1
+
+    def take(self, tokens: Mapping[str, int]) -> None:
+        """Hands the launched step's tokens to the model runner; a ready request without one gets none."""
+        if self._launched is not None and self._output is None:
             batch, unready = self._runner.input_batch, self._runner.discard_request_mask.np
-            for key in put_back:
-                unready[self._ready[key]] = True
+            for key, row in self._ready.items():
+                unready[row] = key not in tokens
             drawn = [tokens.get(key, 0) for key in batch.req_ids]
             self._tokens_R1 = torch.tensor(drawn, dtype=torch.int32)[:, None]
             self._output = self._executor.sample_tokens(None)
-        self._scheduler.update_from_output(self._scheduled, self._output)
-        for key in put_back:
-            request = self._scheduler.requests.get(key)
-            if request is not None:
-                request.num_computed_tokens = request.num_tokens - 1
-        self._scheduled = self._output = None
+        self._taken = self._launched, self._output
+        self._launched = self._output = None
+
+    def settle(self) -> None:
+        """Tells the scheduler of the tokens that were taken."""
+        scheduled, output = self._taken
+        if scheduled is not None:
+            self._scheduler.update_from_output(scheduled, output)
+        self._taken = None, None
 
     def close(self) -> None:
         """Frees the model."""

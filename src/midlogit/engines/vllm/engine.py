@@ -1,8 +1,8 @@
 """Two vLLM engine cores in lock-step: each step draws one token for every sequence that is ready on both sides.
 
 Knows the order of the work and which rows belong together; vLLM is behind `Core`, α and the draw behind the policy.
-A step first waits for the tokens of the one before, hands them to both cores and enqueues their next forwards and the
-draw; the text of the tokens is written while the device works (docs/vllm.md).
+A step first waits for the tokens of the one before, hands them to both model runners and enqueues their next forwards
+and the draw; schedulers are told and texts written while the device works (docs/vllm.md).
 """
 
 from __future__ import annotations
@@ -162,35 +162,42 @@ class VllmEngine(SteppingEngine):
     @torch.inference_mode()
     def step(self) -> None:
         previous, self._in_flight = self._in_flight, None
+        tokens = {}
         if previous is not None:
             tokens = dict(zip(previous[0], previous[1].token_ids(), strict=True))  # waits for the device
-            ended = self._ended_by(tokens)
-        else:
-            tokens, ended = {}, []
-        # The base's forward runs while the teacher's is prepared.
+        ended = self._ended_by(tokens)
+        # From here to the first forward the device is idle; the second is prepared while the first runs.
         ready = []
         for core in self.cores:
-            core.commit(tokens)
-            core.abort(ended)
+            core.take(tokens)
+            core.plan()  # nothing, unless the engine was idle
             ready.append(core.launch())
-        rows = [(key, row, ready[1][key]) for key, row in ready[0].items() if key in ready[1]]
+        base_rows, teacher_rows = ready
+        # Sequences that have ended since the step was planned are among its rows.
+        drawable = self._running.keys() & base_rows.keys() & teacher_rows.keys() - ended
+        rows = [(key, row, teacher_rows[key]) for key, row in base_rows.items() if key in drawable]
         if rows:
             self._in_flight = [key for key, _, _ in rows], self._draw(rows)
+        for core, here, there in ((self._base, base_rows, teacher_rows), (self._teacher, teacher_rows, base_rows)):
+            core.hold(here.keys() - there.keys())
+            core.settle()
+            core.abort(ended)
+            core.plan()
         if previous is not None:
             self._publish(*previous)
 
-    def _ended_by(self, tokens: Mapping[str, int]) -> list[str]:
+    def _ended_by(self, tokens: Mapping[str, int]) -> set[str]:
         """Counts the drawn tokens; the keys of sequences that end with theirs by its id.
 
         Those that end by length vLLM ends itself; stop strings are found when the text is written.
         """
-        ended = []
+        ended = set()
         for key, token in tokens.items():
             running = self._running.get(key)
             if running is not None:
                 running.drawn += 1
                 if token in running.sequence.request.outcomes.ending:
-                    ended.append(key)
+                    ended.add(key)
         return ended
 
     def _draw(self, rows: list[tuple[str, int, int]]) -> Drawing:

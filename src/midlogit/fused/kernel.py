@@ -43,7 +43,8 @@ BROKEN = tl.constexpr(1)
 EMPTY = tl.constexpr(2)
 
 LOWEST = tl.constexpr(-3.4028234663852886e38)
-CLOSE = tl.constexpr(1e-6)  # variance of ℓ below which float32 sums of signed terms say too little of F′
+CLOSE = tl.constexpr(50.0)  # E|ℓ| / Var ℓ beyond which float32 sums of signed terms say too little of F′
+STEPS = tl.constexpr(80)
 SLACK = tl.constexpr(2.5e-7)  # what float32 sums may miss of the nucleus' mass
 
 
@@ -259,7 +260,9 @@ def solve_kernel(
     to_teacher = forced | (b_peak == float("-inf"))
     b_peak = tl.where(b_peak == float("-inf"), 0.0, b_peak)
 
-    p0, p1, p2, w0, w1, w2, t0, t1, t2, p_off, t_off, gap = landmarks(row, b_peak, t_peak, scale, R, FULL, NUCLEUS)
+    p0, p1, p2, w0, w1, w2, t0, t1, t2, p_off, t_off, gap, size = landmarks(
+        row, b_peak, t_peak, scale, R, FULL, NUCLEUS
+    )
     p_mass = tl.maximum(p0 + p_off, 1e-300)
     t_mass = t0 + t_off
     close = tl.abs(t_mass - p_mass) < 0.5 * p_mass
@@ -289,11 +292,11 @@ def solve_kernel(
     alpha = first_alpha(
         f0, fh, f1, tl.where(budget, 0.0, v0), tl.where(budget, 0.5 * vh, vh), v1, Fh - F0, F1 - Fh, ~budget
     )
-    near = (vh < CLOSE) & ~holes & ~rough
+    near = (m1 - m0 < 0.01) & (size / w0 * LN2 + tl.abs(c) > CLOSE * vh) & ~holes & ~rough
     alpha = tl.where(near & ~budget, 0.5, alpha)
     # Where both have the same support, F′ is negative at 0 and positive at 1 whatever float32 makes of it.
     ends = (holes | budget) & ~rough
-    flat = (tl.abs(f0) <= 3.6e-15) & (tl.abs(f1) <= 3.6e-15) & ~rough
+    flat = (tl.abs(f0) <= 3.6e-15) & (tl.abs(f1) <= 3.6e-15) & (vh < 1e-15) & ~rough
     settled = flat | (ends & ((f0 >= 0) | (f1 <= 0))) | (rule == FIXED_ALPHA)
     alpha = tl.where(ends & (f1 <= 0), 1.0, alpha)
     alpha = tl.where(ends & (f0 >= 0), 0.0, alpha)
@@ -308,7 +311,7 @@ def solve_kernel(
     lo = tl.full((), 0.0, tl.float64)
     hi = tl.full((), 1.0, tl.float64)
     steps = 0
-    while (~done) & (steps < 60):
+    while (~done) & (steps < STEPS):
         alpha = alpha.to(tl.float32).to(tl.float64)
         if near:
             n0, n1, h1, ha, a1, a2 = close_moments(
@@ -338,7 +341,7 @@ def solve_kernel(
         f = tl.where(budget, alpha * first - F - value, first)
         slope = tl.where(budget, alpha * second, second)
         bend = tl.where(budget, second + alpha * third, third)
-        floor = tl.where(near, 1e-6 * slope, tl.where(budget, 2e-7, 1e-7 * tl.sqrt(second)))
+        floor = tl.where(near, 1e-6 * slope, tl.where(budget, 2e-7, 1e-8 * tl.sqrt(second)))
         at_root = tl.abs(f) <= tl.maximum(tolerance * tl.minimum(slope, 1.0), floor)
         at_end = ((stage == 0) & (f >= 0)) | ((stage == 1) & (f <= 0))
         done = done | (stage == 3) | at_end | ((stage == 2) & (at_root | (hi - lo <= 6e-8)))
@@ -350,15 +353,15 @@ def solve_kernel(
         curve = 1 + 0.5 * newton * bend / safe  # Halley's correction
         delta = tl.where(curve > 0.5, newton / tl.maximum(curve, 0.5), newton)
         guess = alpha + delta
-        inside = (slope > 0) & (guess > lo) & (guess < hi) & (steps < 40)
+        inside = (slope > 0) & (guess > lo) & (guess < hi) & ((steps < 12) | (steps % 2 == 0))
         # The error of a Halley step is of third order: below the tolerance it needs no look at the rows.
-        reach = tl.abs(delta) * (1 + tl.abs(bend) / safe)
-        jump = (stage == 2) & inside & (tl.abs(delta) * reach * reach <= tolerance) & ~done
+        reach = tl.abs(delta) * (1 + tl.abs(bend) / safe + 2 * tl.sqrt(second))
+        jump = (stage == 2) & inside & (tl.abs(delta) * reach * reach * tl.maximum(slope, 1.0) <= 0.1 * tolerance) & ~done
         step = (guess.to(tl.float32).to(tl.float64) - alpha)
         ahead = first * step + 0.5 * second * step * step + third * step * step * step / 6
         q_size = tl.where(jump, q_size + ahead / LN2, q_size)
         moved = tl.where(stage == 2, tl.where(inside, guess, 0.5 * (lo + hi)), tl.where(stage == 0, 1.0, 0.5))
-        alpha = tl.where(done, alpha, moved)
+        alpha = tl.where(done | (steps == STEPS - 1), alpha, moved)
         done = done | jump
         stage = tl.where((stage == 0) | (stage == 1), stage + 1, stage)
         steps += 1

@@ -105,6 +105,17 @@ def pair_tile(row, start, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.const
 
 
 @triton.jit
+def anchors(b_peak, t_peak):
+    """What to take off b, off t and off their difference so that ℓ + c loses no digits.
+
+    Rows at about the same height are subtracted first (exact where they nearly agree), rows far apart each from
+    its own peak.
+    """
+    level = tl.abs(t_peak - b_peak) < 1.0
+    return tl.where(level, 0.0, b_peak), tl.where(level, 0.0, t_peak), tl.where(level, t_peak - b_peak, 0.0)
+
+
+@triton.jit
 def expm1_over(x):
     """(e^x − 1) / x for |x| < SERIES."""
     return 1.0 + x * (0.5 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x * (1 / 720)))))
@@ -283,7 +294,7 @@ def landmarks(row, b_peak, t_peak, scale, R: tl.constexpr, FULL: tl.constexpr, N
 
     Returns:
         Σ and the first two moments (unnormalised) of base, middle and teacher; the mass of base and of teacher
-        off the common support; and Σ (t − p), whose terms cancel where the rows agree.
+        off the common support; Σ (t − p), whose terms cancel where the rows agree; and the middle's Σ |ℓ + c|.
     """
     p0 = tl.zeros((R,), tl.float32)
     p1 = p0
@@ -297,12 +308,13 @@ def landmarks(row, b_peak, t_peak, scale, R: tl.constexpr, FULL: tl.constexpr, N
     p_off = p0
     t_off = p0
     gap = p0
-    shift = t_peak - b_peak
+    size = p0
+    b_at, t_at, shift = anchors(b_peak, t_peak)
     half = 0.5 * scale
     for start in range(0, row[2], R * 8):
         b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS)
         common = (b > float("-inf")) & (t > float("-inf"))
-        ratio = tl.where(common, ((t - b) - shift) * scale, 0.0)
+        ratio = tl.where(common, (((t - t_at) - (b - b_at)) - shift) * scale, 0.0)
         p = tl.exp2((b - b_peak) * half)
         q = tl.exp2((t - t_peak) * half)
         w = p * q
@@ -322,13 +334,14 @@ def landmarks(row, b_peak, t_peak, scale, R: tl.constexpr, FULL: tl.constexpr, N
         qc = qc * ratio
         p1 += tl.sum(pc, axis=1)
         w1 += tl.sum(w, axis=1)
+        size += tl.sum(tl.abs(w), axis=1)
         t1 += tl.sum(qc, axis=1)
         p2 += tl.sum(pc * ratio, axis=1)
         w2 += tl.sum(w * ratio, axis=1)
         t2 += tl.sum(qc * ratio, axis=1)
     return (
         total(p0), total(p1), total(p2), total(w0), total(w1), total(w2), total(t0), total(t1), total(t2),
-        total(p_off), total(t_off), total(gap),
+        total(p_off), total(t_off), total(gap), total(size),
     )  # fmt: skip
 
 
@@ -344,11 +357,11 @@ def moments(row, b_peak, t_peak, scale, c, alpha, R: tl.constexpr, FULL: tl.cons
     s1 = s0
     s2 = s0
     s3 = s0
-    shift = t_peak - b_peak
+    b_at, t_at, shift = anchors(b_peak, t_peak)
     for start in range(0, row[2], R * 8):
         b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS)
         common = (b > float("-inf")) & (t > float("-inf"))
-        ratio = tl.where(common, ((t - b) - shift) * scale - c, 0.0)
+        ratio = tl.where(common, (((t - t_at) - (b - b_at)) - shift) * scale - c, 0.0)
         weight = tl.where(common, (b - b_peak) * scale + alpha * ratio, float("-inf"))
         new = tl.maximum(peak, tl.max(weight, axis=1))
         keep = tl.exp2(peak - new)
@@ -380,12 +393,12 @@ def close_moments(row, b_peak, t_peak, scale, alpha, R: tl.constexpr, FULL: tl.c
     ha = n0
     a1 = n0
     a2 = n0
-    shift = t_peak - b_peak
+    b_at, t_at, shift = anchors(b_peak, t_peak)
     natural = scale * LN2
     for start in range(0, row[2], R * 8):
         b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS)
         common = (b > float("-inf")) & (t > float("-inf"))
-        y = tl.where(common, ((t - b) - shift) * natural, 0.0)
+        y = tl.where(common, (((t - t_at) - (b - b_at)) - shift) * natural, 0.0)
         p_log = tl.where(common, (b - b_peak) * scale, float("-inf"))
         t_log = tl.where(common, (t - t_peak) * scale, float("-inf"))
         p = tl.exp2(p_log)
@@ -427,7 +440,7 @@ def last_sweep(
     t_off = kl_b
     missing = kl_b
     q_sum = tl.zeros((), tl.float64)
-    shift = t_peak - b_peak
+    b_at, t_at, shift = anchors(b_peak, t_peak)
     excess = (q_size - p_size).to(tl.float32)  # F; the difference comes before rounding
     p_size = p_size.to(tl.float32)
     t_size = t_size.to(tl.float32)
@@ -435,7 +448,7 @@ def last_sweep(
     for start in range(0, row[2], R * 8):
         b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS)
         common = (b > float("-inf")) & (t > float("-inf"))
-        ratio = tl.where(common, ((t - b) - shift) * scale - c, 0.0)
+        ratio = tl.where(common, (((t - t_at) - (b - b_at)) - shift) * scale - c, 0.0)
         p_rel = (b - b_peak) * scale
         t_log = (t - t_peak) * scale - t_size
         drawn = tl.where(to_teacher, t > float("-inf"), common)
@@ -487,8 +500,9 @@ def draw(
         block = tl.minimum(tl.min(tl.where(until_B > goal, blocks_B, BLOCKS - 1)), last)
         goal -= tl.sum(tl.where(blocks_B < block, wide_B, 0.0))
     b, t, cols = pair_tile(row, block * (R * 8), R, FULL, NUCLEUS)
+    b_at, t_at, shift = anchors(b_peak, t_peak)
     common = (b > float("-inf")) & (t > float("-inf"))
-    ratio = tl.where(common, ((t - b) - (t_peak - b_peak)) * scale - c, 0.0)
+    ratio = tl.where(common, (((t - t_at) - (b - b_at)) - shift) * scale - c, 0.0)
     t_log = (t - t_peak) * scale - t_size
     drawn = tl.where(to_teacher, t > float("-inf"), common)
     q_log = (b - b_peak) * scale + alpha * ratio - q_size

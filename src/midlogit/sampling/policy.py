@@ -30,6 +30,10 @@ from midlogit.core.support import nucleus
 from midlogit.sampling.certificate import Certificate, Weights, certify, teacher_total
 from midlogit.sampling.listed import Listed, Truncation
 
+# Why nothing was drawn in a row.
+BROKEN = "the logits hold NaN or +inf, or nothing but -inf"
+EMPTY = "every token is masked"
+
 
 @dataclass(frozen=True, slots=True)
 class RowSettings:
@@ -305,9 +309,9 @@ def _decision(values: list[float], settings: RowSettings, top: Top | None) -> De
     coverage, alpha_bound, bound, token, fallback, broken, empty = rest
     error = None
     if broken:
-        error = "the logits hold NaN or +inf, or nothing but -inf"
+        error = BROKEN
     elif empty:
-        error = "every token is masked"
+        error = EMPTY
     return Decision(
         token_id=int(token),
         alpha=alpha,

@@ -1,0 +1,197 @@
+"""Settings in, kernel launches, Decisions out; knows sampling/policy.py's types, not where logits come from.
+
+`prepare` does the CPU's work and may run while the device is busy, `launch` only enqueues, and the results come
+back in one transfer that `Pending` waits for. See docs/kernel.md for how the kernels work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from midlogit.core.rules import EqualKL, FixedAlpha, KLBudget
+from midlogit.fused.alphabets import STOPS, Alphabets, Tables
+from midlogit.fused.kernel import RESULTS, SETTINGS, STATE, solve_kernel, survey_kernel
+from midlogit.sampling.policy import BROKEN, EMPTY, Decision, RowSettings
+
+LANES = 512  # lanes of a tile, eight ids each
+CAPACITY = 4096  # candidates of a nucleus that are copied out
+WARPS = 16
+COARSE = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}  # low bits of a float32 that a row's type lacks
+UNCONSTRAINED = 2.0
+ERRORS = (None, BROKEN, EMPTY)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a launch needs besides logits.
+
+    Attributes:
+        settings: one a row. table_NC: the same as numbers on the device. tables: the alphabets they refer to.
+    """
+
+    settings: Sequence[RowSettings]
+    table_NC: torch.Tensor
+    tables: Tables
+    constrained: bool
+
+
+class Pending:
+    """Tokens that are being drawn.
+
+    Attributes:
+        tokens_N: their ids on the device, int64, for work enqueued later on the same stream; 0 in a row with an
+            error.
+    """
+
+    def __init__(self, settings: Sequence[RowSettings], tokens_N: torch.Tensor, results_NC: torch.Tensor) -> None:
+        self.tokens_N = tokens_N
+        self._settings = settings
+        self._event: torch.cuda.Event | None = None
+        self._table: list[list[float]] | None = None
+        if results_NC.device.type == "cuda":
+            self._results_NC = torch.empty(results_NC.shape, dtype=results_NC.dtype, pin_memory=True)
+            self._results_NC.copy_(results_NC, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._results_NC = results_NC
+
+    def _rows(self) -> list[list[float]]:
+        if self._table is None:
+            if self._event is not None:
+                self._event.synchronize()
+            self._table = self._results_NC.tolist()
+        return self._table
+
+    def token_ids(self) -> list[int]:
+        """The drawn ids; waits for the device."""
+        return [int(row[0]) for row in self._rows()]
+
+    def decisions(self) -> list[Decision]:
+        """What `decide` gives for the same rows and settings; waits for the device."""
+        return [
+            Decision(
+                int(token), alpha, kl_base, kl_teacher, entropy, ess_base, ess_teacher, logprob, base, teacher,
+                s.forced, fallback > 0, s.top_p is not None, error=ERRORS[int(error)],
+            )
+            for s, (
+                token, alpha, kl_base, kl_teacher, entropy, ess_base, ess_teacher, logprob, base, teacher, fallback,
+                error,
+            ) in zip(self._settings, self._rows(), strict=True)
+        ]  # fmt: skip
+
+
+class FusedPolicy:
+    """`sampling.policy.decide` for CUDA rows in two or three kernel launches a batch.
+
+    Args:
+        vocabulary: ids drawn from are below it; columns beyond are not read.
+        device: where the logits are.
+    """
+
+    def __init__(self, vocabulary: int, device: torch.device) -> None:
+        self._vocabulary, self._device = vocabulary, device
+        self._tile = 8 * LANES
+        self._alphabets = Alphabets(vocabulary, self._tile, device)
+
+    @staticmethod
+    def handles(settings: RowSettings) -> bool:
+        """Whether a row with these settings can be prepared; the others are for `decide`."""
+        return (
+            settings.top_logprobs == 0
+            and settings.given is None
+            and (not settings.outcomes.merged or len(settings.outcomes.stop_ids) <= STOPS)
+            and isinstance(settings.rule, EqualKL | FixedAlpha | KLBudget)
+        )
+
+    def prepare(
+        self,
+        settings: Sequence[RowSettings],
+        base_rows: Sequence[int] | None = None,
+        teacher_rows: Sequence[int] | None = None,
+    ) -> Prepared:
+        """Uploads what the rows ask for, without waiting for the device.
+
+        Args:
+            settings: one a decision, each with `handles(settings)`.
+            base_rows, teacher_rows: the row of each model's buffer that holds the decision's logits; by default
+                the decision's own number.
+        """
+        self._alphabets.make_room()
+        rows = range(len(settings))
+        table = [
+            (
+                base_row,
+                teacher_row,
+                self._alphabets.number(s.outcomes, s.may_end),
+                1 / (s.temperature or 1.0),
+                s.temperature == 0,
+                UNCONSTRAINED if s.top_p is None else s.top_p,
+                s.alpha_tol,
+                *_rule(s.rule),
+                s.forced,
+                s.uniform,
+            )
+            for s, base_row, teacher_row in zip(settings, base_rows or rows, teacher_rows or rows, strict=True)
+        ]
+        cuda = self._device.type == "cuda"
+        table_NC = torch.tensor(table, dtype=torch.float64, pin_memory=cuda).to(self._device, non_blocking=True)
+        constrained = any(s.top_p is not None for s in settings)
+        return Prepared(settings, table_NC, self._alphabets.tables, constrained)
+
+    def launch(self, base_NV: torch.Tensor, teacher_NV: torch.Tensor, prepared: Prepared) -> Pending:
+        """Enqueues the decisions of a batch on the current stream.
+
+        Args:
+            base_NV, teacher_NV: raw logits of both models, float32, float16 or bfloat16, contiguous along V; they
+                may have more rows and columns than are used, and must not change before the kernels have run.
+        """
+        rows, device = len(prepared.settings), self._device
+        settings_NC, tables = prepared.table_NC, prepared.tables
+        state_NC = torch.empty((rows, STATE.value), dtype=torch.float64, device=device)
+        results_NC = torch.empty((rows, RESULTS.value), dtype=torch.float64, device=device)
+        tokens_N = torch.empty(rows, dtype=torch.int64, device=device)
+        few = (rows, CAPACITY) if prepared.constrained else (0, CAPACITY)
+        few_base_NK = torch.empty(few, dtype=torch.float32, device=device)
+        few_teacher_NK = torch.empty(few, dtype=torch.float32, device=device)
+        few_ids_NK = torch.empty(few, dtype=torch.int32, device=device)
+        alphabets = (
+            tables.hidden_AB, tables.hidden_AB.stride(0), tables.dirty_AT, tables.dirty_AT.stride(0), tables.stops_AS,
+        )  # fmt: skip
+        coarse = COARSE[teacher_NV.dtype]
+        if rows:
+            survey_kernel[(rows,)](
+                base_NV, base_NV.stride(0), teacher_NV, teacher_NV.stride(0), self._vocabulary, settings_NC,
+                *alphabets, state_NC, few_base_NK, few_teacher_NK, few_ids_NK,
+                R=LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=prepared.constrained, CAPACITY=CAPACITY, num_warps=WARPS,
+            )  # fmt: skip
+            solve_kernel[(rows,)](
+                base_NV, base_NV.stride(0), teacher_NV, teacher_NV.stride(0), self._vocabulary, few_ids_NK,
+                settings_NC, *alphabets, state_NC, results_NC, tokens_N,
+                R=LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=prepared.constrained, FULL=True,
+                BLOCKS=_power_of_two(-(-self._vocabulary // self._tile)), num_warps=WARPS,
+            )  # fmt: skip
+        if rows and prepared.constrained:
+            solve_kernel[(rows,)](
+                few_base_NK, CAPACITY, few_teacher_NK, CAPACITY, CAPACITY, few_ids_NK,
+                settings_NC, *alphabets, state_NC, results_NC, tokens_N,
+                R=LANES, STOPS=STOPS, SHIFT=0, NUCLEUS=True, FULL=False,
+                BLOCKS=_power_of_two(-(-CAPACITY // self._tile)), num_warps=WARPS,
+            )  # fmt: skip
+        return Pending(prepared.settings, tokens_N, results_NC)
+
+
+def _rule(rule: object) -> tuple[int, float]:
+    """A rule as the kernel reads it (kernel.py: EQUAL_KL, FIXED_ALPHA, KL_BUDGET)."""
+    if isinstance(rule, FixedAlpha):
+        return 1, rule.value
+    if isinstance(rule, KLBudget):
+        return 2, rule.epsilon
+    return 0, 0.0
+
+
+def _power_of_two(x: int) -> int:
+    return 1 << (x - 1).bit_length()

@@ -1,0 +1,403 @@
+"""The two kernels of a decision, one program a row; knows the tables of decide.py, nothing of requests.
+
+`survey_kernel` reads a row pair once: raw log-sum-exps, peaks, the stop class, and for a row with a support
+constraint a bracket around the nucleus and, if they are few, a copy of the candidates. `solve_kernel` finds the
+nucleus, α and q, and draws. It runs on the rows as they are or on the copies, and is the same code for both.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from midlogit.fused.sweeps import (
+    FAR,
+    LN2,
+    NOTHING,
+    bucket_floor,
+    bucket_value,
+    close_moments,
+    compact,
+    draw,
+    in_order,
+    landmarks,
+    last_sweep,
+    last_tie,
+    log1p,
+    masses_above,
+    moments,
+    narrow,
+    survey,
+)
+
+# Columns of the tables, float64, one row a decision.
+SETTINGS = tl.constexpr(11)  # base row, teacher row, alphabet, 1/T, greedy, top_p, tolerance, rule, value, forced, u
+STATE = tl.constexpr(15)
+RESULTS = tl.constexpr(12)
+
+EQUAL_KL = tl.constexpr(0)
+FIXED_ALPHA = tl.constexpr(1)
+KL_BUDGET = tl.constexpr(2)
+
+BROKEN = tl.constexpr(1)
+EMPTY = tl.constexpr(2)
+
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+CLOSE = tl.constexpr(50.0)  # E|ℓ| / Var ℓ beyond which float32 sums of signed terms say too little of F′
+STEPS = tl.constexpr(80)
+SLACK = tl.constexpr(2.5e-7)  # what float32 sums may miss of the nucleus' mass
+
+
+@triton.jit
+def stop_sums(ptr, ids, valid, inv_t):
+    """log Σ exp over the stop class, raw, and as the logit that tempers to the class's tempered mass."""
+    x = tl.load(ptr + ids, mask=valid, other=float("-inf")).to(tl.float64)
+    peak = tl.max(x)
+    safe = tl.where(peak > float("-inf"), peak, 0.0)
+    raw = tl.log(tl.maximum(tl.sum(tl.exp(x - safe)), 1e-300)) + safe
+    mass = tl.log(tl.maximum(tl.sum(tl.exp((x - safe) * inv_t)), 1e-300)) / inv_t + safe
+    some = peak > float("-inf")
+    return tl.where(some, raw, float("-inf")), tl.where(some, mass, float("-inf")), x
+
+
+@triton.jit
+def survey_kernel(
+    base, base_stride, teacher, teacher_stride, length, settings, hidden, hidden_stride, dirty, dirty_stride, stops,
+    state, few_base, few_teacher, few_ids,
+    R: tl.constexpr, STOPS: tl.constexpr, SHIFT: tl.constexpr, NUCLEUS: tl.constexpr, CAPACITY: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0)
+    s = settings + n * SETTINGS
+    base += tl.load(s).to(tl.int64) * base_stride
+    teacher += tl.load(s + 1).to(tl.int64) * teacher_stride
+    alphabet = tl.load(s + 2).to(tl.int32)
+    inv_t = tl.load(s + 3)
+    hidden += alphabet * hidden_stride
+    dirty += alphabet * dirty_stride
+
+    places = tl.arange(0, STOPS)
+    stop_ids = tl.load(stops + alphabet * STOPS + places)
+    stop_at = tl.load(stops + alphabet * STOPS)
+    stop_base_raw, stop_base, _ = stop_sums(base, stop_ids, stop_ids >= 0, inv_t)
+    stop_teacher_raw, stop_teacher, x = stop_sums(teacher, stop_ids, stop_ids >= 0, inv_t)
+    emitted = tl.sum(tl.where(places == tl.min(tl.where(x == tl.max(x), places, STOPS - 1)), stop_ids, 0))
+
+    row = (base, teacher, length, hidden, dirty, stop_at, stop_base.to(tl.float32), stop_teacher.to(tl.float32))
+    base_lse, teacher_lse, b_peak, t_peak = survey(row, R)
+
+    count = tl.full((), -1, tl.int32)
+    low = in_order(tl.full((), LOWEST, tl.float32)) >> SHIFT
+    high = (in_order(t_peak) >> SHIFT) + 1
+    low_mass = tl.full((), 0.0, tl.float64)
+    high_mass = tl.full((), 0.0, tl.float64)
+    target = tl.full((), 0.0, tl.float64)
+    if NUCLEUS:
+        top_p = tl.load(s + 5)
+        sound = (tl.abs(base_lse) < float("inf")) & (tl.abs(teacher_lse) < float("inf")) & (t_peak > float("-inf"))
+        if (top_p < 1.0) & sound:
+            scale = (inv_t / LN2).to(tl.float32)
+            i = tl.arange(0, 8).to(tl.float32)
+            depth = (0.7 + i * (0.75 + 0.195 * i)) / inv_t.to(tl.float32)  # to 15.5 nats below the peak
+            k_8 = tl.minimum(tl.maximum(in_order(t_peak - depth) >> SHIFT, low + 1), high - 1)
+            m_8, low_mass = masses_above(row, bucket_floor(k_8, SHIFT), t_peak, scale, R, True)
+            target = top_p * low_mass * (1 - SLACK)
+            low, low_mass, high, high_mass = narrow(low, low_mass, high, high_mass, k_8, m_8, target)
+            floor = bucket_floor(low, SHIFT)
+            most = low_mass * tl.exp2(tl.minimum((t_peak - floor) * scale, 100.0)).to(tl.float64)
+            if (length <= CAPACITY) | (most <= 64 * CAPACITY):
+                at = n.to(tl.int64) * CAPACITY
+                count = compact(row, floor, few_base + at, few_teacher + at, few_ids + at, R, CAPACITY)
+                count = tl.where(count > CAPACITY, -1, count)
+
+    out = state + n * STATE
+    tl.store(out, base_lse)
+    tl.store(out + 1, teacher_lse)
+    tl.store(out + 2, b_peak.to(tl.float64))
+    tl.store(out + 3, t_peak.to(tl.float64))
+    tl.store(out + 4, stop_base)
+    tl.store(out + 5, stop_teacher)
+    tl.store(out + 6, stop_base_raw)
+    tl.store(out + 7, stop_teacher_raw)
+    tl.store(out + 8, emitted.to(tl.float64))
+    tl.store(out + 9, count.to(tl.float64))
+    tl.store(out + 10, (low << SHIFT).to(tl.float64))
+    tl.store(out + 11, (high << SHIFT).to(tl.float64))
+    tl.store(out + 12, low_mass)
+    tl.store(out + 13, high_mass)
+    tl.store(out + 14, target)
+
+
+@triton.jit
+def find_nucleus(
+    row, low, low_mass, high, high_mass, target, t_peak, scale,
+    R: tl.constexpr, SHIFT: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
+    """(tau, tie) of the nucleus (docs/theory.md (15)), and the base's largest logit on it.
+
+    Eight thresholds a sweep narrow the bracket to one value that a row can hold; most of them lie close to
+    where a mass that is spread evenly over the bracket would cross the target.
+    """
+    i = tl.arange(0, 8).to(tl.float64)
+    away = tl.abs(i - 3.5)
+    side = tl.where(i < 3.5, -1.0, 1.0)
+    step = 0
+    while (high.to(tl.int64) - low.to(tl.int64) > 1) & (step < 64):
+        width = high.to(tl.float64) - low.to(tl.float64)
+        even = low.to(tl.float64) + width * (i + 1) / 9
+        guess = high.to(tl.float64) - width * (target - high_mass) / tl.maximum(low_mass - high_mass, 1e-300)
+        near = guess + side * tl.maximum(width * tl.exp2(2.5 * away - 10.25), away + 0.5)
+        k = tl.where((width <= 9) | (step % 3 == 2), even, near)
+        k = tl.minimum(tl.maximum(tl.floor(k), low.to(tl.float64) + 1), high.to(tl.float64) - 1).to(tl.int32)
+        m, _ = masses_above(row, bucket_floor(k, SHIFT), t_peak, scale, R, FULL)
+        low, low_mass, high, high_mass = narrow(low, low_mass, high, high_mass, k, m, target)
+        step += 1
+
+    value = bucket_value(low, SHIFT)
+    left = target - high_mass
+    stop = row[7]
+    # The stop class alone may lie between the values of a row's type: it ranks before the others of its bucket.
+    before = (row[5] >= 0) & ((in_order(stop) >> SHIFT) == low) & (stop > value)
+    left -= tl.where(before, tl.exp2((stop - t_peak) * scale).to(tl.float64), 0.0)
+    alone = before & (left <= 0)
+    tau = tl.where(alone, stop, value)
+    each = tl.maximum(tl.exp2((value - t_peak) * scale).to(tl.float64), 1e-45)
+    quota = tl.minimum(tl.maximum(tl.ceil(left / each), 1.0), 2147483647.0).to(tl.int32)
+    quota = tl.where(alone, FAR, quota)
+    tie, b_peak = last_tie(row, tau, quota, R, FULL)
+    return tau, tie, b_peak
+
+
+@triton.jit
+def first_alpha(f0, fh, f1, s0, sh, s1, area_low, area_high, use_area):
+    """The root of a quartic through values, slopes and (for F′) the area at 0, ½ and 1."""
+    left = fh >= 0
+    a = tl.where(left, f0, fh)
+    b = tl.where(left, fh, f1)
+    da = 0.5 * tl.where(left, s0, sh)
+    db = 0.5 * tl.where(left, sh, s1)
+    area = 2 * tl.where(left, area_low, area_high)
+    bulge = tl.where(use_area, 30 * (area - 0.5 * (a + b) - (da - db) / 12), 0.0)
+    x = 0.5
+    width = 0.25
+    for _ in range(14):
+        y = 1 - x
+        f = a * (1 + 2 * x) * y * y + da * x * y * y + b * x * x * (3 - 2 * x) - db * x * x * y + bulge * x * x * y * y
+        x = tl.where(f > 0, x - width, x + width)
+        width = 0.5 * width
+    return tl.where(left, 0.0, 0.5) + 0.5 * x
+
+
+@triton.jit
+def solve_kernel(
+    base, base_stride, teacher, teacher_stride, length, ids, settings, hidden, hidden_stride, dirty, dirty_stride,
+    stops, state, results, tokens,
+    R: tl.constexpr, STOPS: tl.constexpr, SHIFT: tl.constexpr, NUCLEUS: tl.constexpr, FULL: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0)
+    s = settings + n * SETTINGS
+    known = state + n * STATE
+    out = results + n * RESULTS
+    count = tl.load(known + 9).to(tl.int32)
+    if FULL:
+        if count >= 0:
+            return
+        base += tl.load(s).to(tl.int64) * base_stride
+        teacher += tl.load(s + 1).to(tl.int64) * teacher_stride
+    else:
+        if count < 0:
+            return
+        base += n.to(tl.int64) * base_stride
+        teacher += n.to(tl.int64) * teacher_stride
+        length = count
+
+    alphabet = tl.load(s + 2).to(tl.int32)
+    scale = (tl.load(s + 3) / LN2).to(tl.float32)
+    greedy = tl.load(s + 4) != 0
+    top_p = tl.load(s + 5)
+    tolerance = tl.load(s + 6)
+    rule = tl.load(s + 7).to(tl.int32)
+    value = tl.load(s + 8)
+    forced = tl.load(s + 9) != 0
+    uniform = tl.load(s + 10)
+    base_lse = tl.load(known)
+    teacher_lse = tl.load(known + 1)
+    b_peak = tl.load(known + 2).to(tl.float32)
+    t_peak = tl.load(known + 3).to(tl.float32)
+    stop_at = tl.load(stops + alphabet * STOPS)
+
+    broken = ~((tl.abs(base_lse) < float("inf")) & (tl.abs(teacher_lse) < float("inf")))
+    if broken | (t_peak == float("-inf")):
+        tl.store(tokens + n, 0)
+        for i in range(RESULTS - 1):
+            tl.store(out + i, 0.0)
+        tl.store(out + RESULTS - 1, tl.where(broken, BROKEN, EMPTY).to(tl.float64))
+        return
+
+    tau = tl.full((), float("-inf"), tl.float32)
+    tie = tl.full((), FAR, tl.int32)
+    stop_base = tl.load(known + 4).to(tl.float32)
+    stop_teacher = tl.load(known + 5).to(tl.float32)
+    whole = (
+        base, teacher, length, hidden + alphabet * hidden_stride, dirty + alphabet * dirty_stride,
+        tl.where(FULL, stop_at, -1), stop_base, stop_teacher, tau, tie,
+    )  # fmt: skip
+    if NUCLEUS:
+        if top_p < 1.0:
+            low = tl.load(known + 10).to(tl.int32) >> SHIFT
+            high = tl.load(known + 11).to(tl.int32) >> SHIFT
+            low_mass = tl.load(known + 12)
+            high_mass = tl.load(known + 13)
+            target = tl.load(known + 14)
+            tau, tie, b_peak = find_nucleus(
+                whole, low, low_mass, high, high_mass, target, t_peak, scale, R, SHIFT, FULL
+            )
+        elif top_p <= 1.0:
+            tau = tl.full((), LOWEST, tl.float32)
+            _, b_peak = last_tie(whole, tau, 1, R, FULL)
+            tie = tl.full((), FAR, tl.int32)
+    row = (whole[0], whole[1], length, whole[3], whole[4], whole[5], stop_base, stop_teacher, tau, tie)
+    to_teacher = forced | (b_peak == float("-inf"))
+    b_peak = tl.where(b_peak == float("-inf"), 0.0, b_peak)
+
+    p0, p1, p2, w0, w1, w2, t0, t1, t2, p_off, t_off, gap, size = landmarks(
+        row, b_peak, t_peak, scale, R, FULL, NUCLEUS
+    )
+    p_mass = tl.maximum(p0 + p_off, 1e-300)
+    t_mass = t0 + t_off
+    close = tl.abs(t_mass - p_mass) < 0.5 * p_mass
+    c = tl.where(close, log1p(tl.where(close, gap + t_off - p_off, 0.0) / p_mass), tl.log(t_mass / p_mass))
+    c2 = (c / LN2).to(tl.float32)
+    log_p = tl.log(p_mass)
+
+    # What α is, or where to look for it.
+    rough = tl.minimum(tl.minimum(p0, t0), w0) < 1e-24
+    p0 = tl.maximum(p0, 1e-100)
+    w0 = tl.maximum(w0, 1e-100)
+    t0 = tl.maximum(t0, 1e-100)
+    holes = (p_off > 0) | (t_off > 0)
+    budget = rule == KL_BUDGET
+    F0 = tl.log(p0 / p_mass)
+    Fh = tl.log(w0 / p_mass) - 0.5 * c
+    F1 = tl.log(t0 / t_mass)
+    m0 = p1 / p0 * LN2 - c
+    mh = w1 / w0 * LN2 - c
+    m1 = t1 / t0 * LN2 - c
+    v0 = (p2 / p0 - (p1 / p0) * (p1 / p0)) * LN2 * LN2
+    vh = (w2 / w0 - (w1 / w0) * (w1 / w0)) * LN2 * LN2
+    v1 = (t2 / t0 - (t1 / t0) * (t1 / t0)) * LN2 * LN2
+    f0 = tl.where(budget, -F0 - value, m0)
+    fh = tl.where(budget, 0.5 * mh - Fh - value, mh)
+    f1 = tl.where(budget, m1 - F1 - value, m1)
+    alpha = first_alpha(
+        f0, fh, f1, tl.where(budget, 0.0, v0), tl.where(budget, 0.5 * vh, vh), v1, Fh - F0, F1 - Fh, ~budget
+    )
+    near = (m1 - m0 < 0.01) & (size / w0 * LN2 + tl.abs(c) > CLOSE * vh) & ~holes & ~rough
+    alpha = tl.where(near & ~budget, 0.5, alpha)
+    # Where both have the same support, F′ is negative at 0 and positive at 1 whatever float32 makes of it.
+    ends = (holes | budget) & ~rough
+    flat = (tl.abs(f0) <= 3.6e-15) & (tl.abs(f1) <= 3.6e-15) & (vh < 1e-15) & ~rough
+    settled = flat | (ends & ((f0 >= 0) | (f1 <= 0))) | (rule == FIXED_ALPHA)
+    alpha = tl.where(ends & (f1 <= 0), 1.0, alpha)
+    alpha = tl.where(ends & (f0 >= 0), 0.0, alpha)
+    alpha = tl.where(flat, 0.5, alpha)
+    alpha = tl.where(rule == FIXED_ALPHA, value, alpha)
+    # Rough rows look at 0 (stage 0) and at 1 (stage 1) first; stage 3 takes α as it is.
+    stage = tl.where(settled, 3, tl.where(rough, 0, 2))
+    alpha = tl.where(stage == 0, 0.0, alpha)
+
+    done = to_teacher
+    q_size = tl.full((), 0.0, tl.float64)  # log2 of the mass of the weights at α
+    lo = tl.full((), 0.0, tl.float64)
+    hi = tl.full((), 1.0, tl.float64)
+    steps = 0
+    while (~done) & (steps < STEPS):
+        alpha = alpha.to(tl.float32).to(tl.float64)
+        if near:
+            n0, n1, h1, ha, a1, a2 = close_moments(
+                row, b_peak, t_peak, scale, alpha.to(tl.float32), R, FULL, NUCLEUS
+            )
+            n1 = n1 / n0
+            weight = 1 + alpha * n1 + ha / n0
+            shift = log1p(n1 + h1 / n0)
+            first = (n1 + a1 / n0) / weight
+            second = a2 / n0 / weight - first * first
+            third = second * 0.0
+            first -= shift
+            F = log1p(alpha * n1 + ha / n0) - alpha * shift
+            q_size = (F + log_p) / LN2
+        else:
+            q_size, e1, e2, e3 = moments(
+                row, b_peak, t_peak, scale, c2, alpha.to(tl.float32), R, FULL, NUCLEUS
+            )
+            first = e1 * LN2
+            second = (e2 - e1 * e1) * (LN2 * LN2)
+            third = (e3 - 3 * e1 * e2 + 2 * e1 * e1 * e1) * (LN2 * LN2 * LN2)
+            F = q_size * LN2 - log_p
+        if q_size <= 0.5 * NOTHING:  # no common support after all
+            to_teacher = to_teacher | True
+            done = done | True
+        second = tl.maximum(second, 0.0)
+        f = tl.where(budget, alpha * first - F - value, first)
+        slope = tl.where(budget, alpha * second, second)
+        bend = tl.where(budget, second + alpha * third, third)
+        floor = tl.where(near, 1e-6 * slope, tl.where(budget, 2e-7, 1e-8 * tl.sqrt(second)))
+        at_root = tl.abs(f) <= tl.maximum(tolerance * tl.minimum(slope, 1.0), floor)
+        at_end = ((stage == 0) & (f >= 0)) | ((stage == 1) & (f <= 0))
+        done = done | (stage == 3) | at_end | ((stage == 2) & (at_root | (hi - lo <= 6e-8)))
+
+        lo = tl.where((stage == 2) & (f < 0), alpha, lo)
+        hi = tl.where((stage == 2) & (f > 0), alpha, hi)
+        safe = tl.where(slope > 0, slope, 1.0)
+        newton = -f / safe
+        curve = 1 + 0.5 * newton * bend / safe  # Halley's correction
+        delta = tl.where(curve > 0.5, newton / tl.maximum(curve, 0.5), newton)
+        guess = alpha + delta
+        inside = (slope > 0) & (guess > lo) & (guess < hi) & ((steps < 12) | (steps % 2 == 0))
+        # The error of a Halley step is of third order: below the tolerance it needs no look at the rows.
+        reach = tl.abs(delta) * (1 + tl.abs(bend) / safe + 2 * tl.sqrt(second))
+        jump = (stage == 2) & inside & (tl.abs(delta) * reach * reach * tl.maximum(slope, 1.0) <= 0.1 * tolerance) & ~done
+        step = (guess.to(tl.float32).to(tl.float64) - alpha)
+        ahead = first * step + 0.5 * second * step * step + third * step * step * step / 6
+        q_size = tl.where(jump, q_size + ahead / LN2, q_size)
+        moved = tl.where(stage == 2, tl.where(inside, guess, 0.5 * (lo + hi)), tl.where(stage == 0, 1.0, 0.5))
+        alpha = tl.where(done | (steps == STEPS - 1), alpha, moved)
+        done = done | jump
+        stage = tl.where((stage == 0) | (stage == 1), stage + 1, stage)
+        steps += 1
+    alpha = tl.where(to_teacher, 1.0, alpha.to(tl.float32).to(tl.float64))
+
+    p_size = log_p / LN2
+    q_size = tl.where(to_teacher, p_size, q_size)
+    t_size = tl.log(t_mass) / LN2
+    alpha32 = alpha.to(tl.float32)
+    z, kl_b, kl_t, entropy, ess_b, ess_t, b_off, t_off, missing, mass_B = last_sweep(
+        row, b_peak, t_peak, scale, c2, p_size, t_size, q_size, alpha32, to_teacher, greedy, R, FULL, NUCLEUS, BLOCKS
+    )
+    column, q_log = draw(
+        row, mass_B, b_peak, t_peak, scale, c2, t_size.to(tl.float32), q_size.to(tl.float32), alpha32, to_teacher,
+        greedy, uniform, R, FULL, NUCLEUS, BLOCKS,
+    )  # fmt: skip
+    log_z = tl.log(z)
+    token = column
+    if not FULL:
+        token = tl.load(ids + n.to(tl.int64) * base_stride + column)
+    stopped = token == stop_at
+    raw_base = tl.load(base + column).to(tl.float64)
+    raw_teacher = tl.load(teacher + column).to(tl.float64)
+    raw_base = tl.where(stopped, tl.load(known + 6), raw_base) - base_lse
+    raw_teacher = tl.where(stopped, tl.load(known + 7), raw_teacher) - teacher_lse
+    token = tl.where(stopped, tl.load(known + 8).to(tl.int32), token)
+    tl.store(tokens + n, token.to(tl.int64))
+    tl.store(out, token.to(tl.float64))
+    tl.store(out + 1, alpha)
+    tl.store(out + 2, tl.where(missing > 0, float("inf"), kl_b / z + b_off))
+    tl.store(out + 3, kl_t / z + t_off)
+    tl.store(out + 4, log_z - entropy * LN2 / z)
+    tl.store(out + 5, 1 / (z * ess_b))
+    tl.store(out + 6, 1 / (z * ess_t))
+    tl.store(out + 7, q_log.to(tl.float64) * LN2 - log_z)
+    tl.store(out + 8, raw_base)
+    tl.store(out + 9, raw_teacher)
+    tl.store(out + 10, (to_teacher & ~forced).to(tl.float64))
+    tl.store(out + 11, 0.0)

@@ -188,14 +188,17 @@ class Pair:
                     f"max_model_len is {max_model_len}.",
                     f"The {side} {checkpoint.name} takes 1 to {checkpoint.max_context} tokens.",
                 )
-        checkpoints = tuple(replace(checkpoint, context_limit=max_model_len) for checkpoint in checkpoints)
-        mixing = Mixing(*checkpoints)
+        limited = (
+            replace(checkpoints[0], context_limit=max_model_len),
+            replace(checkpoints[1], context_limit=max_model_len),
+        )
+        mixing = Mixing(*limited)
         mixing.require_mixable()
         require("torch", "local")
         from midlogit.engines.vllm import VllmEngine
 
         engine = VllmEngine(
-            *checkpoints,
+            *limited,
             vocabulary=mixing.alignment.size,
             dtype=dtype,
             gpu_memory_utilization=gpu_memory_utilization,

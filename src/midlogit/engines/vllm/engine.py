@@ -12,11 +12,12 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from midlogit import fused
 from midlogit.checkpoint import Checkpoint
 from midlogit.engines.base import Engine, SteppingEngine
 from midlogit.engines.vllm.adapter import Core, require_options, require_vllm
@@ -25,6 +26,9 @@ from midlogit.errors import InvalidRequest
 from midlogit.sampling.policy import Decision, RowSettings, decide
 from midlogit.sampling.scoring import Scored
 from midlogit.sampling.sequence import Sequence
+
+if TYPE_CHECKING:
+    from midlogit.fused.decide import FusedPolicy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16}
 SHORTEST_CONTEXT = 2048  # tokens that a cache must hold when no context is asked for
@@ -55,13 +59,34 @@ class Drawn:
         return self.made
 
 
+class Parts:
+    """Drawings of some rows each, as one of all."""
+
+    def __init__(self, parts: list[tuple[list[int], Drawing]]) -> None:
+        self._drawings = [drawing for _, drawing in parts]
+        order = [row for rows, _ in parts for row in rows]
+        self._place = sorted(range(len(order)), key=order.__getitem__)
+
+    def token_ids(self) -> list[int]:
+        drawn = [token for drawing in self._drawings for token in drawing.token_ids()]
+        return [drawn[place] for place in self._place]
+
+    def decisions(self) -> list[Decision]:
+        drawn = [decision for drawing in self._drawings for decision in drawing.decisions()]
+        return [drawn[place] for place in self._place]
+
+
 @dataclass(slots=True)
 class Running:
-    """A sequence that both cores know: how many tokens were drawn for it, and how many it may have."""
+    """A sequence that both cores know, and how many tokens were drawn for it."""
 
     sequence: Sequence
-    drawn: int
-    limit: int
+    drawn: int = 0
+
+    @property
+    def next_settings(self) -> RowSettings:
+        """What the token after the drawn ones is drawn with; the sequence may not know of the last of them yet."""
+        return self.sequence.settings_at(self.drawn)
 
 
 class VllmEngine(SteppingEngine):
@@ -101,7 +126,12 @@ class VllmEngine(SteppingEngine):
         shares = _split(
             base, teacher, dtype, gpu_memory_utilization, kv_cache_memory_bytes, max_num_seqs, max_model_len
         )
-        common = {"max_num_seqs": max_num_seqs, "max_model_len": max_model_len, "options": options, "dtype": dtype}
+        common: dict[str, Any] = {
+            "max_num_seqs": max_num_seqs,
+            "max_model_len": max_model_len,
+            "options": options,
+            "dtype": dtype,
+        }
         if not _the_pair.acquire(blocking=False):
             raise InvalidRequest("A vLLM pair is open in this process already.", "Close it, or use another process.")
         self._holds_process = True
@@ -121,6 +151,11 @@ class VllmEngine(SteppingEngine):
         self._keys = map(str, itertools.count())
         self._running: dict[str, Running] = {}
         self._in_flight: tuple[list[str], Drawing] | None = None
+        self._fused: FusedPolicy | None = None
+        if fused.available(self._base.device):
+            from midlogit.fused.decide import FusedPolicy
+
+            self._fused = FusedPolicy(vocabulary, self._base.device)
         super().__init__()
 
     @property
@@ -134,7 +169,7 @@ class VllmEngine(SteppingEngine):
         key = next(self._keys)
         self._base.add(key, request.base_ids, limit)
         self._teacher.add(key, request.teacher_ids, limit)
-        self._running[key] = Running(sequence, 0, limit)
+        self._running[key] = Running(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         self._leave([key for key, running in self._running.items() if running.sequence is sequence])
@@ -201,15 +236,27 @@ class VllmEngine(SteppingEngine):
         return ended
 
     def _draw(self, rows: list[tuple[str, int, int]]) -> Drawing:
-        """Draws for (key, row of the base, row of the teacher)."""
-        settings = [self._settings(self._running[key]) for key, _, _ in rows]
+        """Draws for (key, row of the base, row of the teacher): by the kernels what they can, the rest by arrays."""
+        asked = [self._running[key].next_settings for key, _, _ in rows]
+        if self._fused is None:
+            return self._draw_by_arrays(rows, asked)
+        by_kernel = [n for n, settings in enumerate(asked) if self._fused.handles(settings)]
+        if len(by_kernel) == len(rows):
+            return self._draw_by_kernel(rows, asked)
+        by_arrays = sorted(set(range(len(rows))).difference(by_kernel))
+        ways = ((by_kernel, self._draw_by_kernel), (by_arrays, self._draw_by_arrays))
+        return Parts([(some, draw([rows[n] for n in some], [asked[n] for n in some])) for some, draw in ways if some])
+
+    def _draw_by_kernel(self, rows: list[tuple[str, int, int]], asked: list[RowSettings]) -> Drawing:
+        assert self._fused is not None
+        _, base_rows, teacher_rows = zip(*rows, strict=True)
+        prepared = self._fused.prepare(asked, base_rows, teacher_rows)
+        return self._fused.launch(self._base.logits, self._teacher.logits, prepared)
+
+    def _draw_by_arrays(self, rows: list[tuple[str, int, int]], asked: list[RowSettings]) -> Drawing:
         base_NV = _taken(self._base.logits, [row for _, row, _ in rows], self._vocabulary)
         teacher_NV = _taken(self._teacher.logits, [row for _, _, row in rows], self._vocabulary)
-        return Drawn(decide(base_NV, teacher_NV, settings))
-
-    @staticmethod
-    def _settings(running: Running) -> RowSettings:
-        return running.sequence.settings_at(running.drawn)
+        return Drawn(decide(base_NV, teacher_NV, asked))
 
     def _publish(self, keys: list[str], drawing: Drawing) -> None:
         """Gives each sequence its token, unless it ended since the draw."""
@@ -240,14 +287,14 @@ def _split(
     max_num_seqs: int,
     max_model_len: int | None,
 ) -> Split:
-    needs = [Need.of(checkpoint, _width_of(checkpoint, dtype), max_num_seqs) for checkpoint in (base, teacher)]
+    base_need, teacher_need = (Need.of(c, _dtype_of(c, dtype), max_num_seqs) for c in (base, teacher))
     if not torch.cuda.is_available():
-        return split_cpu(*needs, given)
+        return split_cpu(base_need, teacher_need, given)
     free, total = torch.cuda.mem_get_info()
     context = max_model_len or min(base.max_context, teacher.max_context, SHORTEST_CONTEXT)
-    return split(*needs, utilization=utilization, context=context, total=total, free=free, given=given)
+    return split(base_need, teacher_need, utilization=utilization, context=context, total=total, free=free, given=given)
 
 
-def _width_of(checkpoint: Checkpoint, dtype: str) -> torch.dtype:
+def _dtype_of(checkpoint: Checkpoint, dtype: str) -> torch.dtype:
     own = getattr(checkpoint.config, "dtype", None)
     return DTYPES.get(dtype, own if isinstance(own, torch.dtype) else torch.bfloat16)

@@ -163,6 +163,10 @@ class VllmEngine(SteppingEngine):
         """The engine cores of base and teacher."""
         return self._base, self._teacher
 
+    def _run(self) -> None:
+        torch.get_num_threads()  # gives this thread torch's OpenMP team, which vLLM's CPU attention counts beforehand
+        super()._run()
+
     def place(self, sequence: Sequence) -> None:
         request = sequence.request
         limit = min(request.params.max_tokens, request.room)

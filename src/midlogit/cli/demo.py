@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import exp
 from statistics import fmean
 
-from midlogit.cli.loading import open_pair
+from midlogit.cli.loading import InProcess, open_pair
 from midlogit.core.rules import FixedAlpha
 from midlogit.outputs import Completion, Token
 from midlogit.pair import Pair
@@ -30,7 +30,7 @@ def run_demo(
     *,
     base: str | None,
     teacher: str | None,
-    device: str | tuple[str, str],
+    device: str,
     dtype: str,
 ) -> None:
     """Runs and prints the demo.
@@ -38,7 +38,7 @@ def run_demo(
     Raises:
         MidlogitError: as `Pair.local` and `Pair.stream`.
     """
-    with open_pair(base, teacher, device=device, dtype=dtype) as pair:
+    with open_pair(base, teacher, here=InProcess(device=device, dtype=dtype)) as pair:
         print(f"base     {base or 'the bundled base'}")
         print(f"teacher  {teacher or 'the bundled teacher'}")
         print(f"prompt   {prompt}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from midlogit.cli.loading import Serving, open_pair
+from midlogit.cli.loading import InProcess, Serving, open_pair
 from midlogit.errors import InvalidRequest
 from midlogit.outputs import Completion, Token
 from midlogit.pair import Pair
@@ -34,9 +34,7 @@ def run_generate(
     *,
     base: str | None,
     teacher: str | None,
-    device: str | tuple[str, str],
-    dtype: str,
-    max_num_seqs: int,
+    here: InProcess,
     serving: Serving,
 ) -> int:
     """Runs the job and returns the exit code."""
@@ -48,7 +46,7 @@ def run_generate(
         raise InvalidRequest("--stream shows one completion a prompt.", "Leave out --n.")
     prompts = job.prompts or _prompts_from_stdin()
     base_prompts = None if job.base_prompt is None else [job.base_prompt] * len(prompts)
-    with open_pair(base, teacher, device=device, dtype=dtype, max_num_seqs=max_num_seqs, serving=serving) as pair:
+    with open_pair(base, teacher, here=here, serving=serving) as pair:
         if job.stream:
             return _stream(pair, job, prompts)
         return _batch(pair, job, prompts, base_prompts)

@@ -1,7 +1,8 @@
-"""Opens a pair for the command line, quietly; knows which noise the libraries make, and URLs from folders."""
+"""Opens a pair for the command line, quietly; knows which noise the libraries make, URLs from folders, the engines."""
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -10,6 +11,56 @@ from typing import Any
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
 from midlogit.pair import Pair
+
+ENGINES = ("auto", "local", "vllm")
+SLOTS = {"local": 16, "vllm": 256}
+
+
+@dataclass(frozen=True, slots=True)
+class InProcess:
+    """What the command line says of models in this process.
+
+    Attributes:
+        engine: auto, local (transformers) or vllm. device: auto, a device, or BASE,TEACHER.
+        max_num_seqs: None for the engine's default.
+        gpu_memory_utilization, max_model_len: of vLLM alone.
+    """
+
+    engine: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    max_num_seqs: int | None = None
+    gpu_memory_utilization: float = 0.9
+    max_model_len: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise InvalidRequest(f"Unknown engine {self.engine!r}.", f"Use {', '.join(ENGINES)}.")
+        if self.engine == "vllm" and self.device != "auto":
+            raise InvalidRequest(
+                f"--device {self.device} cannot be used with vLLM, which takes the first.",
+                "Choose one by CUDA_VISIBLE_DEVICES.",
+            )
+
+    @property
+    def slots(self) -> int:
+        """Most sequences that run at once."""
+        return SLOTS["vllm" if self.engine == "vllm" else "local"] if self.max_num_seqs is None else self.max_num_seqs
+
+    def open(self, base: str | None, teacher: str | None) -> Pair:
+        if self.engine == "vllm":
+            os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+            return Pair.vllm(
+                base,
+                teacher,
+                dtype=self.dtype,
+                max_num_seqs=self.slots,
+                gpu_memory_utilization=self.gpu_memory_utilization,
+                max_model_len=self.max_model_len,
+            )
+        base_device, comma, teacher_device = self.device.partition(",")
+        device = (base_device, teacher_device) if comma else base_device
+        return Pair.local(base, teacher, device=device, dtype=self.dtype, max_num_seqs=self.slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +115,23 @@ def quiet_transformers() -> None:
 
 
 def open_pair(
-    base: str | None,
-    teacher: str | None,
-    *,
-    device: str | tuple[str, str] = "auto",
-    dtype: str = "auto",
-    max_num_seqs: int = 16,
-    serving: Serving | None = None,
+    base: str | None, teacher: str | None, *, here: InProcess | None = None, serving: Serving | None = None
 ) -> Pair:
-    """`Pair.http` for URLs (several a side parted by commas), else `Pair.local`, said on a terminal."""
+    """`Pair.http` for URLs (several a side parted by commas), else models in this process, said on a terminal.
+
+    Raises:
+        MidlogitError: as the pair's own; InvalidRequest: an engine for folders, and URLs.
+    """
+    here = here or InProcess()
     if are_urls(base, teacher) and base and teacher:
+        if here.engine != "auto":
+            raise InvalidRequest(
+                f"--engine {here.engine} runs models here, and two servers are named.", "Leave it out."
+            )
         if find_spec("transformers") is not None:
             quiet_transformers()
         return Pair.http(base.split(","), teacher.split(","), **(serving or Serving()).options())
     quiet_transformers()
     if sys.stderr.isatty():
         print(f"Loading {base or 'the bundled base'} and {teacher or 'teacher'} ...", file=sys.stderr)
-    return Pair.local(base, teacher, device=device, dtype=dtype, max_num_seqs=max_num_seqs)
+    return here.open(base, teacher)

@@ -36,6 +36,14 @@ TeacherTokenizer = Annotated[
 ]
 BaseKey = Annotated[str | None, typer.Option(help="Servers: API key of the base, else MIDLOGIT_BASE_API_KEY.")]
 TeacherKey = Annotated[str | None, typer.Option(help="Servers: API key of the teacher, else MIDLOGIT_TEACHER_API_KEY.")]
+Engine = Annotated[
+    str, typer.Option(help="For models in this process: local (transformers), vllm, or auto, which is local.")
+]
+Slots = Annotated[
+    int | None, typer.Option(help="Most sequences that run at once; by default 16, with --engine vllm 256.")
+]
+Memory = Annotated[float, typer.Option(help="vLLM: share of the GPU for both models and their caches.")]
+Context = Annotated[int | None, typer.Option(help="vLLM: most tokens of prompt and completion.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; or BASE,TEACHER for one each.")]
 Dtype = Annotated[str, typer.Option(help="auto (float32 on the CPU, else bfloat16), float32, bfloat16 or float16.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same tokens.")]
@@ -70,7 +78,7 @@ def demo(
     from midlogit.params import SamplingParams
 
     params = SamplingParams.preset(preset, temperature=temperature, max_tokens=max_tokens, seed=seed, top_logprobs=3)
-    run_demo(prompt, params, base=base, teacher=teacher, device=_devices(device), dtype=dtype)
+    run_demo(prompt, params, base=base, teacher=teacher, device=device, dtype=dtype)
 
 
 @app.command()
@@ -94,9 +102,12 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it is drawn, prompt by prompt.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a completion and line.")] = False,
+    engine: Engine = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
-    max_num_seqs: Annotated[int, typer.Option(help="Most sequences that run at once.")] = 16,
+    max_num_seqs: Slots = None,
+    gpu_memory_utilization: Memory = 0.9,
+    max_model_len: Context = None,
     top_k: TopK = "20",
     base_model: BaseModel = None,
     teacher_model: TeacherModel = None,
@@ -107,7 +118,7 @@ def generate(
 ) -> None:
     """Sample completions from q*; without --base and --teacher from the bundled pair."""
     from midlogit.cli.generate import Job, run_generate
-    from midlogit.cli.loading import Serving
+    from midlogit.cli.loading import InProcess, Serving
     from midlogit.core.rules import parse_rule
     from midlogit.params import SamplingParams
 
@@ -129,16 +140,8 @@ def generate(
     serving = Serving(
         top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key
     )
-    code = run_generate(
-        job,
-        base=base,
-        teacher=teacher,
-        device=_devices(device),
-        dtype=dtype,
-        max_num_seqs=max_num_seqs,
-        serving=serving,
-    )
-    raise typer.Exit(code)
+    here = InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len)
+    raise typer.Exit(run_generate(job, base=base, teacher=teacher, here=here, serving=serving))
 
 
 @app.command()
@@ -175,15 +178,18 @@ def serve(
         typer.Option(envvar="MIDLOGIT_API_KEY", show_envvar=True, help="A key that opens the server; may be repeated."),
     ] = None,
     preset: Annotated[str, typer.Option(help="Of requests that name none.")] = "balanced",
-    max_num_seqs: Annotated[int, typer.Option(help="Most sequences that run at once.")] = 16,
+    max_num_seqs: Slots = None,
     max_queued: Annotated[int, typer.Option(help="Most sequences that wait; beyond them requests get 429.")] = 256,
     max_body_bytes: Annotated[int, typer.Option(help="Largest body of a request.")] = 8 * 2**20,
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="A site whose pages may call the server (CORS); may be repeated.")
     ] = None,
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
+    engine: Engine = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    gpu_memory_utilization: Memory = 0.9,
+    max_model_len: Context = None,
     top_k: TopK = "20",
     base_model: BaseModel = None,
     teacher_model: TeacherModel = None,
@@ -193,7 +199,7 @@ def serve(
     teacher_api_key: TeacherKey = None,
 ) -> None:
     """Serve q* as one model behind an OpenAI-compatible API, with a live page at /."""
-    from midlogit.cli.loading import Serving
+    from midlogit.cli.loading import InProcess, Serving
     from midlogit.cli.serve import run_serve
 
     serving = Serving(
@@ -202,15 +208,13 @@ def serve(
     run_serve(
         base,
         teacher,
+        here=InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len),
         serving=serving,
-        device=_devices(device),
-        dtype=dtype,
         log_format=log_format,
         host=host,
         port=port,
         api_keys=tuple(api_key or ()),
         preset=preset,
-        max_num_seqs=max_num_seqs,
         max_queued=max_queued,
         max_body_bytes=max_body_bytes,
         allow_origins=tuple(allow_origin or ()),
@@ -224,11 +228,6 @@ def presets() -> None:
 
     for preset in PRESETS.values():
         print(f"{preset.name:<14}{preset.description}")
-
-
-def _devices(name: str) -> str | tuple[str, str]:
-    base, comma, teacher = name.partition(",")
-    return (base, teacher) if comma else name
 
 
 def run() -> NoReturn:

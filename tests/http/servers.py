@@ -88,3 +88,7 @@ class Server:
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
+
+
+if __name__ == "__main__":
+    install()

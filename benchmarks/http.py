@@ -5,8 +5,8 @@
 Each round runs the same prompts twice, in turn: with the rows of a step gathered into one call a server, and
 with one call a sequence and step. Medians over the rounds go to benchmarks/results/http.json. Of the gathered runs:
 
-- server_ms_per_token: wall time during which some call is on the wire, from the last byte of a request written to
-  the last byte of its answer read;
+- server_ms_per_token: wall time during which some call is on the wire, from the moment a request is handed to
+  the system to that when the last of its answer is read;
 - coordinator_ms_per_token: all other wall time, which is what a user waits for beside the servers: from the last
   answer to the next request. What the engine does while a server works is not in it;
 - processor_ms_per_token: processor time of the engine's thread, whenever it is spent. With many sequences some call
@@ -54,13 +54,8 @@ class Wire:
         plain = getattr(kind, method)
 
         def noted(self_, *arguments):
-            notes = self._notes.setdefault(connection_of(self_), [])
-            if what == "sent":
-                plain(self_, *arguments)
-                notes.append((what, time.perf_counter()))
-            else:
-                notes.append((what, time.perf_counter()))
-                plain(self_, *arguments)
+            self._notes.setdefault(connection_of(self_), []).append((what, time.perf_counter()))
+            plain(self_, *arguments)
 
         setattr(kind, method, noted)
 

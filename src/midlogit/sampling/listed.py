@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -108,16 +109,15 @@ def _side(
     stops_NU: Array,
     lead_NU: Array,
 ) -> Side:
-    nan = float("nan")
     values_NU = np.array(
         [
-            [row.logprobs.get(i, nan) for i in union] + [nan] * (width - len(union))
+            [*map(row.logprobs.get, union, repeat(math.nan)), *repeat(math.nan, width - len(union))]
             for row, union in zip(lists, unions, strict=True)
         ]
     )
     known_NU = ~np.isnan(values_NU)
     sizes_N = np.array([row.size for row in lists])
-    seen_N = np.where(known_NU, np.exp(values_NU, where=known_NU, out=np.zeros_like(values_NU)), 0.0).sum(axis=-1)
+    seen_N = np.exp(np.where(known_NU, values_NU, -np.inf)).sum(axis=-1)
     whole_N = known_NU.sum(axis=-1) >= sizes_N
     mass_N = np.where(whole_N, 0.0, np.maximum(1.0 - seen_N, 0.0) + MASS_PRECISION)
     cap_N = np.minimum(np.exp([row.floor for row in lists]), mass_N)

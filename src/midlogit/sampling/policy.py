@@ -18,6 +18,7 @@ from midlogit.core.arrays import (
     descending_order,
     device,
     log_sum_exp,
+    row_max,
     take_columns,
     top_k_unordered,
 )
@@ -269,8 +270,8 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> S
         hidden = -xp.inf
         p_NV = xp.where(valid_NK, xp.astype(take_columns(p_NV, columns_NK), xp.float64), hidden)
         t_NV = xp.where(valid_NK, xp.astype(take_columns(t_NV, columns_NK), xp.float64), hidden)
-    empty_N = ~xp.isfinite(log_sum_exp(t_NV))
-    pair = LogPair.of(normalise(xp.astype(p_NV, xp.float64)), normalise(xp.astype(t_NV, xp.float64)))
+    empty_N = row_max(xp, t_NV) == -xp.inf
+    pair = LogPair.of(*(normalise(xp.astype(x_NV, xp.float64, copy=False)) for x_NV in (p_NV, t_NV)))
 
     fallback_N = ~pair.overlap_N & ~forced_N
     to_teacher_N = forced_N | fallback_N

@@ -21,7 +21,7 @@ from midlogit.sampling.policy import Decision, Drawn, RowSettings, draw_listed
 from midlogit.sampling.sequence import Sequence
 
 T = TypeVar("T")
-Rows = asyncio.Future[tuple[dict[int, float], dict[int, float]]]  # of the base and of the teacher
+Rows = tuple[asyncio.Future[dict[int, float]], asyncio.Future[dict[int, float]]]  # of base and teacher
 
 log = logging.getLogger("midlogit")
 
@@ -157,17 +157,18 @@ class HttpEngine(Engine):
                     rows = self._ask(seats, k)
                 await self._tell(sequence.append, await draw.decision)
         finally:
-            rows.cancel()  # asked for in vain when a stop string was met
+            for row in rows:
+                row.cancel()  # of no use when a stop string was met
 
     def _ask(self, seats: tuple[Seat, Seat], k: int) -> Rows:
-        return asyncio.gather(self._base.side.top(seats[0], k), self._teacher.side.top(seats[1], k))
+        return self._base.side.top(seats[0], k), self._teacher.side.top(seats[1], k)
 
     async def _next(self, seats: tuple[Seat, Seat], settings: RowSettings, asked: Rows, k: int) -> tuple[Draw, int]:
         """The next token and the width to begin the one after it with."""
         width = self._width
         while True:
-            rows = await asked
-            pair = await self._score(seats, self._base.listed(rows[0]), self._teacher.listed(rows[1]), settings)
+            lists = self._base.listed(await asked[0]), self._teacher.listed(await asked[1])
+            pair = await self._score(seats, *lists, settings)
             draw = await self._draw(pair, settings)
             if width.tolerance is None:
                 return draw, k

@@ -221,3 +221,4 @@ class Side:
 def _refuse(ask: Ask, failure: CallFailed) -> None:
     if not ask.answer.done():
         ask.answer.set_exception(failure)
+        ask.answer.exception()  # whoever waits learns of it; where nobody does any more, asyncio need not complain

@@ -255,7 +255,6 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> S
         base_NV = xp.where(broken_N[:, None], xp.zeros_like(base_NV), base_NV)
         teacher_NV = xp.where(broken_N[:, None], xp.zeros_like(teacher_NV), teacher_NV)
 
-    greedy_N = column([s.temperature == 0 for s in rows])
     may_end_N, forced_N = column([s.may_end for s in rows]), column([s.forced for s in rows])
     p_NV = outcomes.apply(_temper(xp, base_NV, rows), may_end_N, ids_NV)
     t_NV = outcomes.apply(_temper(xp, teacher_NV, rows), may_end_N, ids_NV)
@@ -282,7 +281,10 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> S
     elif solve_N.shape[0]:
         alpha_N[solve_N] = rule.alpha(pair.rows(solve_N), tolerance)
     log_q_NV = log_mixture(pair, alpha_N, to_teacher_N)
-    drawn_N = xp.where(greedy_N, most_likely(log_q_NV), inverse_cdf(log_q_NV, column([s.uniform for s in rows])))
+    drawn_N = inverse_cdf(log_q_NV, column([s.uniform for s in rows]))
+    greedy = [s.temperature == 0 for s in rows]
+    if any(greedy):
+        drawn_N = xp.where(column(greedy), most_likely(log_q_NV), drawn_N)
     logprob_N = take_columns(log_q_NV, drawn_N[:, None])[:, 0]
     if support is not None:
         drawn_N = take_columns(support[0], drawn_N[:, None])[:, 0]

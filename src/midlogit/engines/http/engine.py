@@ -188,12 +188,14 @@ class HttpEngine(Engine):
     ) -> tuple[Listed, Listed]:
         """Both lists with the log-probabilities that only the other named, as far as the servers score them."""
         wanted = unlisted_ids(base, teacher, settings, self._vocabulary)
-        lists = [base, teacher]
-        models = (self._base, self._teacher)
-        asked = [at for at in (0, 1) if wanted[at] and models[at].scores]
-        found = await asyncio.gather(*(models[at].side.score(seats[at], wanted[at]) for at in asked))
-        for at, row in zip(asked, found, strict=True):
-            lists[at] = replace(lists[at], logprobs=lists[at].logprobs | row)
+        sides = zip((base, teacher), (self._base, self._teacher), seats, wanted, strict=True)
+        # Both sides are asked before either is waited for.
+        asked = [(row, model.side.score(seat, ids) if model.scores else []) for row, model, seat, ids in sides]
+        lists = []
+        for row, parts in asked:
+            for part in parts:
+                row = replace(row, logprobs=row.logprobs | await part)
+            lists.append(row)
         return lists[0], lists[1]
 
     async def _draw(self, pair: tuple[Listed, Listed], settings: RowSettings) -> Draw:

@@ -1,5 +1,7 @@
 """Two servers of the bundled pair for the whole session; MIDLOGIT_TEST_SERVERS=BASE,TEACHER uses running ones.
 
+MIDLOGIT_TEST_VLLM=0.24.0 starts another version of vLLM than the one that CI tests.
+
 The base is served with sampling defaults of its own, which vLLM takes from generation_config.json: every test
 passes only because the engine sends all parameters.
 """
@@ -17,7 +19,7 @@ import pytest
 
 from midlogit.pair import bundled
 from tests.http.proxy import Proxy
-from tests.http.servers import Server
+from tests.http.servers import VERSION, Server
 
 WHOLE = 4096  # ids of the bundled pair
 FLAGS = ("--enforce-eager", "--max-model-len", "512", "--max-logprobs", str(WHOLE))
@@ -45,7 +47,8 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Urls]:
         yield Urls(*given.split(","))
         return
     base = with_sampling_defaults(bundled("base"), tmp_path_factory.mktemp("served") / "base")
-    servers = [Server(model, *FLAGS) for model in (base, bundled("teacher"))]
+    version = os.environ.get("MIDLOGIT_TEST_VLLM", VERSION)
+    servers = [Server(model, *FLAGS, version=version) for model in (base, bundled("teacher"))]
     try:
         for server in servers:
             server.wait()

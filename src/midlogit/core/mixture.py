@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from midlogit.core.arrays import Array, array_namespace, log_sum_exp, row_sum
+from midlogit.core.arrays import Array, array_namespace, row_max, row_sum
 
 
 def normalise(logits_NV: Array) -> Array:
@@ -16,11 +16,11 @@ def normalise(logits_NV: Array) -> Array:
     The peak goes first, so that a constant added to a row costs float32 no digits.
     """
     xp = array_namespace(logits_NV)
-    peak_N = xp.max(logits_NV, axis=-1)
-    centred_NV = logits_NV - xp.where(xp.isfinite(peak_N), peak_N, xp.zeros_like(peak_N))[:, None]
-    total_N = log_sum_exp(centred_NV)
-    total_N = xp.where(total_N == -xp.inf, xp.zeros_like(total_N), total_N)
-    return centred_NV - xp.astype(total_N, logits_NV.dtype)[:, None]
+    peak_N = row_max(xp, logits_NV)
+    centred_NV = logits_NV - xp.where(xp.isfinite(peak_N), peak_N, 0.0)[:, None]
+    total_N = row_sum(xp, xp.exp(centred_NV))
+    log_total_N = xp.log(xp.where(total_N == 0, 1.0, total_N))
+    return centred_NV - xp.astype(log_total_N, logits_NV.dtype, copy=False)[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,7 @@ class LogPair:
     def of(cls, base_NV: Array, teacher_NV: Array) -> LogPair:
         xp = array_namespace(base_NV, teacher_NV)
         both_NV = (base_NV > -xp.inf) & (teacher_NV > -xp.inf)
-        zeros_NV = xp.zeros_like(base_NV)
-        ratio_NV = xp.where(both_NV, teacher_NV, zeros_NV) - xp.where(both_NV, base_NV, zeros_NV)
+        ratio_NV = xp.where(both_NV, teacher_NV, 0.0) - xp.where(both_NV, base_NV, 0.0)
         common_NV = xp.where(both_NV, base_NV, -xp.inf)
         return cls(base_NV, teacher_NV, common_NV, ratio_NV, xp.any(both_NV, axis=-1))
 
@@ -64,16 +63,16 @@ def moments(pair: LogPair, alpha_N: Array) -> tuple[Array, Array, Array]:
         alpha_N: one α a row, float64.
     """
     xp = array_namespace(pair.base_NV)
-    weight_N1 = xp.astype(alpha_N, pair.base_NV.dtype)[:, None]
+    weight_N1 = xp.astype(alpha_N, pair.base_NV.dtype, copy=False)[:, None]
     exponent_NV = pair.common_NV + weight_N1 * pair.ratio_NV
-    peak_N = xp.max(exponent_NV, axis=-1)
+    peak_N = row_max(xp, exponent_NV)
     mass_NV = xp.exp(exponent_NV - peak_N[:, None])
     total_N = row_sum(xp, mass_NV)
     mass_NV = mass_NV * pair.ratio_NV
     mean_N = row_sum(xp, mass_NV) / total_N
     square_N = row_sum(xp, mass_NV * pair.ratio_NV) / total_N
     variance_N = xp.maximum(square_N - mean_N**2, xp.zeros_like(mean_N))
-    return xp.log(total_N) + xp.astype(peak_N, xp.float64), mean_N, variance_N
+    return xp.log(total_N) + xp.astype(peak_N, xp.float64, copy=False), mean_N, variance_N
 
 
 def log_mixture(pair: LogPair, alpha_N: Array, to_teacher_N: Array) -> Array:
@@ -85,6 +84,6 @@ def log_mixture(pair: LogPair, alpha_N: Array, to_teacher_N: Array) -> Array:
             forced first tokens and rows without a common support.
     """
     xp = array_namespace(pair.base_NV)
-    weight_N1 = xp.astype(alpha_N, pair.base_NV.dtype)[:, None]
+    weight_N1 = xp.astype(alpha_N, pair.base_NV.dtype, copy=False)[:, None]
     mixed_NV = pair.common_NV + weight_N1 * pair.ratio_NV
     return normalise(xp.where(to_teacher_N[:, None], pair.teacher_NV, mixed_NV))

@@ -45,10 +45,11 @@ def nucleus(logits_NV: Array, top_p_N: Array, total_N: Array | None = None) -> t
         logits_NK = xp.astype(take_columns(logits_NV, ids_NK), xp.float64)
         before_NK = _mass_before(logits_NK, total_N)
         valid_NK = (before_NK < top_p_N[:, None]) & (logits_NK > -xp.inf)
-        # Settled when the crossing outcome beats the last candidate, with which outsiders may tie.
         crossing_N1 = last_index(xp, valid_NK)[:, None]
-        settled_N = take_columns(logits_NK, crossing_N1)[:, 0] > logits_NK[:, -1]
-        if k == vocabulary or bool(xp.all(settled_N)):
+        if k == vocabulary:
+            break
+        # Settled when the crossing outcome beats the last candidate, with which outsiders may tie.
+        if bool(xp.all(take_columns(logits_NK, crossing_N1)[:, 0] > logits_NK[:, -1])):
             break
         k = min(8 * k, vocabulary)
     width = int(xp.max(crossing_N1)) + 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,42 +94,48 @@ class Truncation:
         ids_NU = np.array([union + [-1] * (width - len(union)) for union in unions])
         ids_NU = np.where(ids_NU < vocabulary, ids_NU, -1)
         drawable_NU = outcomes.drawable(ids_NU, may_end_N)
-        sides = [
-            _side(lists, unions, width, drawable_NU, outcomes.stop_columns(ids_NU), ids_NU == outcomes.stop_outcome)
-            for lists in zip(*pairs, strict=True)
-        ]
+        sides = _sides(pairs, unions, width, drawable_NU, outcomes, ids_NU)
         return cls(sides[0], sides[1], ids_NU, outcomes, may_end_N, 1 / temperature_N, vocabulary, drawable_NU)
 
 
-def _side(
-    lists: Sequence[Listed],
+def _sides(
+    pairs: Sequence[tuple[Listed, Listed]],
     unions: list[list[int]],
     width: int,
     drawable_NU: Array,
-    stops_NU: Array,
-    lead_NU: Array,
-) -> Side:
-    nan = float("nan")
+    outcomes: Outcomes,
+    ids_NU: Array,
+) -> list[Side]:
+    """Of base and teacher, whose rows are handled as one array of 2 N."""
+    lists = [row for rows in zip(*pairs, strict=True) for row in rows]
+    drawable_NU, ids_NU = (np.concatenate([x_NU, x_NU]) for x_NU in (drawable_NU, ids_NU))
     values_NU = np.array(
         [
-            [row.logprobs.get(i, nan) for i in union] + [nan] * (width - len(union))
-            for row, union in zip(lists, unions, strict=True)
+            [*map(row.logprobs.get, union, repeat(math.nan)), *repeat(math.nan, width - len(union))]
+            for row, union in zip(lists, [*unions, *unions], strict=True)
         ]
     )
     known_NU = ~np.isnan(values_NU)
     sizes_N = np.array([row.size for row in lists])
-    seen_N = np.where(known_NU, np.exp(values_NU, where=known_NU, out=np.zeros_like(values_NU)), 0.0).sum(axis=-1)
+    seen_N = np.exp(np.where(known_NU, values_NU, -np.inf)).sum(axis=-1)
     whole_N = known_NU.sum(axis=-1) >= sizes_N
     mass_N = np.where(whole_N, 0.0, np.maximum(1.0 - seen_N, 0.0) + MASS_PRECISION)
     cap_N = np.minimum(np.exp([row.floor for row in lists]), mass_N)
 
     # Of a stop class that is partly listed the rest is left out; of one that is not, one member stands for it.
-    class_listed_N1 = (known_NU & stops_NU).any(axis=-1)[:, None]
-    missing_NU = drawable_NU & ~known_NU & (~stops_NU | (lead_NU & ~class_listed_N1))
+    missing_NU = drawable_NU & ~known_NU
+    if outcomes.stop_outcome is not None:
+        stops_NU = outcomes.stop_columns(ids_NU)
+        class_listed_N1 = (known_NU & stops_NU).any(axis=-1)[:, None]
+        missing_NU &= ~stops_NU | ((ids_NU == outcomes.stop_outcome) & ~class_listed_N1)
     count_N = np.maximum(missing_NU.sum(axis=-1), 1)
     estimate_N = _log(np.minimum(cap_N, mass_N / count_N))
     values_NU = np.where(known_NU, values_NU, np.where(missing_NU, estimate_N[:, None], -np.inf))
-    return Side(values_NU, known_NU, mass_N, cap_N, sizes_N)
+    count = len(pairs)
+    return [
+        Side(values_NU[part], known_NU[part], mass_N[part], cap_N[part], sizes_N[part])
+        for part in (slice(count), slice(count, None))
+    ]
 
 
 def _log(x_N: Array) -> Array:

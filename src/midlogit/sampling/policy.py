@@ -6,7 +6,7 @@ The order of the steps is fixed in docs/theory.md section 5.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from midlogit.core.arrays import (
     descending_order,
     device,
     log_sum_exp,
+    row_max,
     take_columns,
     top_k_unordered,
 )
@@ -126,14 +127,14 @@ def decide(base_NV: Array, teacher_NV: Array, settings: Sequence[RowSettings]) -
     """
     xp = array_namespace(base_NV, teacher_NV)
 
-    def some(rows: list[int], alike: list[RowSettings]) -> list[Decision]:
+    def some(rows: list[int], alike: list[RowSettings]) -> Steps:
         if len(rows) == len(settings):
             return _decide_alike(xp, Columns.whole(base_NV, teacher_NV), alike)
         index_N = xp.asarray(np.asarray(rows, dtype=np.int64), device=device(base_NV))
         taken = (xp.take(x_NV, index_N, axis=0) for x_NV in (base_NV, teacher_NV))
         return _decide_alike(xp, Columns.whole(*taken), alike)
 
-    return _by_likeness(settings, some)
+    return Drawn(settings, some).decisions()
 
 
 def decide_listed(
@@ -144,28 +145,52 @@ def decide_listed(
     Args:
         pairs: (base, teacher) of each row. vocabulary: the ids drawn from are below it.
     """
+    return draw_listed(pairs, settings, vocabulary).decisions()
 
-    def some(rows: list[int], alike: list[RowSettings]) -> list[Decision]:
+
+def draw_listed(pairs: Sequence[tuple[Listed, Listed]], settings: Sequence[RowSettings], vocabulary: int) -> Drawn:
+    """`decide_listed` in two steps: the tokens now, what is known of them when it is asked for."""
+
+    def some(rows: list[int], alike: list[RowSettings]) -> Steps:
         may_end_N = np.asarray([s.may_end for s in alike])
         temperature_N = np.asarray([s.temperature or 1.0 for s in alike])
         seen = Truncation.of([pairs[row] for row in rows], alike[0].outcomes, may_end_N, temperature_N, vocabulary)
         return _decide_alike(np, Columns.listed(seen), alike)
 
-    return _by_likeness(settings, some)
+    return Drawn(settings, some)
 
 
-def _by_likeness(
-    settings: Sequence[RowSettings], some: Callable[[list[int], list[RowSettings]], list[Decision]]
-) -> list[Decision]:
-    """Decisions of all rows, made for groups that share rule, outcomes, kind of support and the rest."""
-    groups: dict[object, list[int]] = {}
-    for row, s in enumerate(settings):
-        key = (s.rule, id(s.outcomes), s.top_p is None, s.alpha_tol, s.top_logprobs)
-        groups.setdefault(key, []).append(row)
-    decisions: dict[int, Decision] = {}
-    for rows in groups.values():
-        decisions.update(zip(rows, some(rows, [settings[row] for row in rows]), strict=True))
-    return [decisions[row] for row in range(len(settings))]
+Steps = Generator[tuple[Array, Array], None, list[Decision]]  # (drawn ids, rows where none could be), then Decisions
+
+
+class Drawn:
+    """The tokens of some rows, drawn for groups that share rule, outcomes, kind of support and the rest."""
+
+    def __init__(self, settings: Sequence[RowSettings], some: Callable[[list[int], list[RowSettings]], Steps]) -> None:
+        groups: dict[object, list[int]] = {}
+        for row, s in enumerate(settings):
+            key = (s.rule, id(s.outcomes), s.top_p is None, s.alpha_tol, s.top_logprobs)
+            groups.setdefault(key, []).append(row)
+        self._steps = [(rows, some(rows, [settings[row] for row in rows])) for rows in groups.values()]
+        self._drawn = [next(steps) for _, steps in self._steps]
+
+    def token_ids(self) -> list[int | None]:
+        """The id drawn for each row; None where nothing could be."""
+        found: dict[int, int | None] = {}
+        for (rows, _), (token_N, empty_N) in zip(self._steps, self._drawn, strict=True):
+            for row, token, empty in zip(rows, token_N.tolist(), empty_N.tolist(), strict=True):
+                found[row] = None if empty else token
+        return [found[row] for row in range(len(found))]
+
+    def decisions(self) -> list[Decision]:
+        """All that is known of each row; once."""
+        found: dict[int, Decision] = {}
+        for rows, steps in self._steps:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found.update(zip(rows, end.value, strict=True))
+        return [found[row] for row in range(len(found))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +239,11 @@ class Columns:
         )
 
 
-def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> list[Decision]:
-    """`decide` for rows that share rule, outcomes, kind of support, tolerance and top_logprobs."""
+def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> Steps:
+    """`decide` for rows that share rule, outcomes, kind of support, tolerance and top_logprobs.
+
+    Nothing that the draw does not need comes before the `yield`.
+    """
     rule, outcomes, tolerance, top_k = rows[0].rule, rows[0].outcomes, rows[0].alpha_tol, rows[0].top_logprobs
     constrained = rows[0].top_p is not None
     base_NV, teacher_NV, ids_NV, seen = columns.base_NV, columns.teacher_NV, columns.ids_NV, columns.seen
@@ -231,22 +259,22 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> l
         base_NV = xp.where(broken_N[:, None], xp.zeros_like(base_NV), base_NV)
         teacher_NV = xp.where(broken_N[:, None], xp.zeros_like(teacher_NV), teacher_NV)
 
-    greedy_N = column([s.temperature == 0 for s in rows])
     may_end_N, forced_N = column([s.may_end for s in rows]), column([s.forced for s in rows])
     p_NV = outcomes.apply(_temper(xp, base_NV, rows), may_end_N, ids_NV)
     t_NV = outcomes.apply(_temper(xp, teacher_NV, rows), may_end_N, ids_NV)
     mixed, support = (p_NV, t_NV), None
-    weights = None if seen is None else (Weights.of(seen, seen.base), Weights.of(seen, seen.teacher))
 
     top_p_N = column([s.top_p or 1.0 for s in rows])
+    teacher_weights = Weights.of(seen, seen.teacher) if seen is not None and constrained else None
     if constrained:
-        support = nucleus(t_NV, top_p_N, teacher_total(seen, weights[1]) if seen and weights else None)
+        total_N = teacher_total(seen, teacher_weights) if seen is not None and teacher_weights is not None else None
+        support = nucleus(t_NV, top_p_N, total_N)
         columns_NK, valid_NK = support
         hidden = -xp.inf
         p_NV = xp.where(valid_NK, xp.astype(take_columns(p_NV, columns_NK), xp.float64), hidden)
         t_NV = xp.where(valid_NK, xp.astype(take_columns(t_NV, columns_NK), xp.float64), hidden)
-    empty_N = ~xp.isfinite(log_sum_exp(t_NV))
-    pair = LogPair.of(normalise(xp.astype(p_NV, xp.float64)), normalise(xp.astype(t_NV, xp.float64)))
+    empty_N = row_max(xp, t_NV) == -xp.inf
+    pair = LogPair.of(*(normalise(xp.astype(x_NV, xp.float64, copy=False)) for x_NV in (p_NV, t_NV)))
 
     fallback_N = ~pair.overlap_N & ~forced_N
     to_teacher_N = forced_N | fallback_N
@@ -257,13 +285,10 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> l
     elif solve_N.shape[0]:
         alpha_N[solve_N] = rule.alpha(pair.rows(solve_N), tolerance)
     log_q_NV = log_mixture(pair, alpha_N, to_teacher_N)
-    facts = diagnose(log_q_NV, pair.base_NV, pair.teacher_NV)
-    if seen is None or weights is None:
-        certificate = Certificate(xp.ones_like(alpha_N), xp.zeros_like(alpha_N), xp.zeros_like(alpha_N))
-    else:
-        certificate = certify(seen, weights, rule, alpha_N, ~to_teacher_N & ~empty_N, mixed, support, top_p_N)
-
-    drawn_N = xp.where(greedy_N, most_likely(log_q_NV), inverse_cdf(log_q_NV, column([s.uniform for s in rows])))
+    drawn_N = inverse_cdf(log_q_NV, column([s.uniform for s in rows]))
+    greedy = [s.temperature == 0 for s in rows]
+    if any(greedy):
+        drawn_N = xp.where(column(greedy), most_likely(log_q_NV), drawn_N)
     logprob_N = take_columns(log_q_NV, drawn_N[:, None])[:, 0]
     if support is not None:
         drawn_N = take_columns(support[0], drawn_N[:, None])[:, 0]
@@ -273,13 +298,21 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> l
         found_NK = None if support is None else (support[0] == given_N[:, None]) & support[1]
         logprob_N = xp.where(given_N < 0, logprob_N, _logprob_of(xp, log_q_NV, given_N, found_NK))
         drawn_N = xp.where(given_N < 0, drawn_N, given_N)
-    token_N = columns.id_of(drawn_N)
+    outcome_N = token_N = columns.id_of(drawn_N)
+    if outcomes.stop_outcome is not None:
+        token_N = xp.where(token_N == outcomes.stop_outcome, outcomes.emitted_stop(teacher_NV, ids_NV), token_N)
+    yield token_N, empty_N
 
+    facts = diagnose(log_q_NV, pair.base_NV, pair.teacher_NV)
+    if seen is None:
+        certificate = Certificate(xp.ones_like(alpha_N), xp.zeros_like(alpha_N), xp.zeros_like(alpha_N))
+    else:
+        weights = Weights.of(seen, seen.base), teacher_weights or Weights.of(seen, seen.teacher)
+        certificate = certify(seen, weights, rule, alpha_N, ~to_teacher_N & ~empty_N, mixed, support, top_p_N)
     raw_base_N = xp.astype(take_columns(base_NV, drawn_N[:, None])[:, 0], xp.float64) - base_lse_N
     raw_teacher_N = xp.astype(take_columns(teacher_NV, drawn_N[:, None])[:, 0], xp.float64) - teacher_lse_N
     if outcomes.stop_outcome is not None:
-        stopped_N = token_N == outcomes.stop_outcome
-        token_N = xp.where(stopped_N, outcomes.emitted_stop(teacher_NV, ids_NV), token_N)
+        stopped_N = outcome_N == outcomes.stop_outcome
         raw_base_N = xp.where(stopped_N, outcomes.stop_mass(base_NV, ids_NV) - base_lse_N, raw_base_N)
         raw_teacher_N = xp.where(stopped_N, outcomes.stop_mass(teacher_NV, ids_NV) - teacher_lse_N, raw_teacher_N)
 

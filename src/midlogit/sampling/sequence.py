@@ -94,6 +94,10 @@ class Sequence:
             top_logprobs=params.top_logprobs,
         )
 
+    def ends_with(self, token_id: int) -> bool:
+        """Whether this token, as the next, is the last in any case; the text may make it the last of other cases."""
+        return token_id in self.request.outcomes.ending_ids or self._is_full(len(self.token_ids) + 1)
+
     def append(self, decision: Decision) -> None:
         """Takes the drawn token; ends the sequence if it stops here."""
         if decision.error is not None:
@@ -115,7 +119,7 @@ class Sequence:
             reason, stop_reason = "stop", token_id if token_id in outcomes.stop_token_ids else None
         elif self._text.stop_reason is not None:
             reason, stop_reason = "stop", self._text.stop_reason
-        elif len(self.token_ids) >= min(params.max_tokens, self.request.room):
+        elif self._is_full(len(self.token_ids)):
             reason = "length"
         if reason is not None:
             released += self._text.finish()
@@ -146,6 +150,9 @@ class Sequence:
             error=error,
         )
         self._listener(self.completion)
+
+    def _is_full(self, tokens: int) -> bool:
+        return tokens >= min(self.request.params.max_tokens, self.request.room)
 
     def _token(self, decision: Decision, text: str, reason: FinishReason | None) -> Token:
         return Token(

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from midlogit.engines.base import Engine
 from midlogit.engines.http.client import CallFailed, Client
@@ -17,11 +17,15 @@ from midlogit.engines.http.side import Seat, Side
 from midlogit.errors import EngineFailure
 from midlogit.outputs import FinishReason
 from midlogit.sampling.listed import Listed, unlisted_ids
-from midlogit.sampling.policy import Decision, RowSettings, decide_listed
+from midlogit.sampling.policy import Decision, Drawn, RowSettings, draw_listed
 from midlogit.sampling.sequence import Sequence
+
+T = TypeVar("T")
+Rows = tuple[asyncio.Future[dict[int, float]], asyncio.Future[dict[int, float]]]  # of base and teacher
 
 log = logging.getLogger("midlogit")
 
+SENDING = 6  # turns of the loop within which aiohttp has written the calls that were asked for
 WIDEN = 4  # by which an adaptive list grows when its bound is too wide
 SLACK = 0.25  # share of the tolerance below which it shrinks again
 
@@ -52,6 +56,14 @@ class Model:
         return Listed(row, min(row.values()), self.logit_size)
 
 
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A drawn token, None where nothing could be drawn, and what will be known of it."""
+
+    token_id: int | None
+    decision: asyncio.Future[Decision]
+
+
 class HttpEngine(Engine):
     """Two servers, or several of each.
 
@@ -71,7 +83,7 @@ class HttpEngine(Engine):
         self._width = width
         self._blocking_text = blocking_text
         self._running: dict[int, asyncio.Task[None]] = {}
-        self._ready: list[tuple[tuple[Listed, Listed], RowSettings, asyncio.Future[Decision]]] = []
+        self._ready: list[tuple[tuple[Listed, Listed], RowSettings, asyncio.Future[Draw]]] = []
         self._closed = False
         self._warned = False
 
@@ -133,64 +145,91 @@ class HttpEngine(Engine):
             await self._tell(sequence.end, reason, None, message)
 
     async def _write(self, sequence: Sequence, seats: tuple[Seat, Seat]) -> None:
+        """Asks for the next rows as soon as a token is drawn; what else there is to do with it, the servers cover."""
         k = self._width.start
-        while not sequence.is_finished:
-            decision, k = await self._next(seats, sequence.next_settings, k)
-            await self._tell(sequence.append, decision)
-            for seat in seats:
-                seat.prefix.append(decision.token_id)
+        rows = self._ask(seats, k)
+        try:
+            while not sequence.is_finished:
+                draw, k = await self._next(seats, sequence.next_settings, rows, k)
+                if draw.token_id is not None and not sequence.ends_with(draw.token_id):
+                    for seat in seats:
+                        seat.prefix.append(draw.token_id)
+                    rows = self._ask(seats, k)
+                await self._tell(sequence.append, await draw.decision)
+        finally:
+            for row in rows:
+                row.cancel()  # of no use when a stop string was met
 
-    async def _next(self, seats: tuple[Seat, Seat], settings: RowSettings, k: int) -> tuple[Decision, int]:
+    def _ask(self, seats: tuple[Seat, Seat], k: int) -> Rows:
+        return self._base.side.top(seats[0], k), self._teacher.side.top(seats[1], k)
+
+    async def _next(self, seats: tuple[Seat, Seat], settings: RowSettings, asked: Rows, k: int) -> tuple[Draw, int]:
         """The next token and the width to begin the one after it with."""
         width = self._width
         while True:
-            rows = await asyncio.gather(self._base.side.top(seats[0], k), self._teacher.side.top(seats[1], k))
-            base, teacher = self._base.listed(rows[0]), self._teacher.listed(rows[1])
-            decision = await self._decide(await self._score(seats, base, teacher, settings), settings)
+            lists = self._base.listed(await asked[0]), self._teacher.listed(await asked[1])
+            pair = await self._score(seats, *lists, settings)
+            draw = await self._draw(pair, settings)
             if width.tolerance is None:
-                return decision, k
-            if decision.bound <= width.tolerance or k >= width.most:
+                return draw, k
+            bound = (await draw.decision).bound
+            if bound <= width.tolerance or k >= width.most:
                 break
             k = min(WIDEN * k, width.most)
-        if decision.bound > width.tolerance:
+            asked = self._ask(seats, k)
+        if bound > width.tolerance:
             self._warn(width.tolerance)
-        elif decision.bound <= SLACK * width.tolerance:
+        elif bound <= SLACK * width.tolerance:
             k = max(k // 2, width.start)
-        return decision, k
+        return draw, k
 
     async def _score(
         self, seats: tuple[Seat, Seat], base: Listed, teacher: Listed, settings: RowSettings
     ) -> tuple[Listed, Listed]:
         """Both lists with the log-probabilities that only the other named, as far as the servers score them."""
         wanted = unlisted_ids(base, teacher, settings, self._vocabulary)
-        lists = [base, teacher]
-        models = (self._base, self._teacher)
-        asked = [at for at in (0, 1) if wanted[at] and models[at].scores]
-        found = await asyncio.gather(*(models[at].side.score(seats[at], wanted[at]) for at in asked))
-        for at, row in zip(asked, found, strict=True):
-            lists[at] = replace(lists[at], logprobs=lists[at].logprobs | row)
+        sides = zip((base, teacher), (self._base, self._teacher), seats, wanted, strict=True)
+        # Both sides are asked before either is waited for.
+        asked = [(row, model.side.score(seat, ids) if model.scores else []) for row, model, seat, ids in sides]
+        lists = []
+        for row, parts in asked:
+            for part in parts:
+                row = replace(row, logprobs=row.logprobs | await part)
+            lists.append(row)
         return lists[0], lists[1]
 
-    async def _decide(self, pair: tuple[Listed, Listed], settings: RowSettings) -> Decision:
+    async def _draw(self, pair: tuple[Listed, Listed], settings: RowSettings) -> Draw:
         """Draws for every sequence that has its rows in this turn of the loop, together."""
-        decision: asyncio.Future[Decision] = self._client.loop.create_future()
-        self._ready.append((pair, settings, decision))
+        draw: asyncio.Future[Draw] = self._client.loop.create_future()
+        self._ready.append((pair, settings, draw))
         if len(self._ready) == 1:
-            self._client.loop.call_soon(self._decide_all)
-        return await decision
+            self._client.loop.call_soon(self._draw_all)
+        return await draw
 
-    def _decide_all(self) -> None:
+    def _draw_all(self) -> None:
         ready, self._ready = self._ready, []
+        waiting = [draw for _, _, draw in ready]
         try:
-            decisions = decide_listed([pair for pair, _, _ in ready], [s for _, s, _ in ready], self._vocabulary)
+            drawn = draw_listed([pair for pair, _, _ in ready], [s for _, s, _ in ready], self._vocabulary)
+            draws = [Draw(token_id, self._client.loop.create_future()) for token_id in drawn.token_ids()]
         except Exception as error:  # it must reach the sequences that wait
-            for _, _, waiting in ready:
-                if not waiting.done():
-                    waiting.set_exception(error)
+            _fail(waiting, error)
             return
-        for (_, _, waiting), decision in zip(ready, decisions, strict=True):
-            if not waiting.done():
-                waiting.set_result(decision)
+        _give(waiting, draws)
+        turns = SENDING if self._width.tolerance is None else 0
+        self._describe(turns, drawn, [draw.decision for draw in draws])
+
+    def _describe(self, turns: int, drawn: Drawn, waiting: list[asyncio.Future[Decision]]) -> None:
+        """What a draw leaves for later, so many turns of the loop from now."""
+        if turns:
+            self._client.loop.call_soon(self._describe, turns - 1, drawn, waiting)
+            return
+        try:
+            decisions = drawn.decisions()
+        except Exception as error:
+            _fail(waiting, error)
+        else:
+            _give(waiting, decisions)
 
     async def _tell(self, call: Callable[..., None], *arguments: Any) -> None:
         """Runs what makes text: here, or beside the loop when a server makes it."""
@@ -213,3 +252,15 @@ class HttpEngine(Engine):
                 tolerance,
                 self._width.most,
             )
+
+
+def _give(waiting: list[asyncio.Future[T]], results: list[T]) -> None:
+    for future, result in zip(waiting, results, strict=True):
+        if not future.done():
+            future.set_result(result)
+
+
+def _fail(waiting: list[asyncio.Future[T]], error: Exception) -> None:
+    for future in waiting:
+        if not future.done():
+            future.set_exception(error)

@@ -83,14 +83,10 @@ class Side:
         """The `k` most likely ids behind the seat's prefix."""
         return self._ask(Ask(seat, k, (), self._client.loop.create_future()))
 
-    async def score(self, seat: Seat, ids: Sequence[int]) -> dict[int, float]:
-        """Log-probabilities of chosen ids."""
+    def score(self, seat: Seat, ids: Sequence[int]) -> list[asyncio.Future[dict[int, float]]]:
+        """Log-probabilities of chosen ids, in as many parts as a server takes at once."""
         parts = [tuple(ids[at : at + MAX_SCORED]) for at in range(0, len(ids), MAX_SCORED)]
-        asks = [self._ask(Ask(seat, 0, part, self._client.loop.create_future())) for part in parts]
-        found: dict[int, float] = {}
-        for part, row in zip(parts, await asyncio.gather(*asks), strict=True):
-            found |= {i: row[i] for i in part}
-        return found
+        return [self._ask(Ask(seat, 0, part, self._client.loop.create_future())) for part in parts]
 
     def _ask(self, ask: Ask) -> asyncio.Future[dict[int, float]]:
         replica = ask.seat.replica
@@ -154,8 +150,7 @@ class Side:
         else:
             for ask, row in zip(asks, rows, strict=True):
                 ask.seat.fresh = False
-                if not ask.answer.done():
-                    ask.answer.set_result(row)
+                _answer(ask, row)
         finally:
             replica.calls -= 1
             self._wake(replica)
@@ -167,8 +162,7 @@ class Side:
         except CallFailed as failure:
             _refuse(ask, failure)
         else:
-            if not ask.answer.done():
-                ask.answer.set_result(row)
+            _answer(ask, row)
 
     async def _persist(self, asks: list[Ask]) -> list[dict[int, float]]:
         """Calls until there is an answer, moving to another replica when one fails.
@@ -218,6 +212,12 @@ class Side:
         seat.replica = replica
 
 
+def _answer(ask: Ask, row: dict[int, float]) -> None:
+    if not ask.answer.done():
+        ask.answer.set_result(row if ask.k else {i: row[i] for i in ask.ids})
+
+
 def _refuse(ask: Ask, failure: CallFailed) -> None:
     if not ask.answer.done():
         ask.answer.set_exception(failure)
+        ask.answer.exception()  # whoever waits learns of it; where nobody does any more, asyncio need not complain

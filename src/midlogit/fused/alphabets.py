@@ -85,6 +85,7 @@ class Alphabets:
         if merged:
             hidden |= set(outcomes.stop_ids)
         hidden_V[[i for i in hidden if i < self._vocabulary]] = True
+        hidden_V[self._vocabulary :] = True
         stops_S = np.full(STOPS, -1, dtype=np.int32)
         if merged:
             stops_S[: len(outcomes.stop_ids)] = outcomes.stop_ids

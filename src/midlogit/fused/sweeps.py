@@ -164,7 +164,7 @@ def survey(row, R: tl.constexpr):
         t = tl.load(row[1] + cols, mask=inside, other=float("-inf")).to(tl.float32)
         b_top = tl.max(b, axis=1)
         t_top = tl.max(t, axis=1)
-        low = tl.minimum(tl.min(b, axis=1), tl.min(t, axis=1))
+        low = tl.min(tl.minimum(b, t), axis=1)
         b_new = tl.maximum(b_peak, b_top)
         t_new = tl.maximum(t_peak, t_top)
         b_mass = tl.exp2((b - b_new[:, None]) * LOG2E)

@@ -95,7 +95,9 @@ def check_ties_at_the_edge_of_the_nucleus() -> None:
     flat_NV = torch.zeros(4, 200)
     flat_NV[1, 50:60] = 1.0
     base_NV = torch.randn(4, 200)
-    settings = [RowSettings(FixedAlpha(1.0), Outcomes(), 1.0, 0.951, 1e-6, False, True, u) for u in (0.2, 0.5, 0.999, 0.9999)]
+    settings = [
+        RowSettings(FixedAlpha(1.0), Outcomes(), 1.0, 0.951, 1e-6, False, True, u) for u in (0.2, 0.5, 0.999, 0.9999)
+    ]
     for a, b in zip(run(base_NV, flat_NV, settings), decide(base_NV.double(), flat_NV.double(), settings), strict=True):
         assert_agree(a, b)
 

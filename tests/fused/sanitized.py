@@ -1,6 +1,6 @@
 """A small launch of every kernel, for compute-sanitizer.
 
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python -m tests.fused.sanitized
+PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python -m tests.fused.sanitized
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ EMPTY = tl.constexpr(2)
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 CLOSE = tl.constexpr(50.0)  # E|ℓ| / Var ℓ beyond which float32 sums of signed terms say too little of F′
 STEPS = tl.constexpr(80)
-SMALL_KL = tl.constexpr(0.01)  # below it the KLs are summed from terms that are never negative
+SMALL_KL = tl.constexpr(0.02)  # below it the KLs are summed from terms that are never negative
 SLACK = tl.constexpr(2.5e-7)  # what float32 sums may miss of the nucleus' mass
 
 
@@ -317,15 +317,14 @@ def solve_kernel(
 
     done = to_teacher
     q_size = tl.full((), 0.0, tl.float64)  # log2 of the mass of the weights at α
+    gradient = tl.full((), 0.0, tl.float64)  # F′(α)
     lo = tl.full((), 0.0, tl.float64)
     hi = tl.full((), 1.0, tl.float64)
     steps = 0
     while (~done) & (steps < STEPS):
         alpha = alpha.to(tl.float32).to(tl.float64)
         if near:
-            n0, n1, h1, ha, a1, a2 = close_moments(
-                row, b_peak, t_peak, scale, alpha.to(tl.float32), R, FULL, NUCLEUS
-            )
+            n0, n1, h1, ha, a1, a2 = close_moments(row, b_peak, t_peak, scale, alpha.to(tl.float32), R, FULL, NUCLEUS)
             n1 = n1 / n0
             weight = 1 + alpha * n1 + ha / n0
             shift = log1p(n1 + h1 / n0)
@@ -370,10 +369,13 @@ def solve_kernel(
         inside = (slope > 0) & (guess > lo) & (guess < hi) & ((steps < 12) | (steps % 2 == 0))
         # The error of a Halley step is of third order: below the tolerance it needs no look at the rows.
         reach = tl.abs(delta) * (1 + tl.abs(bend) / safe + 2 * tl.sqrt(second))
-        jump = (stage == 2) & inside & (tl.abs(delta) * reach * reach * tl.maximum(slope, 1.0) <= 0.1 * tolerance) & ~done
-        step = (guess.to(tl.float32).to(tl.float64) - alpha)
+        jump = (
+            (stage == 2) & inside & (tl.abs(delta) * reach * reach * tl.maximum(slope, 1.0) <= 0.1 * tolerance) & ~done
+        )
+        step = guess.to(tl.float32).to(tl.float64) - alpha
         ahead = first * step + 0.5 * second * step * step + third * step * step * step / 6
         q_size = tl.where(jump, q_size + ahead / LN2, q_size)
+        gradient = tl.where(jump, first + second * step, first)
         moved = tl.where(stage == 2, tl.where(inside, guess, 0.5 * (lo + hi)), tl.where(stage == 0, 1.0, 0.5))
         alpha = tl.where(done | (steps == STEPS - 1), alpha, moved)
         done = done | jump
@@ -390,7 +392,7 @@ def solve_kernel(
             row, b_peak, t_peak, scale, c2, p_size, t_size, q_size, alpha32, to_teacher, greedy,
             R, FULL, NUCLEUS, True, True, GROUP, GROUPS,
         )  # fmt: skip
-    elif (q_size - p_size) * LN2 > -SMALL_KL:
+    elif tl.minimum(alpha * gradient, (alpha - 1) * gradient) - (q_size - p_size) * LN2 < SMALL_KL:  # (6)
         mass_G, z, kl_b, kl_t, entropy, ess_b, ess_t, b_off, t_off, missing = last_sweep(
             row, b_peak, t_peak, scale, c2, p_size, t_size, q_size, alpha32, to_teacher, greedy,
             R, FULL, NUCLEUS, False, True, GROUP, GROUPS,

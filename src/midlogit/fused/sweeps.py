@@ -310,7 +310,9 @@ def last_tie(row, tau, quota, R: tl.constexpr, FULL: tl.constexpr):
 
 
 @triton.jit
-def landmarks(row, b_peak, t_peak, scale, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, HOLES: tl.constexpr):
+def landmarks(
+    row, b_peak, t_peak, scale, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, HOLES: tl.constexpr
+):
     """Moments of ℓ + c at α = 0, ½ and 1, relative to both peaks, on the common support.
 
     Returns:

@@ -46,7 +46,7 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 CLOSE = tl.constexpr(50.0)  # E|ℓ| / Var ℓ beyond which float32 sums of signed terms say too little of F′
 STEPS = tl.constexpr(80)
 SMALL_KL = tl.constexpr(0.02)  # below it the KLs are summed from terms that are never negative
-SLACK = tl.constexpr(2.5e-7)  # what float32 sums may miss of the nucleus' mass
+SLACK = tl.constexpr(3e-8)  # what float32 sums may miss of the nucleus' mass
 
 
 @triton.jit

@@ -195,7 +195,7 @@ def write(batches: list[int], single: dict[str, dict[int, float]], pair: dict[in
     """Times the kernels, prints the table and writes the results."""
     import torch
 
-    from benchmarks.fused import read_ms, solve_ms, torch_solve_ms
+    from benchmarks.fused import time_fused, time_read, time_torch
 
     rows = []
     print(f"{'batch':>6}{'base':>8}{'teacher':>9}{'pair':>8}{'ratio':>7}{'solve':>8}{'top-p':>8}{'read':>8}{'torch':>8}"
@@ -207,10 +207,10 @@ def write(batches: list[int], single: dict[str, dict[int, float]], pair: dict[in
             "base_ms": base,
             "teacher_ms": teacher,
             "pair_ms": ms,
-            "solve_ms": solve_ms(batch, constrained=False),
-            "solve_constrained_ms": solve_ms(batch, constrained=True),
-            "read_ms": read_ms(batch),
-            "torch_solve_ms": torch_solve_ms(batch),
+            "solve_ms": time_fused(batch, constrained=False),
+            "solve_constrained_ms": time_fused(batch, constrained=True),
+            "read_ms": time_read(batch),
+            "torch_solve_ms": time_torch(batch, constrained=False),
             "tokens_per_s": 1e3 * batch / ms,
             "teacher_tokens_per_s": 1e3 * batch / teacher,
             "pair_step_parts_ms": pair[batch][1],

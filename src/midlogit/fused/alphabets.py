@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from midlogit.core.arrays import Array
 from midlogit.core.outcomes import Outcomes
 
 STOPS = 64  # stop ids that a merged class can have
@@ -85,6 +86,7 @@ class Alphabets:
         if merged:
             hidden |= set(outcomes.stop_ids)
         hidden_V[[i for i in hidden if i < self._vocabulary]] = True
+        hidden_V[self._vocabulary :] = True
         stops_S = np.full(STOPS, -1, dtype=np.int32)
         if merged:
             stops_S[: len(outcomes.stop_ids)] = outcomes.stop_ids
@@ -92,6 +94,6 @@ class Alphabets:
         self._send(self.tables.dirty_AT[number], hidden_V.reshape(-1, self._tile).any(axis=1).astype(np.uint8))
         self._send(self.tables.stops_AS[number], stops_S)
 
-    def _send(self, row: torch.Tensor, values: np.ndarray) -> None:
+    def _send(self, row: torch.Tensor, values: Array) -> None:
         source = torch.from_numpy(values)
         row.copy_(source.pin_memory() if self._device.type == "cuda" else source, non_blocking=True)

@@ -13,12 +13,14 @@ import torch
 
 from midlogit.core.rules import EqualKL, FixedAlpha, KLBudget
 from midlogit.fused.alphabets import STOPS, Alphabets, Tables
-from midlogit.fused.kernel import RESULTS, SETTINGS, STATE, solve_kernel, survey_kernel
+from midlogit.fused.kernel import RESULTS, STATE, solve_kernel, survey_kernel
 from midlogit.sampling.policy import BROKEN, EMPTY, Decision, RowSettings
 
 LANES = 512  # lanes of a tile, eight ids each
 CAPACITY = 4096  # candidates of a nucleus that are copied out
-WARPS = 16
+WARPS, REGISTERS = 16, 64  # of a program: two of them share a multiprocessor
+FEW_LANES, FEW_WARPS = 128, 4  # the same for those copies
+GROUP = 4  # tiles whose mass is kept for the draw
 COARSE = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}  # low bits of a float32 that a row's type lacks
 UNCONSTRAINED = 2.0
 ERRORS = (None, BROKEN, EMPTY)
@@ -54,7 +56,7 @@ class Pending:
         if results_NC.device.type == "cuda":
             self._results_NC = torch.empty(results_NC.shape, dtype=results_NC.dtype, pin_memory=True)
             self._results_NC.copy_(results_NC, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
         else:
             self._results_NC = results_NC
@@ -166,20 +168,22 @@ class FusedPolicy:
             survey_kernel[(rows,)](
                 base_NV, base_NV.stride(0), teacher_NV, teacher_NV.stride(0), self._vocabulary, settings_NC,
                 *alphabets, state_NC, few_base_NK, few_teacher_NK, few_ids_NK,
-                R=LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=prepared.constrained, CAPACITY=CAPACITY, num_warps=WARPS,
+                R=LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=prepared.constrained, CAPACITY=CAPACITY,
+                num_warps=WARPS, maxnreg=REGISTERS,
             )  # fmt: skip
             solve_kernel[(rows,)](
                 base_NV, base_NV.stride(0), teacher_NV, teacher_NV.stride(0), self._vocabulary, few_ids_NK,
                 settings_NC, *alphabets, state_NC, results_NC, tokens_N,
                 R=LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=prepared.constrained, FULL=True,
-                BLOCKS=_power_of_two(-(-self._vocabulary // self._tile)), num_warps=WARPS,
+                GROUP=GROUP, GROUPS=_groups(self._vocabulary, LANES),
+                num_warps=WARPS, maxnreg=REGISTERS,
             )  # fmt: skip
         if rows and prepared.constrained:
             solve_kernel[(rows,)](
                 few_base_NK, CAPACITY, few_teacher_NK, CAPACITY, CAPACITY, few_ids_NK,
                 settings_NC, *alphabets, state_NC, results_NC, tokens_N,
-                R=LANES, STOPS=STOPS, SHIFT=0, NUCLEUS=True, FULL=False,
-                BLOCKS=_power_of_two(-(-CAPACITY // self._tile)), num_warps=WARPS,
+                R=FEW_LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=True, FULL=False,
+                GROUP=GROUP, GROUPS=_groups(CAPACITY, FEW_LANES), num_warps=FEW_WARPS,
             )  # fmt: skip
         return Pending(prepared.settings, tokens_N, results_NC)
 
@@ -193,5 +197,6 @@ def _rule(rule: object) -> tuple[int, float]:
     return 0, 0.0
 
 
-def _power_of_two(x: int) -> int:
-    return 1 << (x - 1).bit_length()
+def _groups(columns: int, lanes: int) -> int:
+    """How many groups of tiles hold so many columns, as a power of two."""
+    return 1 << (-(-columns // (8 * lanes * GROUP)) - 1).bit_length()

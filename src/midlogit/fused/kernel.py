@@ -32,7 +32,7 @@ from midlogit.fused.sweeps import (
 
 # Columns of the tables, float64, one row a decision.
 SETTINGS = tl.constexpr(11)  # base row, teacher row, alphabet, 1/T, greedy, top_p, tolerance, rule, value, forced, u
-STATE = tl.constexpr(15)
+STATE = tl.constexpr(16)
 RESULTS = tl.constexpr(12)
 
 EQUAL_KL = tl.constexpr(0)
@@ -45,7 +45,8 @@ EMPTY = tl.constexpr(2)
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 CLOSE = tl.constexpr(50.0)  # E|ℓ| / Var ℓ beyond which float32 sums of signed terms say too little of F′
 STEPS = tl.constexpr(80)
-SLACK = tl.constexpr(2.5e-7)  # what float32 sums may miss of the nucleus' mass
+SMALL_KL = tl.constexpr(0.02)  # below it the KLs are summed from terms that are never negative
+SLACK = tl.constexpr(3e-8)  # what float32 sums may miss of the nucleus' mass
 
 
 @triton.jit
@@ -83,7 +84,8 @@ def survey_kernel(
     emitted = tl.sum(tl.where(places == tl.min(tl.where(x == tl.max(x), places, STOPS - 1)), stop_ids, 0))
 
     row = (base, teacher, length, hidden, dirty, stop_at, stop_base.to(tl.float32), stop_teacher.to(tl.float32))
-    base_lse, teacher_lse, b_peak, t_peak = survey(row, R)
+    base_lse, teacher_lse, b_peak, t_peak, lowest = survey(row, R)
+    holes = tl.minimum(lowest, tl.where(stop_at >= 0, tl.minimum(row[6], row[7]), 0.0)) == float("-inf")
 
     count = tl.full((), -1, tl.int32)
     low = in_order(tl.full((), LOWEST, tl.float32)) >> SHIFT
@@ -125,12 +127,13 @@ def survey_kernel(
     tl.store(out + 12, low_mass)
     tl.store(out + 13, high_mass)
     tl.store(out + 14, target)
+    tl.store(out + 15, holes.to(tl.float64))
 
 
 @triton.jit
 def find_nucleus(
     row, low, low_mass, high, high_mass, target, t_peak, scale,
-    R: tl.constexpr, SHIFT: tl.constexpr, FULL: tl.constexpr,
+    has_stop, R: tl.constexpr, SHIFT: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """(tau, tie) of the nucleus (docs/theory.md (15)), and the base's largest logit on it.
 
@@ -156,7 +159,7 @@ def find_nucleus(
     left = target - high_mass
     stop = row[7]
     # The stop class alone may lie between the values of a row's type: it ranks before the others of its bucket.
-    before = (row[5] >= 0) & ((in_order(stop) >> SHIFT) == low) & (stop > value)
+    before = has_stop & ((in_order(stop) >> SHIFT) == low) & (stop > value)
     left -= tl.where(before, tl.exp2((stop - t_peak) * scale).to(tl.float64), 0.0)
     alone = before & (left <= 0)
     tau = tl.where(alone, stop, value)
@@ -192,7 +195,7 @@ def solve_kernel(
     base, base_stride, teacher, teacher_stride, length, ids, settings, hidden, hidden_stride, dirty, dirty_stride,
     stops, state, results, tokens,
     R: tl.constexpr, STOPS: tl.constexpr, SHIFT: tl.constexpr, NUCLEUS: tl.constexpr, FULL: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0)
     s = settings + n * SETTINGS
@@ -220,6 +223,7 @@ def solve_kernel(
     value = tl.load(s + 8)
     forced = tl.load(s + 9) != 0
     uniform = tl.load(s + 10)
+    general = forced | (tl.load(known + 15) != 0)
     base_lse = tl.load(known)
     teacher_lse = tl.load(known + 1)
     b_peak = tl.load(known + 2).to(tl.float32)
@@ -250,7 +254,7 @@ def solve_kernel(
             high_mass = tl.load(known + 13)
             target = tl.load(known + 14)
             tau, tie, b_peak = find_nucleus(
-                whole, low, low_mass, high, high_mass, target, t_peak, scale, R, SHIFT, FULL
+                whole, low, low_mass, high, high_mass, target, t_peak, scale, stop_at >= 0, R, SHIFT, FULL
             )
         elif top_p <= 1.0:
             tau = tl.full((), LOWEST, tl.float32)
@@ -260,9 +264,14 @@ def solve_kernel(
     to_teacher = forced | (b_peak == float("-inf"))
     b_peak = tl.where(b_peak == float("-inf"), 0.0, b_peak)
 
-    p0, p1, p2, w0, w1, w2, t0, t1, t2, p_off, t_off, gap, size = landmarks(
-        row, b_peak, t_peak, scale, R, FULL, NUCLEUS
-    )
+    if general:
+        p0, p1, p2, w0, w1, w2, t0, t1, t2, p_off, t_off, gap, size = landmarks(
+            row, b_peak, t_peak, scale, R, FULL, NUCLEUS, True
+        )
+    else:
+        p0, p1, p2, w0, w1, w2, t0, t1, t2, p_off, t_off, gap, size = landmarks(
+            row, b_peak, t_peak, scale, R, FULL, NUCLEUS, False
+        )
     p_mass = tl.maximum(p0 + p_off, 1e-300)
     t_mass = t0 + t_off
     close = tl.abs(t_mass - p_mass) < 0.5 * p_mass
@@ -308,15 +317,14 @@ def solve_kernel(
 
     done = to_teacher
     q_size = tl.full((), 0.0, tl.float64)  # log2 of the mass of the weights at α
+    gradient = tl.full((), 0.0, tl.float64)  # F′(α)
     lo = tl.full((), 0.0, tl.float64)
     hi = tl.full((), 1.0, tl.float64)
     steps = 0
     while (~done) & (steps < STEPS):
         alpha = alpha.to(tl.float32).to(tl.float64)
         if near:
-            n0, n1, h1, ha, a1, a2 = close_moments(
-                row, b_peak, t_peak, scale, alpha.to(tl.float32), R, FULL, NUCLEUS
-            )
+            n0, n1, h1, ha, a1, a2 = close_moments(row, b_peak, t_peak, scale, alpha.to(tl.float32), R, FULL, NUCLEUS)
             n1 = n1 / n0
             weight = 1 + alpha * n1 + ha / n0
             shift = log1p(n1 + h1 / n0)
@@ -327,9 +335,14 @@ def solve_kernel(
             F = log1p(alpha * n1 + ha / n0) - alpha * shift
             q_size = (F + log_p) / LN2
         else:
-            q_size, e1, e2, e3 = moments(
-                row, b_peak, t_peak, scale, c2, alpha.to(tl.float32), R, FULL, NUCLEUS
-            )
+            if general:
+                q_size, e1, e2, e3 = moments(
+                    row, b_peak, t_peak, scale, c2, alpha.to(tl.float32), R, FULL, NUCLEUS, True
+                )
+            else:
+                q_size, e1, e2, e3 = moments(
+                    row, b_peak, t_peak, scale, c2, alpha.to(tl.float32), R, FULL, NUCLEUS, False
+                )
             first = e1 * LN2
             second = (e2 - e1 * e1) * (LN2 * LN2)
             third = (e3 - 3 * e1 * e2 + 2 * e1 * e1 * e1) * (LN2 * LN2 * LN2)
@@ -356,10 +369,13 @@ def solve_kernel(
         inside = (slope > 0) & (guess > lo) & (guess < hi) & ((steps < 12) | (steps % 2 == 0))
         # The error of a Halley step is of third order: below the tolerance it needs no look at the rows.
         reach = tl.abs(delta) * (1 + tl.abs(bend) / safe + 2 * tl.sqrt(second))
-        jump = (stage == 2) & inside & (tl.abs(delta) * reach * reach * tl.maximum(slope, 1.0) <= 0.1 * tolerance) & ~done
-        step = (guess.to(tl.float32).to(tl.float64) - alpha)
+        jump = (
+            (stage == 2) & inside & (tl.abs(delta) * reach * reach * tl.maximum(slope, 1.0) <= 0.1 * tolerance) & ~done
+        )
+        step = guess.to(tl.float32).to(tl.float64) - alpha
         ahead = first * step + 0.5 * second * step * step + third * step * step * step / 6
         q_size = tl.where(jump, q_size + ahead / LN2, q_size)
+        gradient = tl.where(jump, first + second * step, first)
         moved = tl.where(stage == 2, tl.where(inside, guess, 0.5 * (lo + hi)), tl.where(stage == 0, 1.0, 0.5))
         alpha = tl.where(done | (steps == STEPS - 1), alpha, moved)
         done = done | jump
@@ -371,12 +387,24 @@ def solve_kernel(
     q_size = tl.where(to_teacher, p_size, q_size)
     t_size = tl.log(t_mass) / LN2
     alpha32 = alpha.to(tl.float32)
-    z, kl_b, kl_t, entropy, ess_b, ess_t, b_off, t_off, missing, mass_B = last_sweep(
-        row, b_peak, t_peak, scale, c2, p_size, t_size, q_size, alpha32, to_teacher, greedy, R, FULL, NUCLEUS, BLOCKS
-    )
+    if general:
+        mass_G, z, kl_b, kl_t, entropy, ess_b, ess_t, b_off, t_off, missing = last_sweep(
+            row, b_peak, t_peak, scale, c2, p_size, t_size, q_size, alpha32, to_teacher, greedy,
+            R, FULL, NUCLEUS, True, True, GROUP, GROUPS,
+        )  # fmt: skip
+    elif tl.minimum(alpha * gradient, (alpha - 1) * gradient) - (q_size - p_size) * LN2 < SMALL_KL:  # (6)
+        mass_G, z, kl_b, kl_t, entropy, ess_b, ess_t, b_off, t_off, missing = last_sweep(
+            row, b_peak, t_peak, scale, c2, p_size, t_size, q_size, alpha32, to_teacher, greedy,
+            R, FULL, NUCLEUS, False, True, GROUP, GROUPS,
+        )  # fmt: skip
+    else:
+        mass_G, z, kl_b, kl_t, entropy, ess_b, ess_t, b_off, t_off, missing = last_sweep(
+            row, b_peak, t_peak, scale, c2, p_size, t_size, q_size, alpha32, to_teacher, greedy,
+            R, FULL, NUCLEUS, False, False, GROUP, GROUPS,
+        )  # fmt: skip
     column, q_log = draw(
-        row, mass_B, b_peak, t_peak, scale, c2, t_size.to(tl.float32), q_size.to(tl.float32), alpha32, to_teacher,
-        greedy, uniform, R, FULL, NUCLEUS, BLOCKS,
+        row, mass_G, b_peak, t_peak, scale, c2, t_size.to(tl.float32), q_size.to(tl.float32), alpha32, to_teacher,
+        greedy, uniform, R, FULL, NUCLEUS, GROUP, GROUPS,
     )  # fmt: skip
     log_z = tl.log(z)
     token = column

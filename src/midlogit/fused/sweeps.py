@@ -45,6 +45,7 @@ def bucket_value(bucket, SHIFT: tl.constexpr):
 
 @triton.jit
 def total(lanes):
+    tl.debug_barrier()  # compute-sanitizer sees a sum write where the one before it is still read
     return tl.sum(lanes.to(tl.float64))
 
 
@@ -85,23 +86,39 @@ def teacher_tile(row, start, R: tl.constexpr, FULL: tl.constexpr):
 
 
 @triton.jit
-def pair_tile(row, start, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr):
-    """Both effective rows; with NUCLEUS −inf outside the support: t > tau, or t = tau and the id at most tie."""
+def pair_tile(row, start, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, HOLES: tl.constexpr):
+    """Both effective rows; with NUCLEUS nothing outside the support: t > tau, or t = tau and the id at most tie.
+
+    Nothing is −inf with HOLES, which says that the rows may hold −inf themselves, and otherwise a finite logit
+    of no mass, which needs no care in differences.
+    """
+    NONE: tl.constexpr = float("-inf") if HOLES else -1.0e30
     cols = columns(start, R)
     inside = cols < row[2]
-    b = tl.load(row[0] + cols, mask=inside, other=float("-inf")).to(tl.float32)
-    t = tl.load(row[1] + cols, mask=inside, other=float("-inf")).to(tl.float32)
+    b = tl.load(row[0] + cols, mask=inside, other=NONE).to(tl.float32)
+    t = tl.load(row[1] + cols, mask=inside, other=NONE).to(tl.float32)
     if FULL:
         if tl.load(row[4] + start // (R * 8)) != 0:
             hide = hidden_tile(row[3], start, R)
             stop = cols == row[5]
-            b = tl.where(stop, row[6], tl.where(hide, float("-inf"), b))
-            t = tl.where(stop, row[7], tl.where(hide, float("-inf"), t))
+            b = tl.where(stop, row[6], tl.where(hide, NONE, b))
+            t = tl.where(stop, row[7], tl.where(hide, NONE, t))
     if NUCLEUS:
         kept = (t > row[8]) | ((t == row[8]) & (cols <= row[9]))
-        b = tl.where(kept, b, float("-inf"))
-        t = tl.where(kept, t, float("-inf"))
+        b = tl.where(kept, b, NONE)
+        t = tl.where(kept, t, NONE)
     return b, t, cols
+
+
+@triton.jit
+def log_ratio(b, t, at, scale, c, HOLES: tl.constexpr):
+    """ℓ (or ℓ + c where c is 0) in units of log 2, 0 off the common support; and the common support."""
+    ratio = (((t - at[1]) - (b - at[0])) - at[2]) * scale - c
+    common = b == b
+    if HOLES:
+        common = (b > float("-inf")) & (t > float("-inf"))
+        ratio = tl.where(common, ratio, 0.0)
+    return ratio, common
 
 
 @triton.jit
@@ -129,7 +146,7 @@ def curvature(x):
 
 @triton.jit
 def survey(row, R: tl.constexpr):
-    """Raw log-sum-exps of both rows, and their largest logits among the ids that are not hidden.
+    """Raw log-sum-exps of both rows; of the ids that are not hidden, the largest logits and the smallest of all.
 
     A raw result that is not finite gives a row with NaN, +inf or nothing but −inf away.
     """
@@ -140,6 +157,7 @@ def survey(row, R: tl.constexpr):
     t_open = b_open
     b_sum = tl.zeros((R,), tl.float32)
     t_sum = b_sum
+    lowest = b_sum
     for start in range(0, row[2], R * 8):
         cols = columns(start, R)
         inside = cols < row[2]
@@ -147,6 +165,7 @@ def survey(row, R: tl.constexpr):
         t = tl.load(row[1] + cols, mask=inside, other=float("-inf")).to(tl.float32)
         b_top = tl.max(b, axis=1)
         t_top = tl.max(t, axis=1)
+        low = tl.min(tl.minimum(b, t), axis=1)
         b_new = tl.maximum(b_peak, b_top)
         t_new = tl.maximum(t_peak, t_top)
         b_mass = tl.exp2((b - b_new[:, None]) * LOG2E)
@@ -159,6 +178,8 @@ def survey(row, R: tl.constexpr):
             hide = hidden_tile(row[3], start, R)
             b_top = tl.max(tl.where(hide, float("-inf"), b), axis=1)
             t_top = tl.max(tl.where(hide, float("-inf"), t), axis=1)
+            low = tl.min(tl.where(hide, 0.0, tl.minimum(b, t)), axis=1)
+        lowest = tl.minimum(lowest, low)
         b_open = tl.maximum(b_open, b_top)
         t_open = tl.maximum(t_open, t_top)
     return (
@@ -166,6 +187,7 @@ def survey(row, R: tl.constexpr):
         log_total(t_peak, t_sum),
         tl.maximum(tl.max(b_open), row[6]),
         tl.maximum(tl.max(t_open), row[7]),
+        tl.min(lowest),
     )
 
 
@@ -255,7 +277,7 @@ def compact(row, floor, out_b, out_t, out_id, R: tl.constexpr, CAPACITY: tl.cons
         lane = tl.sum(keep, axis=1)
         found = tl.sum(lane)
         if found > 0:
-            b, t, cols = pair_tile(row, start, R, True, False)
+            b, t, cols = pair_tile(row, start, R, True, False, True)
             place = count + (tl.cumsum(lane, axis=0) - lane)[:, None] + tl.cumsum(keep, axis=1) - keep
             write = (keep != 0) & (place < CAPACITY)
             tl.store(out_b + place, b, mask=write)
@@ -275,7 +297,7 @@ def last_tie(row, tau, quota, R: tl.constexpr, FULL: tl.constexpr):
     tie = tl.full((), FAR, tl.int32)
     b_open = tl.full((R,), float("-inf"), tl.float32)
     for start in range(0, row[2], R * 8):
-        b, t, cols = pair_tile(row, start, R, FULL, False)
+        b, t, cols = pair_tile(row, start, R, FULL, False, True)
         equal = (t == tau).to(tl.int32)
         lane = tl.sum(equal, axis=1)
         found = tl.sum(lane)
@@ -289,7 +311,9 @@ def last_tie(row, tau, quota, R: tl.constexpr, FULL: tl.constexpr):
 
 
 @triton.jit
-def landmarks(row, b_peak, t_peak, scale, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr):
+def landmarks(
+    row, b_peak, t_peak, scale, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, HOLES: tl.constexpr
+):
     """Moments of ℓ + c at α = 0, ½ and 1, relative to both peaks, on the common support.
 
     Returns:
@@ -309,21 +333,23 @@ def landmarks(row, b_peak, t_peak, scale, R: tl.constexpr, FULL: tl.constexpr, N
     t_off = p0
     gap = p0
     size = p0
-    b_at, t_at, shift = anchors(b_peak, t_peak)
+    at = anchors(b_peak, t_peak)
     half = 0.5 * scale
     for start in range(0, row[2], R * 8):
-        b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS)
-        common = (b > float("-inf")) & (t > float("-inf"))
-        ratio = tl.where(common, (((t - t_at) - (b - b_at)) - shift) * scale, 0.0)
+        b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS, HOLES)
+        ratio, common = log_ratio(b, t, at, scale, 0.0, HOLES)
         p = tl.exp2((b - b_peak) * half)
         q = tl.exp2((t - t_peak) * half)
         w = p * q
         p = p * p
         q = q * q
-        pc = tl.where(common, p, 0.0)
-        qc = tl.where(common, q, 0.0)
-        p_off += tl.sum(p - pc, axis=1)
-        t_off += tl.sum(q - qc, axis=1)
+        pc = p
+        qc = q
+        if HOLES:
+            pc = tl.where(common, p, 0.0)
+            qc = tl.where(common, q, 0.0)
+            p_off += tl.sum(p - pc, axis=1)
+            t_off += tl.sum(q - qc, axis=1)
         y = ratio * LN2
         gap += tl.sum(tl.where(tl.abs(y) < SERIES, pc * y * expm1_over(y), qc - pc), axis=1)
         p0 += tl.sum(pc, axis=1)
@@ -346,7 +372,10 @@ def landmarks(row, b_peak, t_peak, scale, R: tl.constexpr, FULL: tl.constexpr, N
 
 
 @triton.jit
-def moments(row, b_peak, t_peak, scale, c, alpha, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr):
+def moments(
+    row, b_peak, t_peak, scale, c, alpha,
+    R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, HOLES: tl.constexpr,
+):  # fmt: skip
     """log2 Σ p^(1-α) t^α over the common support, with p relative to its peak and t/p normalised, and E[ℓ^k].
 
     Weights are relative to the largest met so far, so that no α and no pair of rows underflows as a whole;
@@ -357,12 +386,13 @@ def moments(row, b_peak, t_peak, scale, c, alpha, R: tl.constexpr, FULL: tl.cons
     s1 = s0
     s2 = s0
     s3 = s0
-    b_at, t_at, shift = anchors(b_peak, t_peak)
+    at = anchors(b_peak, t_peak)
     for start in range(0, row[2], R * 8):
-        b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS)
-        common = (b > float("-inf")) & (t > float("-inf"))
-        ratio = tl.where(common, (((t - t_at) - (b - b_at)) - shift) * scale - c, 0.0)
-        weight = tl.where(common, (b - b_peak) * scale + alpha * ratio, float("-inf"))
+        b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS, HOLES)
+        ratio, common = log_ratio(b, t, at, scale, c, HOLES)
+        weight = (b - b_peak) * scale + alpha * ratio
+        if HOLES:
+            weight = tl.where(common, weight, float("-inf"))
         new = tl.maximum(peak, tl.max(weight, axis=1))
         keep = tl.exp2(peak - new)
         mass = tl.exp2(weight - new[:, None])
@@ -393,14 +423,13 @@ def close_moments(row, b_peak, t_peak, scale, alpha, R: tl.constexpr, FULL: tl.c
     ha = n0
     a1 = n0
     a2 = n0
-    b_at, t_at, shift = anchors(b_peak, t_peak)
+    at = anchors(b_peak, t_peak)
     natural = scale * LN2
     for start in range(0, row[2], R * 8):
-        b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS)
-        common = (b > float("-inf")) & (t > float("-inf"))
-        y = tl.where(common, (((t - t_at) - (b - b_at)) - shift) * natural, 0.0)
-        p_log = tl.where(common, (b - b_peak) * scale, float("-inf"))
-        t_log = tl.where(common, (t - t_peak) * scale, float("-inf"))
+        b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS, False)
+        y, _ = log_ratio(b, t, at, natural, 0.0, False)
+        p_log = (b - b_peak) * scale
+        t_log = (t - t_peak) * scale
         p = tl.exp2(p_log)
         x = alpha * y
         w = tl.exp2(p_log + x * (1 / LN2))
@@ -416,21 +445,42 @@ def close_moments(row, b_peak, t_peak, scale, alpha, R: tl.constexpr, FULL: tl.c
 
 
 @triton.jit
+def log_weights(
+    row, start, b_peak, t_peak, scale, c, t_size, q_size, alpha, to_teacher,
+    R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, HOLES: tl.constexpr,
+):  # fmt: skip
+    """log2 of q and of the teacher, ℓ, log2 of the base relative to its peak; the drawable, the common; ids."""
+    b, t, cols = pair_tile(row, start, R, FULL, NUCLEUS, HOLES)
+    ratio, common = log_ratio(b, t, anchors(b_peak, t_peak), scale, c, HOLES)
+    p_rel = (b - b_peak) * scale
+    t_log = (t - t_peak) * scale - t_size
+    q_log = p_rel + alpha * ratio - q_size
+    drawn = common
+    if HOLES:
+        drawn = tl.where(to_teacher, t > float("-inf"), common)
+        q_log = tl.where(drawn, tl.where(to_teacher, t_log, q_log), float("-inf"))
+    return q_log, t_log, ratio, p_rel, drawn, common, cols
+
+
+@triton.jit
 def last_sweep(
     row, b_peak, t_peak, scale, c, p_size, t_size, q_size, alpha, to_teacher, greedy,
-    R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, BLOCKS: tl.constexpr,
+    R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, HOLES: tl.constexpr, CLOSE: tl.constexpr,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """All that is reported of q, and what the draw needs of each tile.
+    """All that is reported of q, and what the draw needs of each GROUP tiles.
 
     Args:
         p_size, t_size, q_size: log2 of the masses that turn weights relative to the peaks into probabilities;
             an error in q_size is made good by the caller.
+        HOLES: the rows may hold −inf, or q is the teacher. CLOSE: the KLs may be small.
 
     Returns:
-        Σ q, Σ q(p/q − 1 − log(p/q)), the same for t (in nats); Σ q log2 q; Σ p²/q, Σ t²/q; the masses of p and t
-        where q is 0; the mass of q where p is 0; and for each tile Σ q, or the largest log2 q if greedy.
+        For each group Σ q, or the largest log2 q if greedy; then for the row Σ q; Σ q(p/q − 1 − log(p/q)) and the
+        same for t (in nats; without CLOSE Σ q log(q/p), the same but for rounding); Σ q log2 q; Σ p²/q, Σ t²/q;
+        the masses of p and t where q is 0; and the mass of q where p is 0.
     """
-    mass_B = tl.zeros((BLOCKS,), tl.float32)
+    mass_G = tl.zeros((GROUPS,), tl.float32)
     kl_b = tl.zeros((R,), tl.float32)
     kl_t = kl_b
     entropy = kl_b
@@ -439,82 +489,102 @@ def last_sweep(
     b_off = kl_b
     t_off = kl_b
     missing = kl_b
-    q_sum = tl.zeros((), tl.float64)
-    b_at, t_at, shift = anchors(b_peak, t_peak)
+    z = tl.zeros((), tl.float64)
     excess = (q_size - p_size).to(tl.float32)  # F; the difference comes before rounding
     p_size = p_size.to(tl.float32)
     t_size = t_size.to(tl.float32)
     q_size = q_size.to(tl.float32)
-    for start in range(0, row[2], R * 8):
-        b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS)
-        common = (b > float("-inf")) & (t > float("-inf"))
-        ratio = tl.where(common, (((t - t_at) - (b - b_at)) - shift) * scale - c, 0.0)
-        p_rel = (b - b_peak) * scale
-        t_log = (t - t_peak) * scale - t_size
-        drawn = tl.where(to_teacher, t > float("-inf"), common)
-        q_log = tl.where(drawn, tl.where(to_teacher, t_log, p_rel + alpha * ratio - q_size), float("-inf"))
-        q = tl.exp2(q_log)
-        p = tl.exp2(p_rel - p_size)
-        m = tl.exp2(t_log)
-        inverse = tl.exp2(tl.minimum(-q_log, 126.0))
-        x = tl.where(common, (excess - alpha * ratio) * LN2, 0.0)
-        y = tl.where(common, (excess + (1.0 - alpha) * ratio) * LN2, 0.0)
-        p_in = tl.where(drawn, p, 0.0)
-        m_in = tl.where(drawn, m, 0.0)
-        kl_b += tl.sum(tl.where(tl.abs(x) < SERIES, q * x * x * curvature(x), p_in - q - q * x), axis=1)
-        kl_t += tl.sum(tl.where(tl.abs(y) < SERIES, q * y * y * curvature(y), m_in - q - q * y), axis=1)
-        b_off += tl.sum(p - p_in, axis=1)
-        t_off += tl.sum(m - m_in, axis=1)
-        missing += tl.sum(tl.where(common, 0.0, q), axis=1)
-        entropy += tl.sum(tl.where(drawn, q * q_log, 0.0), axis=1)
-        ess_b += tl.sum(p_in * (p_in * inverse), axis=1)
-        ess_t += tl.sum(m_in * (m_in * inverse), axis=1)
-        tile = tl.sum(tl.sum(q, axis=1))
-        q_sum += tile.to(tl.float64)
+    for group in range(0, row[2], GROUP * R * 8):
+        q_lane = tl.zeros((R,), tl.float32)
+        best = tl.full((R,), float("-inf"), tl.float32)
+        for start in range(group, tl.minimum(group + GROUP * R * 8, row[2]), R * 8):
+            q_log, t_log, ratio, p_rel, drawn, common, _ = log_weights(
+                row, start, b_peak, t_peak, scale, c, t_size, q_size, alpha, to_teacher, R, FULL, NUCLEUS, HOLES
+            )
+            q = tl.exp2(q_log)
+            p = tl.exp2(p_rel - p_size)
+            m = tl.exp2(t_log)
+            inverse = tl.exp2(tl.minimum(-q_log, 126.0))
+            x = (excess - alpha * ratio) * LN2
+            y = (excess + (1.0 - alpha) * ratio) * LN2
+            if HOLES:
+                x = tl.where(common, x, 0.0)
+                y = tl.where(common, y, 0.0)
+                p_in = tl.where(drawn, p, 0.0)
+                m_in = tl.where(drawn, m, 0.0)
+                b_off += tl.sum(p - p_in, axis=1)
+                t_off += tl.sum(m - m_in, axis=1)
+                missing += tl.sum(tl.where(common, 0.0, q), axis=1)
+                entropy += tl.sum(tl.where(drawn, q * q_log, 0.0), axis=1)
+                p = p_in
+                m = m_in
+            else:
+                entropy += tl.sum(q * q_log, axis=1)
+            if CLOSE:
+                kl_b += tl.sum(tl.where(tl.abs(x) < SERIES, q * x * x * curvature(x), p - q - q * x), axis=1)
+                kl_t += tl.sum(tl.where(tl.abs(y) < SERIES, q * y * y * curvature(y), m - q - q * y), axis=1)
+            else:
+                kl_b -= tl.sum(q * x, axis=1)
+                kl_t -= tl.sum(q * y, axis=1)
+            ess_b += tl.sum(p * (p * inverse), axis=1)
+            ess_t += tl.sum(m * (m * inverse), axis=1)
+            q_lane += tl.sum(q, axis=1)
+            if greedy:
+                best = tl.maximum(best, tl.max(q_log, axis=1))
+        value = tl.sum(q_lane)
+        z += value.to(tl.float64)
         if greedy:
-            tile = tl.max(tl.max(q_log, axis=1))
-        mass_B = tl.where(tl.arange(0, BLOCKS) == start // (R * 8), tile, mass_B)
+            value = tl.max(best)
+        mass_G = tl.where(tl.arange(0, GROUPS) == group // (GROUP * R * 8), value, mass_G)
     return (
-        q_sum, total(kl_b), total(kl_t), total(entropy), total(ess_b), total(ess_t),
-        total(b_off), total(t_off), total(missing), mass_B,
+        mass_G, z, total(kl_b), total(kl_t), total(entropy), total(ess_b), total(ess_t),
+        total(b_off), total(t_off), total(missing),
     )  # fmt: skip
 
 
 @triton.jit
 def draw(
-    row, mass_B, b_peak, t_peak, scale, c, t_size, q_size, alpha, to_teacher, greedy, uniform,
-    R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, BLOCKS: tl.constexpr,
+    row, mass_G, b_peak, t_peak, scale, c, t_size, q_size, alpha, to_teacher, greedy, uniform,
+    R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """The drawn column and its log2 q: the inverse CDF in column order, or the most likely (docs/theory.md (17))."""
-    blocks_B = tl.arange(0, BLOCKS)
-    used = blocks_B * (R * 8) < row[2]
+    groups_G = tl.arange(0, GROUPS)
+    used = groups_G * (GROUP * R * 8) < row[2]
+    goal = tl.zeros((), tl.float64)
     if greedy:
-        best = tl.max(tl.where(used, mass_B, float("-inf")))
-        block = tl.min(tl.where(used & (mass_B == best), blocks_B, BLOCKS - 1))
-        goal = tl.zeros((), tl.float64)
+        best = tl.max(tl.where(used, mass_G, float("-inf")))
+        group = tl.min(tl.where(used & (mass_G == best), groups_G, GROUPS - 1))
     else:
-        wide_B = tl.where(used, mass_B, 0.0).to(tl.float64)
-        until_B = tl.cumsum(wide_B, axis=0)
-        goal = uniform * tl.sum(wide_B)
-        last = tl.max(tl.where(wide_B > 0, blocks_B, 0))
-        block = tl.minimum(tl.min(tl.where(until_B > goal, blocks_B, BLOCKS - 1)), last)
-        goal -= tl.sum(tl.where(blocks_B < block, wide_B, 0.0))
-    b, t, cols = pair_tile(row, block * (R * 8), R, FULL, NUCLEUS)
-    b_at, t_at, shift = anchors(b_peak, t_peak)
-    common = (b > float("-inf")) & (t > float("-inf"))
-    ratio = tl.where(common, (((t - t_at) - (b - b_at)) - shift) * scale - c, 0.0)
-    t_log = (t - t_peak) * scale - t_size
-    drawn = tl.where(to_teacher, t > float("-inf"), common)
-    q_log = (b - b_peak) * scale + alpha * ratio - q_size
-    q_log = tl.where(drawn, tl.where(to_teacher, t_log, q_log), float("-inf"))
-    if greedy:
-        column = tl.min(tl.where(q_log == tl.max(q_log), cols, FAR))
-    else:
-        q = tl.exp2(q_log).to(tl.float64)
-        lane = tl.sum(q, axis=1)
-        until = (tl.cumsum(lane, axis=0) - lane)[:, None] + tl.cumsum(q, axis=1)
-        column = tl.min(tl.where((until > goal) & (q > 0), cols, FAR))
-        if column == FAR:
-            column = tl.max(tl.where(q > 0, cols, 0))
-    log_q = tl.sum(tl.where(cols == column, q_log, 0.0))
-    return column, log_q
+        wide_G = tl.where(used, mass_G, 0.0).to(tl.float64)
+        until_G = tl.cumsum(wide_G, axis=0)
+        goal = uniform * tl.sum(wide_G)
+        last = tl.max(tl.where(wide_G > 0, groups_G, 0))
+        group = tl.minimum(tl.min(tl.where(until_G > goal, groups_G, GROUPS - 1)), last)
+        goal -= tl.sum(tl.where(groups_G < group, wide_G, 0.0))
+    column = tl.full((), FAR, tl.int32)
+    final = tl.zeros((), tl.int32)  # the last column with mass, should rounding leave the goal beyond all
+    log_q = tl.full((), float("-inf"), tl.float32)
+    final_log_q = log_q
+    first = group * (GROUP * R * 8)
+    for start in range(first, tl.minimum(first + GROUP * R * 8, row[2]), R * 8):
+        q_log, _, _, _, _, _, cols = log_weights(
+            row, start, b_peak, t_peak, scale, c, t_size, q_size, alpha, to_teacher, R, FULL, NUCLEUS, True
+        )
+        if greedy:
+            top = tl.max(q_log)
+            if top > log_q:
+                log_q = top
+                column = tl.min(tl.where(q_log == top, cols, FAR))
+        else:
+            q = tl.exp2(q_log).to(tl.float64)
+            lane = tl.sum(q, axis=1)
+            mass = tl.sum(lane)
+            if (column == FAR) & (mass > 0):
+                until = (tl.cumsum(lane, axis=0) - lane)[:, None] + tl.cumsum(q, axis=1)
+                column = tl.min(tl.where((until > goal) & (q > 0), cols, FAR))
+                final = tl.max(tl.where(q > 0, cols, 0))
+                log_q = tl.sum(tl.where(cols == column, q_log, 0.0))
+                final_log_q = tl.sum(tl.where(cols == final, q_log, 0.0))
+            goal -= mass
+    missed = column == FAR
+    return tl.where(missed, final, column), tl.where(missed, final_log_q, log_q)

@@ -1,0 +1,117 @@
+"""The fused decision against the torch path and against reading both rows once, on CUDA; knows logits, no engine.
+
+    python benchmarks/fused.py
+
+prints medians in milliseconds, with the rows of a batch drawn from several sets that together exceed the L2 cache.
+`flat` rows are what models of random weights give, `peaked` rows resemble those of trained ones.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+import triton
+import triton.language as tl
+
+from midlogit.core.outcomes import Outcomes
+from midlogit.core.rules import EqualKL
+from midlogit.fused.decide import FusedPolicy
+from midlogit.sampling.policy import RowSettings, decide
+
+VOCABULARY = 151936
+OUTCOMES = Outcomes(masked_ids=tuple(range(151646, VOCABULARY)), stop_ids=(151643, 151645))
+AT_LEAST = 300_000_000  # bytes of all sets together
+Pairs = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def make_pairs(batch: int, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16) -> Pairs:
+    """Sets of (base, teacher) logits [batch, VOCABULARY] that no cache holds."""
+    size = 2 * batch * VOCABULARY * dtype.itemsize
+    generator = torch.Generator("cuda").manual_seed(1)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device="cuda")
+
+    pairs = []
+    for _ in range(max(3, -(-AT_LEAST // size))):
+        teacher = noise(batch, VOCABULARY)
+        base = noise(batch, VOCABULARY)
+        if kind == "peaked":
+            # A bulk, some hundreds of plausible ids, and one that stands out more in some rows than in others.
+            height = torch.rand((batch, 1), generator=generator, device="cuda")
+            heads = torch.randint(VOCABULARY, (batch, 300), generator=generator, device="cuda")
+            rank = torch.arange(1, 301, device="cuda").log()[None, :]
+            teacher = 2 * teacher
+            teacher.scatter_(1, heads, 16 + 4 * height - (1 + height) * 1.5 * rank + noise(batch, 300))
+            base = 0.9 * teacher + 0.7 * base
+        pairs.append((base.to(dtype), teacher.to(dtype)))
+    return pairs
+
+
+def settings(batch: int, constrained: bool) -> list[RowSettings]:
+    """What `batch` ordinary rows ask for."""
+    return [
+        RowSettings(EqualKL(), OUTCOMES, 1.0, 0.95 if constrained else None, 1e-6, False, True, (i + 0.5) / batch)
+        for i in range(batch)
+    ]
+
+
+def median_ms(work: Callable[[torch.Tensor, torch.Tensor], object], pairs: Pairs, rounds: int = 30) -> float:
+    """Median time on the device of `work`; a pause keeps the device busy while it is enqueued."""
+    times = []
+    for i in range(rounds + 5):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(2_000_000)
+        start.record()
+        work(*pairs[i % len(pairs)])
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times[5:])
+
+
+def time_fused(batch: int, constrained: bool, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16) -> float:
+    """Milliseconds of a fused decision with its transfer of results."""
+    policy = FusedPolicy(VOCABULARY, torch.device("cuda"))
+    prepared = policy.prepare(settings(batch, constrained))
+    return median_ms(lambda base, teacher: policy.launch(base, teacher, prepared), make_pairs(batch, kind, dtype))
+
+
+def time_torch(batch: int, constrained: bool, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16) -> float:
+    """Milliseconds of `decide`, its waits included."""
+    asked = settings(batch, constrained)
+    return median_ms(lambda base, teacher: decide(base, teacher, asked), make_pairs(batch, kind, dtype), 3)
+
+
+@triton.jit
+def _read(x, y, sums, size, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    total = tl.load(x + at, mask=inside, other=0.0) + tl.load(y + at, mask=inside, other=0.0)
+    tl.store(sums + tl.program_id(0), tl.sum(total))
+
+
+def time_read(batch: int) -> float:
+    """Milliseconds to read both float32 rows of a batch once."""
+    size, block = batch * VOCABULARY, 8192
+    programs = -(-size // block)
+    sums = torch.empty(programs, device="cuda")
+    pairs = make_pairs(batch, "flat", torch.float32)
+    return median_ms(lambda base, teacher: _read[(programs,)](base, teacher, sums, size, BLOCK=block), pairs)
+
+
+def main() -> None:
+    print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__)
+    print(f"{'batch':>5} {'rows':>6} {'read':>7} {'solve':>7} {'top_p':>7} {'torch':>8} {'t top_p':>8}")
+    for batch in (1, 8, 64, 256):
+        read = time_read(batch)
+        for kind in ("peaked", "flat"):
+            fused = [time_fused(batch, constrained, kind) for constrained in (False, True)]
+            plain = [time_torch(batch, constrained, kind) for constrained in (False, True)]
+            print(f"{batch:5} {kind:>6} {read:7.3f} {fused[0]:7.3f} {fused[1]:7.3f} {plain[0]:8.2f} {plain[1]:8.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The checks of test_interpreter.py, run where Triton interprets: `python -m tests.fused.interpreted`."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+
+import numpy as np
+import torch
+
+from midlogit.core import reference
+from midlogit.core.outcomes import Outcomes
+from midlogit.core.rules import EqualKL, FixedAlpha, KLBudget
+from midlogit.fused import decide as fused
+from midlogit.sampling.policy import Decision, RowSettings, decide
+from tests.fused.cases import assert_agree, make_batch, mixed_settings
+
+# Small tiles, so that small rows have several, and a nucleus that may or may not fit the copy.
+fused.LANES, fused.FEW_LANES, fused.CAPACITY, fused.GROUP = 16, 16, 128, 2
+torch.set_num_threads(1)
+PLAIN = RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, 0.3)
+RULES = {
+    EqualKL(): reference.equal_kl,
+    FixedAlpha(0.3): lambda p, t: 0.3,
+    KLBudget(0.1): lambda p, t: reference.kl_budget(p, t, 0.1),
+}
+
+
+def run(base_NV: torch.Tensor, teacher_NV: torch.Tensor, settings: list[RowSettings], **rows: object) -> list[Decision]:
+    policy = fused.FusedPolicy(700 if base_NV.shape[1] > 700 else base_NV.shape[1], torch.device("cpu"))
+    prepared = policy.prepare(settings, **rows)
+    pending = policy.launch(base_NV, teacher_NV, prepared)
+    decisions = pending.decisions()
+    assert pending.token_ids() == pending.tokens_N.tolist() == [d.token_id for d in decisions]
+    return decisions
+
+
+def check_every_setting() -> None:
+    for seed, vocabulary, dtype in ((1, 300, torch.float32), (2, 517, torch.bfloat16), (3, 641, torch.float16)):
+        base_NV, teacher_NV = (x.to(dtype) for x in make_batch(12, vocabulary, seed))
+        settings = mixed_settings(12, vocabulary, np.random.default_rng(seed))
+        truth = decide(base_NV.double(), teacher_NV.double(), settings)
+        for i, (a, b) in enumerate(zip(run(base_NV, teacher_NV, settings), truth, strict=True)):
+            assert_agree(a, b, f"seed {seed}, row {i}, {settings[i]}")
+
+
+def check_against_the_plain_reference() -> None:
+    base_NV, teacher_NV = (x.float() for x in make_batch(6, 240, 5))
+    for rule, plain in RULES.items():
+        settings = [RowSettings(rule, Outcomes((1, 2), (8, 200)), 0.8, 0.9, 1e-6, False, True, 0.5)] * 6
+        for i, found in enumerate(run(base_NV, teacher_NV, settings)):
+            truth = reference.mixture(
+                base_NV[i].tolist(), teacher_NV[i].tolist(), temperature=0.8, masked_ids={1, 2}, stop_ids=(8, 200),
+                top_p=0.9, rule=plain,
+            )  # fmt: skip
+            if truth.kl_base + truth.kl_teacher > 1e-10 and not found.fallback:
+                assert abs(found.alpha - truth.alpha) <= 1e-4, (rule, i)
+            for name in ("kl_base", "kl_teacher", "entropy", "ess_base", "ess_teacher"):
+                a, b = getattr(found, name), getattr(truth, name)
+                assert math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6 if name == "entropy" else 1e-12), (rule, i, name)
+
+
+def check_rows_of_larger_buffers() -> None:
+    wide_base = torch.randn(9, 320)
+    wide_teacher = torch.randn(5, 400)
+    settings = [PLAIN] * 3
+    base_rows, teacher_rows = [8, 0, 3], [1, 1, 4]
+    policy = fused.FusedPolicy(300, torch.device("cpu"))
+    found = policy.launch(wide_base, wide_teacher, policy.prepare(settings, base_rows, teacher_rows)).decisions()
+    truth = decide(wide_base[base_rows, :300].double(), wide_teacher[teacher_rows, :300].double(), settings)
+    for a, b in zip(found, truth, strict=True):
+        assert_agree(a, b)
+
+
+def check_what_cannot_be_drawn() -> None:
+    base_NV, teacher_NV = torch.randn(6, 200), torch.randn(6, 200)
+    base_NV[0, 7], teacher_NV[1, 199], base_NV[2] = torch.nan, torch.inf, -torch.inf
+    hidden = Outcomes(masked_ids=tuple(range(200)))
+    teacher_NV[4, :100], base_NV[4, 100:] = -torch.inf, -torch.inf
+    base_NV[5] = teacher_NV[5]
+    for top_p in (None, 0.9):
+        row = RowSettings(EqualKL(), Outcomes(), 1.0, top_p, 1e-6, False, True, 0.7)
+        settings = [row, row, row, RowSettings(EqualKL(), hidden, 1.0, top_p, 1e-6, False, True, 0.7), row, row]
+        found, truth = run(base_NV, teacher_NV, settings), decide(base_NV.double(), teacher_NV.double(), settings)
+        for a, b in zip(found, truth, strict=True):
+            assert_agree(a, b)
+        assert [d.error is None for d in found] == [False] * 4 + [True] * 2
+        assert found[4].fallback and found[4].kl_base == math.inf and found[5].alpha == 0.5
+
+
+def check_ties_at_the_edge_of_the_nucleus() -> None:
+    flat_NV = torch.zeros(4, 200)
+    flat_NV[1, 50:60] = 1.0
+    base_NV = torch.randn(4, 200)
+    settings = [
+        RowSettings(FixedAlpha(1.0), Outcomes(), 1.0, 0.951, 1e-6, False, True, u) for u in (0.2, 0.5, 0.999, 0.9999)
+    ]
+    for a, b in zip(run(base_NV, flat_NV, settings), decide(base_NV.double(), flat_NV.double(), settings), strict=True):
+        assert_agree(a, b)
+
+
+def check_what_is_left_to_the_policy() -> None:
+    handles = fused.FusedPolicy.handles
+    many = Outcomes(stop_ids=tuple(range(65)))
+    assert handles(PLAIN)
+    assert not handles(RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, 0.3, top_logprobs=2))
+    assert not handles(RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, 0.3, given=4))
+    assert not handles(RowSettings(EqualKL(), many, 1.0, None, 1e-6, False, True, 0.3))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # NumPy's, where the kernel computes with infinities
+    for name, check in list(globals().items()):
+        if name.startswith("check_"):
+            check()
+            print(name)

@@ -1,0 +1,19 @@
+"""A small launch of every kernel, for compute-sanitizer.
+
+PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python -m tests.fused.sanitized
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from midlogit.fused.decide import FusedPolicy
+from tests.fused.cases import make_batch, mixed_settings
+
+if __name__ == "__main__":
+    for vocabulary, dtype in ((4999, torch.bfloat16), (9001, torch.float32)):
+        base_NV, teacher_NV = (x.to("cuda", dtype) for x in make_batch(8, vocabulary, 1))
+        policy = FusedPolicy(vocabulary, torch.device("cuda"))
+        settings = mixed_settings(8, vocabulary, np.random.default_rng(1))
+        print(policy.launch(base_NV, teacher_NV, policy.prepare(settings)).token_ids())

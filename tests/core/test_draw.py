@@ -80,7 +80,7 @@ def test_draws_follow_q(to_array, changes, masked, stops) -> None:
 def test_the_chi_square_test_can_fail() -> None:
     """Draws at a slightly different temperature are told apart from q*."""
     base, teacher = fixed_rows()
-    expected = reference.mixture(base.tolist(), teacher.tolist(), temperature=1.05)
+    expected = reference.mixture(base.tolist(), teacher.tolist(), temperature=1.08)
     assert chi_square_p([d.token_id for d in draw(Outcomes())], expected.q) < 1e-4
 
 

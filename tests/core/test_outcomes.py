@@ -17,7 +17,7 @@ def stop_probability(outcomes: Outcomes) -> float:
     """q of all stop ids where base and teacher each stop with 0.3 on an id of their own."""
     base, teacher = (np.log(np.array([[0.7 - 1e-7, 0.3, 1e-7]])) for _ in range(2))
     teacher = teacher[:, [0, 2, 1]]
-    settings = [RowSettings(EqualKL(), outcomes, 1.0, None, 1e-9, False, True, 0.5, top_logprobs=3)]
+    settings = [RowSettings(EqualKL(), outcomes, 1.0, None, 1e-9, False, True, Chances(0.5, 0.5, 0.5), top_logprobs=3)]
     top = decide(base, teacher, settings)[0].top
     assert top is not None
     return float(sum(np.exp(lp) for i, lp in top.q if i in (1, 2)))

@@ -3,7 +3,8 @@
     python benchmarks/fused.py
 
 prints medians in milliseconds, with the rows of a batch drawn from several sets that together exceed the L2 cache.
-`flat` rows are what models of random weights give, `peaked` rows resemble those of trained ones.
+`flat` rows are what models of random weights give, `peaked` rows resemble those of trained ones. `solve` includes the
+drafts, whose time alone is `draft`; `stand` is how many of them stood.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -53,19 +55,9 @@ def make_pairs(batch: int, kind: str = "peaked", dtype: torch.dtype = torch.bflo
 
 def settings(batch: int, constrained: bool) -> list[RowSettings]:
     """What `batch` ordinary rows ask for."""
-    return [
-        RowSettings(
-            EqualKL(),
-            OUTCOMES,
-            1.0,
-            0.95 if constrained else None,
-            1e-6,
-            False,
-            True,
-            Chances((i + 0.5) / batch, 0.5, 0.5),
-        )
-        for i in range(batch)
-    ]
+    outcomes, top_p = OUTCOMES, 0.95 if constrained else None
+    chances = np.random.default_rng(1).random((batch, 3)).tolist()
+    return [RowSettings(EqualKL(), outcomes, 1.0, top_p, 1e-6, False, True, Chances(*three)) for three in chances]
 
 
 def median_ms(work: Callable[[torch.Tensor, torch.Tensor], object], pairs: Pairs, rounds: int = 30) -> float:
@@ -87,6 +79,20 @@ def time_fused(batch: int, constrained: bool, kind: str = "peaked", dtype: torch
     policy = FusedPolicy(VOCABULARY, torch.device("cuda"))
     prepared = policy.prepare(settings(batch, constrained))
     return median_ms(lambda base, teacher: policy.launch(base, teacher, prepared), make_pairs(batch, kind, dtype))
+
+
+def time_draft(batch: int, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16) -> float:
+    """Milliseconds of the drafts alone, which a fused decision includes."""
+    policy = FusedPolicy(VOCABULARY, torch.device("cuda"))
+    prepared, drafts_RC = policy.prepare(settings(batch, False)), policy.drafts(batch)
+    return median_ms(lambda base, _: policy.draft(base, prepared, drafts_RC), make_pairs(batch, kind, dtype))
+
+
+def acceptance(batch: int, constrained: bool, kind: str) -> float:
+    """How many of the drafts stand in a fused decision."""
+    policy = FusedPolicy(VOCABULARY, torch.device("cuda"))
+    pending = policy.launch(*make_pairs(batch, kind)[0], policy.prepare(settings(batch, constrained)))
+    return statistics.mean(a == b for a, b in zip(pending.token_ids(), pending.drafted_ids(), strict=True))
 
 
 def time_torch(batch: int, constrained: bool, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16) -> float:
@@ -114,13 +120,21 @@ def time_read(batch: int) -> float:
 
 def main() -> None:
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__)
-    print(f"{'batch':>5} {'rows':>6} {'read':>7} {'solve':>7} {'top_p':>7} {'torch':>8} {'t top_p':>8}")
+    print(
+        f"{'batch':>5} {'rows':>6} {'read':>7} {'draft':>7} {'solve':>7} {'top_p':>7} {'torch':>8} {'t top_p':>8} "
+        f"{'stand':>6} {'s top_p':>7}"
+    )
     for batch in (1, 8, 64, 256):
         read = time_read(batch)
         for kind in ("peaked", "flat"):
+            draft = time_draft(batch, kind)
             fused = [time_fused(batch, constrained, kind) for constrained in (False, True)]
             plain = [time_torch(batch, constrained, kind) for constrained in (False, True)]
-            print(f"{batch:5} {kind:>6} {read:7.3f} {fused[0]:7.3f} {fused[1]:7.3f} {plain[0]:8.2f} {plain[1]:8.2f}")
+            stand = [acceptance(batch, constrained, kind) for constrained in (False, True)]
+            print(
+                f"{batch:5} {kind:>6} {read:7.3f} {draft:7.3f} {fused[0]:7.3f} {fused[1]:7.3f} {plain[0]:8.2f} "
+                f"{plain[1]:8.2f} {stand[0]:6.2f} {stand[1]:7.2f}"
+            )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ import warnings
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -16,7 +19,7 @@ from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import EqualKL, FixedAlpha, KLBudget
 from midlogit.core.uniforms import Chances
 from midlogit.fused import decide as fused
-from midlogit.sampling.policy import Decision, RowSettings, decide
+from midlogit.sampling.policy import Decision, RowSettings, decide, draft
 from tests.fused.cases import assert_agree, make_batch, mixed_settings
 
 # Small tiles, so that small rows have several, and a nucleus that may or may not fit the copy.
@@ -37,6 +40,9 @@ def run(base_NV: torch.Tensor, teacher_NV: torch.Tensor, settings: list[RowSetti
     pending = policy.launch(base_NV, teacher_NV, prepared)
     decisions = pending.decisions()
     assert pending.token_ids() == pending.tokens_N.tolist() == [d.token_id for d in decisions]
+    drafts = draft(base_NV.double(), settings)
+    for found, true, decision in zip(pending.drafted_ids(), drafts, decisions, strict=True):
+        assert found == true or decision.error is not None
     return decisions
 
 
@@ -47,6 +53,83 @@ def check_every_setting() -> None:
         truth = decide(base_NV.double(), teacher_NV.double(), settings)
         for i, (a, b) in enumerate(zip(run(base_NV, teacher_NV, settings), truth, strict=True)):
             assert_agree(a, b, f"seed {seed}, row {i}, {settings[i]}")
+
+
+def check_every_way_to_a_token() -> None:
+    """Drafts that stand or fall: off the nucleus, of the stop class, greedy, forced and where supports are disjoint."""
+    vocabulary, rows = 160, 24
+    rng = np.random.default_rng(11)
+    base_NV = torch.tensor(2 * rng.normal(size=(rows, vocabulary)))
+    teacher_NV = base_NV + torch.tensor(rng.normal(size=(rows, vocabulary)))
+    base_NV[:, 10] = 5.0  # a stop id
+    teacher_NV[20:, : vocabulary // 2], base_NV[20:, vocabulary // 2 :] = -torch.inf, -torch.inf
+    outcomes = Outcomes(masked_ids=(3,), stop_ids=(10, 159))
+    ways: Counter[str] = Counter()
+    for dtype, top_p in ((torch.float32, None), (torch.float32, 0.7), (torch.bfloat16, 0.7), (torch.float16, None)):
+        base, teacher = base_NV.to(dtype), teacher_NV.to(dtype)
+        settings = [
+            replace(
+                PLAIN, outcomes=outcomes, top_p=top_p, chances=Chances(*rng.random(3).tolist()),
+                temperature=(1.0, 0.7, 1.3, 0.0)[i % 4], forced=i % 9 == 0,
+            )
+            for i in range(rows)
+        ]  # fmt: skip
+        drafts = draft(base.double(), settings)
+        truth = decide(base.double(), teacher.double(), settings)
+        for i, (a, b) in enumerate(zip(run(base, teacher, settings), truth, strict=True)):
+            assert_agree(a, b, f"{dtype}, {top_p}, row {i}, {settings[i]}")
+            way = "forced" if b.forced else "fallback" if b.fallback else "greedy" if i % 4 == 3 else "mixed"
+            stopped = b.token_id in outcomes.stop_ids
+            stands = drafts[i] == b.token_id or (stopped and drafts[i] == 10)
+            ways[f"{way} {'stands' if stands else 'falls'}"] += 1
+            ways["stop stands"] += stands and stopped and way == "mixed"
+            ways["stop falls"] += not stands and drafts[i] == 10 and way == "mixed"
+            outside = reference.mixture(
+                base[i].tolist(), teacher[i].tolist(), temperature=settings[i].temperature or 1.0, masked_ids={3},
+                stop_ids=(10, 159), top_p=top_p,
+            ).q[drafts[i]] == 0  # fmt: skip
+            ways["outside"] += outside and way == "mixed"
+            assert not (outside and way == "mixed" and stands)
+    expected = [f"{way} {end}" for way in ("forced", "greedy", "mixed", "stop") for end in ("stands", "falls")]
+    assert all(ways[way] for way in (*expected, "fallback falls", "outside")), ways
+
+
+def check_drafts_made_ahead() -> None:
+    """Slices drafted one after the other, as rows of the base come, then decided with the table."""
+    base_NV, teacher_NV = (x.float() for x in make_batch(12, 300, 4))
+    settings = mixed_settings(12, 300, np.random.default_rng(4))
+    base_rows = [13, 2, 5, 7, 0, 1, 9, 11, 12, 3, 4, 10]
+    wide_NV = torch.full((14, 300), torch.nan)
+    policy = fused.FusedPolicy(300, torch.device("cpu"))
+    prepared = policy.prepare(settings, base_rows)
+    drafts_RC = policy.drafts(14)
+    drafted: list[int] = []
+    for first in range(0, 12, 4):
+        some = slice(first, first + 4)
+        wide_NV[base_rows[some]] = base_NV[some]
+        drafted += policy.draft(wide_NV, prepared, drafts_RC, some).tolist()
+    assert policy.draft(wide_NV, prepared, drafts_RC, slice(5, 5)).tolist() == []
+    pending = policy.launch(wide_NV, teacher_NV, prepared, drafts_RC)
+    assert pending.drafted_ids() == drafted == draft(base_NV.double(), settings)
+    assert pending.decisions() == run(base_NV, teacher_NV, settings)
+
+
+def check_a_base_that_drafts_nothing() -> None:
+    """Every drawable logit of the base is −inf: the teacher is drawn from."""
+    base_NV, teacher_NV = torch.full((8, 200), -torch.inf), torch.randn(8, 200)
+    base_NV[:, 0] = 1.0
+    policy = fused.FusedPolicy(200, torch.device("cpu"))
+    for top_p in (None, 0.9):
+        settings = [
+            replace(PLAIN, outcomes=Outcomes(masked_ids=(0,)), top_p=top_p, chances=Chances(u, u, u))
+            for u in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999)
+        ]
+        pending = policy.launch(base_NV, teacher_NV, policy.prepare(settings))
+        truth = decide(base_NV.double(), teacher_NV.double(), settings)
+        assert pending.drafted_ids() == [0] * 8
+        for a, b in zip(pending.decisions(), truth, strict=True):
+            assert_agree(a, b)
+            assert a.fallback
 
 
 def check_against_the_plain_reference() -> None:

@@ -16,4 +16,8 @@ if __name__ == "__main__":
         base_NV, teacher_NV = (x.to("cuda", dtype) for x in make_batch(8, vocabulary, 1))
         policy = FusedPolicy(vocabulary, torch.device("cuda"))
         settings = mixed_settings(8, vocabulary, np.random.default_rng(1))
-        print(policy.launch(base_NV, teacher_NV, policy.prepare(settings)).token_ids())
+        prepared, drafts_RC = policy.prepare(settings), policy.drafts(8)
+        for k in (0, 4):
+            policy.draft(base_NV, prepared, drafts_RC, slice(k, k + 4))
+        pending = policy.launch(base_NV, teacher_NV, prepared, drafts_RC)
+        print(pending.drafted_ids(), pending.token_ids())

@@ -1,7 +1,7 @@
 """Settings in, kernel launches, Decisions out; knows sampling/policy.py's types, not where logits come from.
 
-`prepare` does the CPU's work and may run while the device is busy, `launch` only enqueues, and the results come
-back in one transfer that `Pending` waits for. See docs/kernel.md for how the kernels work.
+`prepare` does the CPU's work and may run while the device is busy, `draft` and `launch` only enqueue, and the results
+come back in one transfer that `Pending` waits for. See docs/kernel.md for how the kernels work.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import torch
 
 from midlogit.core.rules import EqualKL, FixedAlpha, KLBudget
 from midlogit.fused.alphabets import STOPS, Alphabets, Tables
-from midlogit.fused.kernel import RESULTS, STATE, solve_kernel, survey_kernel
+from midlogit.fused.draft import DRAFTS, draft_kernel
+from midlogit.fused.solve import RESULTS, solve_kernel
+from midlogit.fused.survey import STATE, survey_kernel
 from midlogit.sampling.policy import BROKEN, EMPTY, Decision, RowSettings
 
 LANES = 512  # lanes of a tile, eight ids each
 CAPACITY = 4096  # candidates of a nucleus that are copied out
 WARPS, REGISTERS = 16, 64  # of a program: two of them share a multiprocessor
 FEW_LANES, FEW_WARPS = 128, 4  # the same for those copies
-GROUP = 4  # tiles whose mass is kept for the draw
+GROUP = 4  # tiles whose mass is kept for a draw
 COARSE = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}  # low bits of a float32 that a row's type lacks
 UNCONSTRAINED = 2.0
 ERRORS = (None, BROKEN, EMPTY)
@@ -31,7 +33,7 @@ class Prepared:
     """What a launch needs besides logits.
 
     Attributes:
-        settings: one a row. table_NC: the same as numbers on the device. tables: the alphabets they refer to.
+        settings: one a decision. table_NC: the same as numbers on the device. tables: the alphabets they refer to.
     """
 
     settings: Sequence[RowSettings]
@@ -72,6 +74,10 @@ class Pending:
         """The drawn ids; waits for the device."""
         return [int(row[0]) for row in self._rows()]
 
+    def drafted_ids(self) -> list[int]:
+        """What the base drafted for each decision; waits for the device. It stands where it is the drawn id."""
+        return [int(row[-1]) for row in self._rows()]
+
     def decisions(self) -> list[Decision]:
         """What `decide` gives for the same rows and settings; waits for the device."""
         return [
@@ -81,13 +87,13 @@ class Pending:
             )
             for s, (
                 token, alpha, kl_base, kl_teacher, entropy, ess_base, ess_teacher, logprob, base, teacher, fallback,
-                error,
+                error, _,
             ) in zip(self._settings, self._rows(), strict=True)
         ]  # fmt: skip
 
 
 class FusedPolicy:
-    """`sampling.policy.decide` for CUDA rows in two or three kernel launches a batch.
+    """`sampling.policy.decide` for CUDA rows in three or four kernel launches a batch, `draft` in one of them.
 
     Args:
         vocabulary: ids drawn from are below it; columns beyond are not read.
@@ -120,8 +126,9 @@ class FusedPolicy:
         Args:
             settings: one a decision, each with `handles(settings)`.
             base_rows, teacher_rows: the row of each model's buffer that holds the decision's logits; by default
-                the decision's own number.
+                the decision's own number. No two decisions share a row of the base.
         """
+        assert base_rows is None or len(set(base_rows)) == len(base_rows)
         self._alphabets.make_room()
         rows = range(len(settings))
         table = [
@@ -135,7 +142,7 @@ class FusedPolicy:
                 s.alpha_tol,
                 *_rule(s.rule),
                 s.forced,
-                s.uniform,
+                *s.chances,
             )
             for s, base_row, teacher_row in zip(settings, base_rows or rows, teacher_rows or rows, strict=True)
         ]
@@ -144,15 +151,55 @@ class FusedPolicy:
         constrained = any(s.top_p is not None for s in settings)
         return Prepared(settings, table_NC, self._alphabets.tables, constrained)
 
-    def launch(self, base_NV: torch.Tensor, teacher_NV: torch.Tensor, prepared: Prepared) -> Pending:
+    def drafts(self, rows: int) -> torch.Tensor:
+        """A table for the drafts of a base buffer of so many rows: what `draft` leaves there for `launch`."""
+        return torch.empty((rows, DRAFTS.value), dtype=torch.float64, device=self._device)
+
+    def draft(
+        self, base_NV: torch.Tensor, prepared: Prepared, drafts_RC: torch.Tensor, rows: slice = slice(None)
+    ) -> torch.Tensor:
+        """Enqueues what the base drafts for some decisions on the current stream.
+
+        Args:
+            base_NV: as for `launch`; rows of other decisions may still be unwritten.
+            drafts_RC: a table of `drafts`, whose rows are those of base_NV.
+            rows: which of the prepared decisions, one after the other.
+
+        Returns:
+            Their drafted ids on the device, int64, for work enqueued later on the same stream: the merged stop class as
+            its first id, and 0 in a row from which nothing can be drawn.
+        """
+        first, last, _ = rows.indices(len(prepared.settings))
+        tokens_N = torch.empty(last - first, dtype=torch.int64, device=self._device)
+        if last > first:
+            draft_kernel[(last - first,)](
+                base_NV, base_NV.stride(0), self._vocabulary, prepared.table_NC, first, *_alphabets(prepared.tables),
+                drafts_RC, tokens_N,
+                R=LANES, STOPS=STOPS, GROUP=GROUP, GROUPS=_groups(self._vocabulary, LANES),
+                num_warps=WARPS, maxnreg=REGISTERS,
+            )  # fmt: skip
+        return tokens_N
+
+    def launch(
+        self,
+        base_NV: torch.Tensor,
+        teacher_NV: torch.Tensor,
+        prepared: Prepared,
+        drafts_RC: torch.Tensor | None = None,
+    ) -> Pending:
         """Enqueues the decisions of a batch on the current stream.
 
         Args:
             base_NV, teacher_NV: raw logits of both models, float32, float16 or bfloat16, contiguous along V; they
                 may have more rows and columns than are used, and must not change before the kernels have run.
+            drafts_RC: the table that holds a draft for every decision, made with the same settings; without it the
+                drafts are made here.
         """
+        if drafts_RC is None:
+            drafts_RC = self.drafts(len(base_NV))
+            self.draft(base_NV, prepared, drafts_RC)
         rows, device = len(prepared.settings), self._device
-        settings_NC, tables = prepared.table_NC, prepared.tables
+        settings_NC, alphabets = prepared.table_NC, _alphabets(prepared.tables)
         state_NC = torch.empty((rows, STATE.value), dtype=torch.float64, device=device)
         results_NC = torch.empty((rows, RESULTS.value), dtype=torch.float64, device=device)
         tokens_N = torch.empty(rows, dtype=torch.int64, device=device)
@@ -160,20 +207,17 @@ class FusedPolicy:
         few_base_NK = torch.empty(few, dtype=torch.float32, device=device)
         few_teacher_NK = torch.empty(few, dtype=torch.float32, device=device)
         few_ids_NK = torch.empty(few, dtype=torch.int32, device=device)
-        alphabets = (
-            tables.hidden_AB, tables.hidden_AB.stride(0), tables.dirty_AT, tables.dirty_AT.stride(0), tables.stops_AS,
-        )  # fmt: skip
         coarse = COARSE[teacher_NV.dtype]
         if rows:
             survey_kernel[(rows,)](
                 base_NV, base_NV.stride(0), teacher_NV, teacher_NV.stride(0), self._vocabulary, settings_NC,
-                *alphabets, state_NC, few_base_NK, few_teacher_NK, few_ids_NK,
+                *alphabets, drafts_RC, state_NC, few_base_NK, few_teacher_NK, few_ids_NK,
                 R=LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=prepared.constrained, CAPACITY=CAPACITY,
                 num_warps=WARPS, maxnreg=REGISTERS,
             )  # fmt: skip
             solve_kernel[(rows,)](
                 base_NV, base_NV.stride(0), teacher_NV, teacher_NV.stride(0), self._vocabulary, few_ids_NK,
-                settings_NC, *alphabets, state_NC, results_NC, tokens_N,
+                settings_NC, *alphabets, drafts_RC, state_NC, results_NC, tokens_N,
                 R=LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=prepared.constrained, FULL=True,
                 GROUP=GROUP, GROUPS=_groups(self._vocabulary, LANES),
                 num_warps=WARPS, maxnreg=REGISTERS,
@@ -181,15 +225,21 @@ class FusedPolicy:
         if rows and prepared.constrained:
             solve_kernel[(rows,)](
                 few_base_NK, CAPACITY, few_teacher_NK, CAPACITY, CAPACITY, few_ids_NK,
-                settings_NC, *alphabets, state_NC, results_NC, tokens_N,
+                settings_NC, *alphabets, drafts_RC, state_NC, results_NC, tokens_N,
                 R=FEW_LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=True, FULL=False,
                 GROUP=GROUP, GROUPS=_groups(CAPACITY, FEW_LANES), num_warps=FEW_WARPS,
             )  # fmt: skip
         return Pending(prepared.settings, tokens_N, results_NC)
 
 
+def _alphabets(tables: Tables) -> tuple[torch.Tensor | int, ...]:
+    """Tables as the kernels take them."""
+    hidden_AB, dirty_AT = tables.hidden_AB, tables.dirty_AT
+    return hidden_AB, hidden_AB.stride(0), dirty_AT, dirty_AT.stride(0), tables.stops_AS
+
+
 def _rule(rule: object) -> tuple[int, float]:
-    """A rule as the kernel reads it (kernel.py: EQUAL_KL, FIXED_ALPHA, KL_BUDGET)."""
+    """A rule as the kernel reads it (solve.py: EQUAL_KL, FIXED_ALPHA, KL_BUDGET)."""
     if isinstance(rule, FixedAlpha):
         return 1, rule.value
     if isinstance(rule, KLBudget):

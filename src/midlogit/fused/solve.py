@@ -1,8 +1,6 @@
-"""The two kernels of a decision, one program a row; knows the tables of decide.py, nothing of requests.
+"""The kernel that finds α and q of a row pair and draws, one program a decision; knows settings and rules.
 
-`survey_kernel` reads a row pair once: raw log-sum-exps, peaks, the stop class, and for a row with a support
-constraint a bracket around the nucleus and, if they are few, a copy of the candidates. `solve_kernel` finds the
-nucleus, α and q, and draws. It runs on the rows as they are or on the copies, and is the same code for both.
+It runs on the rows as they are, or on the candidates of a nucleus that survey.py copied; it is the same code for both.
 """
 
 from __future__ import annotations
@@ -10,30 +8,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from midlogit.fused.sweeps import (
-    FAR,
-    LN2,
-    NOTHING,
-    bucket_floor,
-    bucket_value,
-    close_moments,
-    compact,
-    draw,
-    in_order,
-    landmarks,
-    last_sweep,
-    last_tie,
-    log1p,
-    masses_above,
-    moments,
-    narrow,
-    survey,
-)
+from midlogit.fused.draft import DRAFTS, SETTINGS
+from midlogit.fused.drawing import draw, find_draft, last_sweep, weigh
+from midlogit.fused.nucleus import find_nucleus, last_tie
+from midlogit.fused.survey import STATE
+from midlogit.fused.sweeps import close_moments, landmarks, moments
+from midlogit.fused.tiles import FAR, LN2, LOWEST, NOTHING
 
-# Columns of the tables, float64, one row a decision.
-SETTINGS = tl.constexpr(11)  # base row, teacher row, alphabet, 1/T, greedy, top_p, tolerance, rule, value, forced, u
-STATE = tl.constexpr(16)
-RESULTS = tl.constexpr(12)
+# token, alpha, both KLs, entropy, both effective sizes, logprobs under q, base and teacher, fallback, error, draft
+RESULTS = tl.constexpr(13)  # columns, float64, one row a decision
 
 EQUAL_KL = tl.constexpr(0)
 FIXED_ALPHA = tl.constexpr(1)
@@ -42,132 +25,17 @@ KL_BUDGET = tl.constexpr(2)
 BROKEN = tl.constexpr(1)
 EMPTY = tl.constexpr(2)
 
-LOWEST = tl.constexpr(-3.4028234663852886e38)
 CLOSE = tl.constexpr(50.0)  # E|ℓ| / Var ℓ beyond which float32 sums of signed terms say too little of F′
 STEPS = tl.constexpr(80)
 SMALL_KL = tl.constexpr(0.02)  # below it the KLs are summed from terms that are never negative
-SLACK = tl.constexpr(3e-8)  # what float32 sums may miss of the nucleus' mass
 
 
 @triton.jit
-def stop_sums(ptr, ids, valid, inv_t):
-    """log Σ exp over the stop class, raw, and as the logit that tempers to the class's tempered mass."""
-    x = tl.load(ptr + ids, mask=valid, other=float("-inf")).to(tl.float64)
-    peak = tl.max(x)
-    safe = tl.where(peak > float("-inf"), peak, 0.0)
-    raw = tl.log(tl.maximum(tl.sum(tl.exp(x - safe)), 1e-300)) + safe
-    mass = tl.log(tl.maximum(tl.sum(tl.exp((x - safe) * inv_t)), 1e-300)) / inv_t + safe
-    some = peak > float("-inf")
-    return tl.where(some, raw, float("-inf")), tl.where(some, mass, float("-inf")), x
-
-
-@triton.jit
-def survey_kernel(
-    base, base_stride, teacher, teacher_stride, length, settings, hidden, hidden_stride, dirty, dirty_stride, stops,
-    state, few_base, few_teacher, few_ids,
-    R: tl.constexpr, STOPS: tl.constexpr, SHIFT: tl.constexpr, NUCLEUS: tl.constexpr, CAPACITY: tl.constexpr,
-):  # fmt: skip
-    n = tl.program_id(0)
-    s = settings + n * SETTINGS
-    base += tl.load(s).to(tl.int64) * base_stride
-    teacher += tl.load(s + 1).to(tl.int64) * teacher_stride
-    alphabet = tl.load(s + 2).to(tl.int32)
-    inv_t = tl.load(s + 3)
-    hidden += alphabet * hidden_stride
-    dirty += alphabet * dirty_stride
-
-    places = tl.arange(0, STOPS)
-    stop_ids = tl.load(stops + alphabet * STOPS + places)
-    stop_at = tl.load(stops + alphabet * STOPS)
-    stop_base_raw, stop_base, _ = stop_sums(base, stop_ids, stop_ids >= 0, inv_t)
-    stop_teacher_raw, stop_teacher, x = stop_sums(teacher, stop_ids, stop_ids >= 0, inv_t)
-    emitted = tl.sum(tl.where(places == tl.min(tl.where(x == tl.max(x), places, STOPS - 1)), stop_ids, 0))
-
-    row = (base, teacher, length, hidden, dirty, stop_at, stop_base.to(tl.float32), stop_teacher.to(tl.float32))
-    base_lse, teacher_lse, b_peak, t_peak, lowest = survey(row, R)
-    holes = tl.minimum(lowest, tl.where(stop_at >= 0, tl.minimum(row[6], row[7]), 0.0)) == float("-inf")
-
-    count = tl.full((), -1, tl.int32)
-    low = in_order(tl.full((), LOWEST, tl.float32)) >> SHIFT
-    high = (in_order(t_peak) >> SHIFT) + 1
-    low_mass = tl.full((), 0.0, tl.float64)
-    high_mass = tl.full((), 0.0, tl.float64)
-    target = tl.full((), 0.0, tl.float64)
-    if NUCLEUS:
-        top_p = tl.load(s + 5)
-        sound = (tl.abs(base_lse) < float("inf")) & (tl.abs(teacher_lse) < float("inf")) & (t_peak > float("-inf"))
-        if (top_p < 1.0) & sound:
-            scale = (inv_t / LN2).to(tl.float32)
-            i = tl.arange(0, 8).to(tl.float32)
-            depth = (0.7 + i * (0.75 + 0.195 * i)) / inv_t.to(tl.float32)  # to 15.5 nats below the peak
-            k_8 = tl.minimum(tl.maximum(in_order(t_peak - depth) >> SHIFT, low + 1), high - 1)
-            m_8, low_mass = masses_above(row, bucket_floor(k_8, SHIFT), t_peak, scale, R, True)
-            target = top_p * low_mass * (1 - SLACK)
-            low, low_mass, high, high_mass = narrow(low, low_mass, high, high_mass, k_8, m_8, target)
-            floor = bucket_floor(low, SHIFT)
-            most = low_mass * tl.exp2(tl.minimum((t_peak - floor) * scale, 100.0)).to(tl.float64)
-            if (length <= CAPACITY) | (most <= 64 * CAPACITY):
-                at = n.to(tl.int64) * CAPACITY
-                count = compact(row, floor, few_base + at, few_teacher + at, few_ids + at, R, CAPACITY)
-                count = tl.where(count > CAPACITY, -1, count)
-
-    out = state + n * STATE
-    tl.store(out, base_lse)
-    tl.store(out + 1, teacher_lse)
-    tl.store(out + 2, b_peak.to(tl.float64))
-    tl.store(out + 3, t_peak.to(tl.float64))
-    tl.store(out + 4, stop_base)
-    tl.store(out + 5, stop_teacher)
-    tl.store(out + 6, stop_base_raw)
-    tl.store(out + 7, stop_teacher_raw)
-    tl.store(out + 8, emitted.to(tl.float64))
-    tl.store(out + 9, count.to(tl.float64))
-    tl.store(out + 10, (low << SHIFT).to(tl.float64))
-    tl.store(out + 11, (high << SHIFT).to(tl.float64))
-    tl.store(out + 12, low_mass)
-    tl.store(out + 13, high_mass)
-    tl.store(out + 14, target)
-    tl.store(out + 15, holes.to(tl.float64))
-
-
-@triton.jit
-def find_nucleus(
-    row, low, low_mass, high, high_mass, target, t_peak, scale,
-    has_stop, R: tl.constexpr, SHIFT: tl.constexpr, FULL: tl.constexpr,
-):  # fmt: skip
-    """(tau, tie) of the nucleus (docs/theory.md (15)), and the base's largest logit on it.
-
-    Eight thresholds a sweep narrow the bracket to one value that a row can hold; most of them lie close to
-    where a mass that is spread evenly over the bracket would cross the target.
-    """
-    i = tl.arange(0, 8).to(tl.float64)
-    away = tl.abs(i - 3.5)
-    side = tl.where(i < 3.5, -1.0, 1.0)
-    step = 0
-    while (high.to(tl.int64) - low.to(tl.int64) > 1) & (step < 64):
-        width = high.to(tl.float64) - low.to(tl.float64)
-        even = low.to(tl.float64) + width * (i + 1) / 9
-        guess = high.to(tl.float64) - width * (target - high_mass) / tl.maximum(low_mass - high_mass, 1e-300)
-        near = guess + side * tl.maximum(width * tl.exp2(2.5 * away - 10.25), away + 0.5)
-        k = tl.where((width <= 9) | (step % 3 == 2), even, near)
-        k = tl.minimum(tl.maximum(tl.floor(k), low.to(tl.float64) + 1), high.to(tl.float64) - 1).to(tl.int32)
-        m, _ = masses_above(row, bucket_floor(k, SHIFT), t_peak, scale, R, FULL)
-        low, low_mass, high, high_mass = narrow(low, low_mass, high, high_mass, k, m, target)
-        step += 1
-
-    value = bucket_value(low, SHIFT)
-    left = target - high_mass
-    stop = row[7]
-    # The stop class alone may lie between the values of a row's type: it ranks before the others of its bucket.
-    before = has_stop & ((in_order(stop) >> SHIFT) == low) & (stop > value)
-    left -= tl.where(before, tl.exp2((stop - t_peak) * scale).to(tl.float64), 0.0)
-    alone = before & (left <= 0)
-    tau = tl.where(alone, stop, value)
-    each = tl.maximum(tl.exp2((value - t_peak) * scale).to(tl.float64), 1e-45)
-    quota = tl.minimum(tl.maximum(tl.ceil(left / each), 1.0), 2147483647.0).to(tl.int32)
-    quota = tl.where(alone, FAR, quota)
-    tie, b_peak = last_tie(row, tau, quota, R, FULL)
-    return tau, tie, b_peak
+def log1p(x):
+    """log(1 + x) of a float64 scalar, exact for small x."""
+    u = 1.0 + x
+    near = tl.where(u == 1.0, 1.0, u - 1.0)
+    return tl.where(u == 1.0, x, tl.log(tl.maximum(u, 1e-300)) * (x / near))
 
 
 @triton.jit
@@ -193,25 +61,28 @@ def first_alpha(f0, fh, f1, s0, sh, s1, area_low, area_high, use_area):
 @triton.jit
 def solve_kernel(
     base, base_stride, teacher, teacher_stride, length, ids, settings, hidden, hidden_stride, dirty, dirty_stride,
-    stops, state, results, tokens,
+    stops, drafts, state, results, tokens,
     R: tl.constexpr, STOPS: tl.constexpr, SHIFT: tl.constexpr, NUCLEUS: tl.constexpr, FULL: tl.constexpr,
     GROUP: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0)
     s = settings + n * SETTINGS
+    base_row = tl.load(s).to(tl.int64)
+    drafted = drafts + base_row * DRAFTS
     known = state + n * STATE
     out = results + n * RESULTS
-    count = tl.load(known + 9).to(tl.int32)
+    count = tl.load(known + 5).to(tl.int32)
     if FULL:
         if count >= 0:
             return
-        base += tl.load(s).to(tl.int64) * base_stride
+        base += base_row * base_stride
         teacher += tl.load(s + 1).to(tl.int64) * teacher_stride
     else:
         if count < 0:
             return
         base += n.to(tl.int64) * base_stride
         teacher += n.to(tl.int64) * teacher_stride
+        ids += n.to(tl.int64) * base_stride
         length = count
 
     alphabet = tl.load(s + 2).to(tl.int32)
@@ -222,37 +93,41 @@ def solve_kernel(
     rule = tl.load(s + 7).to(tl.int32)
     value = tl.load(s + 8)
     forced = tl.load(s + 9) != 0
-    uniform = tl.load(s + 10)
-    general = forced | (tl.load(known + 15) != 0)
-    base_lse = tl.load(known)
-    teacher_lse = tl.load(known + 1)
-    b_peak = tl.load(known + 2).to(tl.float32)
-    t_peak = tl.load(known + 3).to(tl.float32)
     stop_at = tl.load(stops + alphabet * STOPS)
+    draft = tl.load(drafted).to(tl.int32)
+    d_peak = tl.load(drafted + 1)
+    base_lse = tl.load(drafted + 3)
+    stop_base = tl.load(drafted + 5).to(tl.float32)
+    teacher_lse = tl.load(known)
+    t_peak = tl.load(known + 1).to(tl.float32)
+    stop_teacher = tl.load(known + 2).to(tl.float32)
+    lowest = tl.minimum(tl.load(drafted + 4), tl.load(known + 11))
+    lowest = tl.minimum(lowest, tl.where(stop_at >= 0, tl.minimum(stop_base, stop_teacher), 0.0))
+    general = forced | (lowest == float("-inf"))
+    b_peak = d_peak.to(tl.float32)
 
     broken = ~((tl.abs(base_lse) < float("inf")) & (tl.abs(teacher_lse) < float("inf")))
     if broken | (t_peak == float("-inf")):
         tl.store(tokens + n, 0)
-        for i in range(RESULTS - 1):
+        for i in range(11):
             tl.store(out + i, 0.0)
-        tl.store(out + RESULTS - 1, tl.where(broken, BROKEN, EMPTY).to(tl.float64))
+        tl.store(out + 11, tl.where(broken, BROKEN, EMPTY).to(tl.float64))
+        tl.store(out + 12, draft.to(tl.float64))
         return
 
     tau = tl.full((), float("-inf"), tl.float32)
     tie = tl.full((), FAR, tl.int32)
-    stop_base = tl.load(known + 4).to(tl.float32)
-    stop_teacher = tl.load(known + 5).to(tl.float32)
     whole = (
         base, teacher, length, hidden + alphabet * hidden_stride, dirty + alphabet * dirty_stride,
         tl.where(FULL, stop_at, -1), stop_base, stop_teacher, tau, tie,
     )  # fmt: skip
     if NUCLEUS:
         if top_p < 1.0:
-            low = tl.load(known + 10).to(tl.int32) >> SHIFT
-            high = tl.load(known + 11).to(tl.int32) >> SHIFT
-            low_mass = tl.load(known + 12)
-            high_mass = tl.load(known + 13)
-            target = tl.load(known + 14)
+            low = tl.load(known + 6).to(tl.int32) >> SHIFT
+            high = tl.load(known + 7).to(tl.int32) >> SHIFT
+            low_mass = tl.load(known + 8)
+            high_mass = tl.load(known + 9)
+            target = tl.load(known + 10)
             tau, tie, b_peak = find_nucleus(
                 whole, low, low_mass, high, high_mass, target, t_peak, scale, stop_at >= 0, R, SHIFT, FULL
             )
@@ -387,35 +262,48 @@ def solve_kernel(
     q_size = tl.where(to_teacher, p_size, q_size)
     t_size = tl.log(t_mass) / LN2
     alpha32 = alpha.to(tl.float32)
+    # D is p times its mass on the support; nothing of p is left where the base drafts nothing.
+    d_size = tl.load(drafted + 2) + tl.where(d_peak > float("-inf"), d_peak - b_peak, 0.0) * scale
+    share = tl.exp2(tl.minimum(p_size - d_size, 0.0)).to(tl.float32)
     if general:
-        mass_G, z, kl_b, kl_t, entropy, ess_b, ess_t, b_off, t_off, missing = last_sweep(
-            row, b_peak, t_peak, scale, c2, p_size, t_size, q_size, alpha32, to_teacher, greedy,
+        mass_G, rest_G, z, kl_b, kl_t, entropy, ess_b, ess_t, b_off, t_off, missing = last_sweep(
+            row, b_peak, t_peak, scale, c2, share, p_size, t_size, q_size, alpha32, to_teacher, greedy,
             R, FULL, NUCLEUS, True, True, GROUP, GROUPS,
         )  # fmt: skip
     elif tl.minimum(alpha * gradient, (alpha - 1) * gradient) - (q_size - p_size) * LN2 < SMALL_KL:  # (6)
-        mass_G, z, kl_b, kl_t, entropy, ess_b, ess_t, b_off, t_off, missing = last_sweep(
-            row, b_peak, t_peak, scale, c2, p_size, t_size, q_size, alpha32, to_teacher, greedy,
+        mass_G, rest_G, z, kl_b, kl_t, entropy, ess_b, ess_t, b_off, t_off, missing = last_sweep(
+            row, b_peak, t_peak, scale, c2, share, p_size, t_size, q_size, alpha32, to_teacher, greedy,
             R, FULL, NUCLEUS, False, True, GROUP, GROUPS,
         )  # fmt: skip
     else:
-        mass_G, z, kl_b, kl_t, entropy, ess_b, ess_t, b_off, t_off, missing = last_sweep(
-            row, b_peak, t_peak, scale, c2, p_size, t_size, q_size, alpha32, to_teacher, greedy,
+        mass_G, rest_G, z, kl_b, kl_t, entropy, ess_b, ess_t, b_off, t_off, missing = last_sweep(
+            row, b_peak, t_peak, scale, c2, share, p_size, t_size, q_size, alpha32, to_teacher, greedy,
             R, FULL, NUCLEUS, False, False, GROUP, GROUPS,
         )  # fmt: skip
-    column, q_log = draw(
-        row, mass_G, b_peak, t_peak, scale, c2, t_size.to(tl.float32), q_size.to(tl.float32), alpha32, to_teacher,
-        greedy, uniform, R, FULL, NUCLEUS, GROUP, GROUPS,
-    )  # fmt: skip
+    t_size = t_size.to(tl.float32)
+    q_size = q_size.to(tl.float32)
+    column, b, t = find_draft(row, ids, draft, R, FULL, NUCLEUS)
+    q_log, _, _, p_rel, _, _ = weigh(b, t, b_peak, t_peak, scale, c2, t_size, q_size, alpha32, to_teacher, True)
+    drawn_mass = share * tl.exp2(p_rel - p_size.to(tl.float32))
+    stands = (d_peak > float("-inf")) & (tl.load(s + 11) * drawn_mass * z < tl.exp2(q_log))
+    if greedy | ~stands:
+        some = tl.sum(rest_G) > 0  # else rounding left nothing of it, and q itself is drawn from
+        mass_G = tl.where(greedy | ~some, mass_G, rest_G)
+        share = tl.where(some, share, 0.0)
+        column, q_log = draw(
+            row, mass_G, b_peak, t_peak, scale, c2, share, p_size, t_size, q_size, alpha32, to_teacher, greedy,
+            tl.load(s + 12), R, FULL, NUCLEUS, GROUP, GROUPS,
+        )  # fmt: skip
     log_z = tl.log(z)
     token = column
     if not FULL:
-        token = tl.load(ids + n.to(tl.int64) * base_stride + column)
+        token = tl.load(ids + column)
     stopped = token == stop_at
     raw_base = tl.load(base + column).to(tl.float64)
     raw_teacher = tl.load(teacher + column).to(tl.float64)
-    raw_base = tl.where(stopped, tl.load(known + 6), raw_base) - base_lse
-    raw_teacher = tl.where(stopped, tl.load(known + 7), raw_teacher) - teacher_lse
-    token = tl.where(stopped, tl.load(known + 8).to(tl.int32), token)
+    raw_base = tl.where(stopped, tl.load(drafted + 6), raw_base) - base_lse
+    raw_teacher = tl.where(stopped, tl.load(known + 3), raw_teacher) - teacher_lse
+    token = tl.where(stopped, tl.load(known + 4).to(tl.int32), token)
     tl.store(tokens + n, token.to(tl.int64))
     tl.store(out, token.to(tl.float64))
     tl.store(out + 1, alpha)
@@ -429,3 +317,4 @@ def solve_kernel(
     tl.store(out + 9, raw_teacher)
     tl.store(out + 10, (to_teacher & ~forced).to(tl.float64))
     tl.store(out + 11, 0.0)
+    tl.store(out + 12, draft.to(tl.float64))

@@ -10,14 +10,14 @@ from midlogit.core.arrays import Array, array_namespace, row_sum
 
 
 def accepted(target_N: Array, draft_N: Array, uniform_N: Array) -> Array:
-    """Whether each drafted token stands: with probability min(1, r(d)/D(d)).
+    """Whether each drafted token stands: with probability min(1, r(d)/D(d)); never where D has no mass at all.
 
     Args:
         target_N, draft_N: r(d) and D(d), the probabilities of the drafted token under the target and under the
             distribution that it was drafted from.
         uniform_N: uniforms in [0, 1).
     """
-    return uniform_N * draft_N < target_N
+    return (draft_N > 0) & (uniform_N * draft_N < target_N)
 
 
 def residual(target_NV: Array, draft_NV: Array) -> Array:

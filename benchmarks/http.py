@@ -30,12 +30,11 @@ from collections.abc import Callable, Iterator
 from datetime import date
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.http_writer import StreamWriter
 
 from midlogit import Pair, SamplingParams
+from midlogit.engines.http.exchange import Address
 
 RESULTS = Path(__file__).parent / "results" / "http.json"
 PROMPT = "Once upon a time there was a little fox, number {}, who lived in the forest and"
@@ -46,15 +45,14 @@ class Wire:
 
     def __init__(self) -> None:
         self._notes: dict[object, list[tuple[str, float]]] = {}
-        self._watch(StreamWriter, "_write", lambda writer: writer.protocol, "sent")
-        self._watch(StreamWriter, "_writelines", lambda writer: writer.protocol, "sent")
-        self._watch(ResponseHandler, "data_received", lambda protocol: protocol, "read")
+        self._watch(Address, "_write", lambda address, protocol, body: protocol, "sent")
+        self._watch(ResponseHandler, "data_received", lambda protocol, data: protocol, "read")
 
-    def _watch(self, kind: type, method: str, connection_of: Callable[[Any], object], what: str) -> None:
+    def _watch(self, kind: type, method: str, connection_of: Callable[..., object], what: str) -> None:
         plain = getattr(kind, method)
 
         def noted(self_, *arguments):
-            self._notes.setdefault(connection_of(self_), []).append((what, time.perf_counter()))
+            self._notes.setdefault(connection_of(self_, *arguments), []).append((what, time.perf_counter()))
             plain(self_, *arguments)
 
         setattr(kind, method, noted)

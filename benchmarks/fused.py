@@ -17,6 +17,7 @@ import triton.language as tl
 
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import EqualKL
+from midlogit.core.uniforms import Chances
 from midlogit.fused.decide import FusedPolicy
 from midlogit.sampling.policy import RowSettings, decide
 
@@ -53,7 +54,16 @@ def make_pairs(batch: int, kind: str = "peaked", dtype: torch.dtype = torch.bflo
 def settings(batch: int, constrained: bool) -> list[RowSettings]:
     """What `batch` ordinary rows ask for."""
     return [
-        RowSettings(EqualKL(), OUTCOMES, 1.0, 0.95 if constrained else None, 1e-6, False, True, (i + 0.5) / batch)
+        RowSettings(
+            EqualKL(),
+            OUTCOMES,
+            1.0,
+            0.95 if constrained else None,
+            1e-6,
+            False,
+            True,
+            Chances((i + 0.5) / batch, 0.5, 0.5),
+        )
         for i in range(batch)
     ]
 

@@ -13,7 +13,7 @@ from midlogit.core import reference
 from midlogit.core.draw import inverse_cdf
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
-from midlogit.core.uniforms import BLOCK, Purpose, Uniforms
+from midlogit.core.uniforms import BLOCK, Chances, Uniforms
 from midlogit.sampling.policy import Decision, RowSettings, decide
 
 DRAWS = 20_000
@@ -29,10 +29,10 @@ def fixed_rows() -> tuple[np.ndarray, np.ndarray]:
 
 def draw(outcomes: Outcomes, to_array=torch.from_numpy, **changes):
     """Decisions of DRAWS requests on the same rows, at a fixed seed."""
-    uniforms = Uniforms(seed=5, sample=0, purpose=Purpose.DRAW)
+    uniforms = Uniforms(seed=5, sample=0)
     asked = {"rule": EqualKL(), "temperature": 1.0, "top_p": None, "forced": False, **changes}
     settings = [
-        RowSettings(outcomes=outcomes, alpha_tol=1e-8, may_end=True, uniform=uniforms.at(i), **asked)
+        RowSettings(outcomes=outcomes, alpha_tol=1e-8, may_end=True, chances=uniforms.at(i), **asked)
         for i in range(DRAWS)
     ]
     base, teacher = (to_array(np.tile(row, (DRAWS, 1))) for row in fixed_rows())
@@ -80,7 +80,7 @@ def test_draws_follow_q(to_array, changes, masked, stops) -> None:
 def test_the_chi_square_test_can_fail() -> None:
     """Draws at a slightly different temperature are told apart from q*."""
     base, teacher = fixed_rows()
-    expected = reference.mixture(base.tolist(), teacher.tolist(), temperature=1.05)
+    expected = reference.mixture(base.tolist(), teacher.tolist(), temperature=1.08)
     assert chi_square_p([d.token_id for d in draw(Outcomes())], expected.q) < 1e-4
 
 
@@ -123,7 +123,7 @@ def test_greedy_takes_the_most_likely_token_of_q_at_temperature_one() -> None:
 
 def test_greedy_ties_go_to_the_lowest_id() -> None:
     rows = np.zeros((1, 6))
-    settings = [RowSettings(EqualKL(), Outcomes((0,)), 0.0, 0.9, 1e-6, False, True, 0.9)]
+    settings = [RowSettings(EqualKL(), Outcomes((0,)), 0.0, 0.9, 1e-6, False, True, Chances(0.9, 0.9, 0.9))]
     assert decide(rows, rows.copy(), settings)[0].token_id == 1
 
 
@@ -138,10 +138,10 @@ def test_mixed_settings_in_one_batch_equal_each_alone() -> None:
     base, teacher = fixed_rows()
     outcomes, other = Outcomes((1,), STOPS), Outcomes()
     settings = [
-        RowSettings(EqualKL(), outcomes, 1.0, 0.9, 1e-8, False, True, 0.3),
-        RowSettings(FixedAlpha(0.2), other, 0.5, None, 1e-8, False, True, 0.6, top_logprobs=4),
-        RowSettings(EqualKL(), outcomes, 0.0, 0.5, 1e-8, True, False, 0.1),
-        RowSettings(EqualKL(), other, 1.5, None, 1e-8, False, False, 0.99),
+        RowSettings(EqualKL(), outcomes, 1.0, 0.9, 1e-8, False, True, Chances(0.3, 0.9, 0.3)),
+        RowSettings(FixedAlpha(0.2), other, 0.5, None, 1e-8, False, True, Chances(0.6, 0.9, 0.6), top_logprobs=4),
+        RowSettings(EqualKL(), outcomes, 0.0, 0.5, 1e-8, True, False, Chances(0.1, 0.9, 0.1)),
+        RowSettings(EqualKL(), other, 1.5, None, 1e-8, False, False, Chances(0.99, 0.9, 0.99)),
     ]
     batch = decide(np.tile(base, (4, 1)), np.tile(teacher, (4, 1)), settings)
     for found, s in zip(batch, settings, strict=True):
@@ -152,8 +152,10 @@ def test_broken_rows_are_reported_and_leave_the_others_alone() -> None:
     base, teacher = fixed_rows()
     bases = np.tile(base, (5, 1))
     bases[0, 3], bases[1, 3], bases[2, :] = np.nan, np.inf, -np.inf
-    settings = [RowSettings(EqualKL(), Outcomes(), 1.0, 0.95, 1e-6, False, True, 0.4)] * 4
-    settings.append(RowSettings(EqualKL(), Outcomes(tuple(range(VOCABULARY))), 1.0, 0.95, 1e-6, False, True, 0.4))
+    settings = [RowSettings(EqualKL(), Outcomes(), 1.0, 0.95, 1e-6, False, True, Chances(0.4, 0.9, 0.4))] * 4
+    settings.append(
+        RowSettings(EqualKL(), Outcomes(tuple(range(VOCABULARY))), 1.0, 0.95, 1e-6, False, True, Chances(0.4, 0.9, 0.4))
+    )
     decisions = decide(bases, np.tile(teacher, (5, 1)), settings)
     assert [d.error is None for d in decisions] == [False, False, False, True, False]
     assert "NaN" in (decisions[0].error or "") and "masked" in (decisions[4].error or "")
@@ -163,7 +165,7 @@ def test_broken_rows_are_reported_and_leave_the_others_alone() -> None:
 def test_disjoint_supports_fall_back_to_the_teacher() -> None:
     base, teacher = np.full((1, 4), -np.inf), np.full((1, 4), -np.inf)
     base[0, :2], teacher[0, 2:] = 0.0, [0.0, 1.0]
-    settings = [RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, 0.999)]
+    settings = [RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, Chances(0.999, 0.9, 0.999))]
     (d,) = decide(base, teacher, settings)
     assert (d.token_id, d.alpha, d.fallback, d.kl_base) == (3, 1.0, True, np.inf)
     assert d.kl_teacher == pytest.approx(0)
@@ -172,7 +174,9 @@ def test_disjoint_supports_fall_back_to_the_teacher() -> None:
 def test_top_logprobs_are_q_and_each_model_alone() -> None:
     base, teacher = fixed_rows()
     masked, top_p = (0,), 0.9
-    settings = [RowSettings(EqualKL(), Outcomes(masked), 1.0, top_p, 1e-8, False, True, 0.4, top_logprobs=3)]
+    settings = [
+        RowSettings(EqualKL(), Outcomes(masked), 1.0, top_p, 1e-8, False, True, Chances(0.4, 0.5, 0.4), top_logprobs=3)
+    ]
     top = decide(base[None], teacher[None], settings)[0].top
     expected = reference.mixture(base.tolist(), teacher.tolist(), masked_ids=masked, top_p=top_p)
     assert top is not None
@@ -185,21 +189,20 @@ def test_top_logprobs_are_q_and_each_model_alone() -> None:
 
 
 def test_inverse_cdf_reaches_every_outcome_and_only_those() -> None:
-    log_probs = np.log(np.array([[0.25, 1e-300, 0.5, 0.25]]))
-    log_probs[0, 1] = -np.inf
+    mass = np.array([[0.25, 0.0, 0.5, 0.25]])
     uniforms = np.array([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53])
-    drawn = inverse_cdf(np.tile(log_probs, (6, 1)), uniforms)
+    drawn = inverse_cdf(np.tile(mass, (6, 1)), uniforms)
     assert drawn.tolist() == [0, 0, 2, 2, 3, 3]
 
 
 def test_uniforms_depend_on_their_key_alone() -> None:
     def first(count: int, **key) -> list[float]:
-        uniforms = Uniforms(**{"seed": 1, "sample": 0, "purpose": Purpose.DRAW, **key})
-        return [uniforms.at(i) for i in range(count)]
+        uniforms = Uniforms(**{"seed": 1, "sample": 0, **key})
+        return [chance for i in range(count) for chance in uniforms.at(i)]
 
     long = first(3 * BLOCK)
-    backwards = Uniforms(1, 0, Purpose.DRAW)
-    assert [backwards.at(i) for i in reversed(range(3 * BLOCK))][::-1] == long
+    backwards = Uniforms(1, 0)
+    assert [c for i in reversed(range(3 * BLOCK)) for c in reversed(backwards.at(i))][::-1] == long
     assert len(set(long)) == len(long) and stats.kstest(long, "uniform").pvalue > 0.01
     for other in ({"seed": 2}, {"sample": 1}, {"seed": 2**40 + 1}):
         assert not set(first(50, **other)) & set(long)

@@ -9,6 +9,7 @@ import torch
 
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
+from midlogit.core.uniforms import Chances
 from midlogit.sampling.policy import Decision, RowSettings
 from tests.rows import KINDS, make_rows
 
@@ -40,7 +41,7 @@ def mixed_settings(rows: int, vocabulary: int, rng: np.random.Generator) -> list
             alpha_tol=1e-6,
             forced=bool(rng.random() < 0.15),
             may_end=bool(rng.random() < 0.7),
-            uniform=float(rng.random()),
+            chances=Chances(*rng.random(3).tolist()),
         )
         for _ in range(rows)
     ]

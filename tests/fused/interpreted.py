@@ -14,6 +14,7 @@ import torch
 from midlogit.core import reference
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import EqualKL, FixedAlpha, KLBudget
+from midlogit.core.uniforms import Chances
 from midlogit.fused import decide as fused
 from midlogit.sampling.policy import Decision, RowSettings, decide
 from tests.fused.cases import assert_agree, make_batch, mixed_settings
@@ -21,7 +22,8 @@ from tests.fused.cases import assert_agree, make_batch, mixed_settings
 # Small tiles, so that small rows have several, and a nucleus that may or may not fit the copy.
 fused.LANES, fused.FEW_LANES, fused.CAPACITY, fused.GROUP = 16, 16, 128, 2
 torch.set_num_threads(1)
-PLAIN = RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, 0.3)
+CHANCES = Chances(0.3, 0.6, 0.7)
+PLAIN = RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, CHANCES)
 RULES = {
     EqualKL(): reference.equal_kl,
     FixedAlpha(0.3): lambda p, t: 0.3,
@@ -50,7 +52,7 @@ def check_every_setting() -> None:
 def check_against_the_plain_reference() -> None:
     base_NV, teacher_NV = (x.float() for x in make_batch(6, 240, 5))
     for rule, plain in RULES.items():
-        settings = [RowSettings(rule, Outcomes((1, 2), (8, 200)), 0.8, 0.9, 1e-6, False, True, 0.5)] * 6
+        settings = [RowSettings(rule, Outcomes((1, 2), (8, 200)), 0.8, 0.9, 1e-6, False, True, CHANCES)] * 6
         for i, found in enumerate(run(base_NV, teacher_NV, settings)):
             truth = reference.mixture(
                 base_NV[i].tolist(), teacher_NV[i].tolist(), temperature=0.8, masked_ids={1, 2}, stop_ids=(8, 200),
@@ -82,8 +84,8 @@ def check_what_cannot_be_drawn() -> None:
     teacher_NV[4, :100], base_NV[4, 100:] = -torch.inf, -torch.inf
     base_NV[5] = teacher_NV[5]
     for top_p in (None, 0.9):
-        row = RowSettings(EqualKL(), Outcomes(), 1.0, top_p, 1e-6, False, True, 0.7)
-        settings = [row, row, row, RowSettings(EqualKL(), hidden, 1.0, top_p, 1e-6, False, True, 0.7), row, row]
+        row = RowSettings(EqualKL(), Outcomes(), 1.0, top_p, 1e-6, False, True, CHANCES)
+        settings = [row, row, row, RowSettings(EqualKL(), hidden, 1.0, top_p, 1e-6, False, True, CHANCES), row, row]
         found, truth = run(base_NV, teacher_NV, settings), decide(base_NV.double(), teacher_NV.double(), settings)
         for a, b in zip(found, truth, strict=True):
             assert_agree(a, b)
@@ -96,7 +98,8 @@ def check_ties_at_the_edge_of_the_nucleus() -> None:
     flat_NV[1, 50:60] = 1.0
     base_NV = torch.randn(4, 200)
     settings = [
-        RowSettings(FixedAlpha(1.0), Outcomes(), 1.0, 0.951, 1e-6, False, True, u) for u in (0.2, 0.5, 0.999, 0.9999)
+        RowSettings(FixedAlpha(1.0), Outcomes(), 1.0, 0.951, 1e-6, False, True, Chances(u, 0.5, u))
+        for u in (0.2, 0.5, 0.999, 0.9999)
     ]
     for a, b in zip(run(base_NV, flat_NV, settings), decide(base_NV.double(), flat_NV.double(), settings), strict=True):
         assert_agree(a, b)
@@ -106,9 +109,9 @@ def check_what_is_left_to_the_policy() -> None:
     handles = fused.FusedPolicy.handles
     many = Outcomes(stop_ids=tuple(range(65)))
     assert handles(PLAIN)
-    assert not handles(RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, 0.3, top_logprobs=2))
-    assert not handles(RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, 0.3, given=4))
-    assert not handles(RowSettings(EqualKL(), many, 1.0, None, 1e-6, False, True, 0.3))
+    assert not handles(RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, CHANCES, top_logprobs=2))
+    assert not handles(RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, CHANCES, given=4))
+    assert not handles(RowSettings(EqualKL(), many, 1.0, None, 1e-6, False, True, CHANCES))
 
 
 if __name__ == "__main__":

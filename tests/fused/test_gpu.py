@@ -11,6 +11,7 @@ import torch
 from midlogit.core import reference
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import EqualKL
+from midlogit.core.uniforms import Chances
 from midlogit.fused import available
 from midlogit.sampling.policy import RowSettings, decide
 from tests.fused.cases import assert_agree, make_batch, mixed_settings
@@ -53,7 +54,9 @@ def test_every_setting_agrees_with_the_policy(device, dtype, vocabulary: int) ->
 
 def test_it_agrees_with_the_plain_reference(device) -> None:
     base_NV, teacher_NV = (x.float() for x in make_batch(12, 3001, 8))
-    settings = [RowSettings(EqualKL(), Outcomes((1, 2), (8, 3000)), 0.8, 0.9, 1e-6, False, True, 0.5)] * 12
+    settings = [
+        RowSettings(EqualKL(), Outcomes((1, 2), (8, 3000)), 0.8, 0.9, 1e-6, False, True, Chances(0.5, 0.5, 0.5))
+    ] * 12
     for i, found in enumerate(fused_decisions(base_NV.to(device), teacher_NV.to(device), settings)):
         truth = reference.mixture(
             base_NV[i].tolist(), teacher_NV[i].tolist(), temperature=0.8, masked_ids={1, 2}, stop_ids=(8, 3000),
@@ -71,8 +74,8 @@ def test_tokens_fall_as_q_says(device, top_p: float | None) -> None:
     logits = torch.randn((2, vocabulary), generator=generator)
     logits[:, 100:130] += 7 + torch.randn((2, 30), generator=generator)
     base_NV, teacher_NV = (row.to(device, torch.bfloat16).expand(draws, -1) for row in logits)
-    uniforms = np.random.default_rng(5).random(draws)
-    settings = [RowSettings(EqualKL(), Outcomes(), 1.0, top_p, 1e-6, False, True, float(u)) for u in uniforms]
+    uniforms = np.random.default_rng(5).random((draws, 3)).tolist()
+    settings = [RowSettings(EqualKL(), Outcomes(), 1.0, top_p, 1e-6, False, True, Chances(*u)) for u in uniforms]
     counts = Counter(d.token_id for d in fused_decisions(base_NV, teacher_NV, settings))
     q = reference.mixture(base_NV[0].tolist(), teacher_NV[0].tolist(), top_p=top_p).q
     cells = [(draws * q[i], counts[i]) for i in range(vocabulary) if draws * q[i] >= 5]

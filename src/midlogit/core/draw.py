@@ -1,20 +1,26 @@
-"""Inverse-CDF draws from rows of log-probabilities in column order; knows no random numbers of its own."""
+"""Inverse-CDF draws from rows of masses in column order; knows no random numbers of its own."""
 
 from __future__ import annotations
 
-from midlogit.core.arrays import Array, array_namespace, last_index
+from midlogit.core.arrays import Array, array_namespace, last_index, row_max
 
 
-def inverse_cdf(log_probs_NV: Array, uniform_N: Array) -> Array:
+def masses(log_weights_NV: Array) -> Array:
+    """exp of rows of log weights, relative to each row's largest; 0 for a row that is −inf everywhere."""
+    xp = array_namespace(log_weights_NV)
+    peak_N = row_max(xp, log_weights_NV)
+    return xp.exp(log_weights_NV - xp.where(xp.isfinite(peak_N), peak_N, xp.zeros_like(peak_N))[:, None])
+
+
+def inverse_cdf(mass_NV: Array, uniform_N: Array) -> Array:
     """The drawn column of each row (docs/theory.md (17)); a column without mass is never drawn.
 
     Args:
-        log_probs_NV: log-probabilities in float64, columns in id order.
+        mass_NV: masses, of any sum, columns in id order.
         uniform_N: uniforms in [0, 1), float64.
     """
-    xp = array_namespace(log_probs_NV)
-    mass_NV = xp.exp(log_probs_NV)
-    cumulative_NV = xp.cumulative_sum(mass_NV, axis=-1)
+    xp = array_namespace(mass_NV)
+    cumulative_NV = xp.cumulative_sum(mass_NV, axis=-1, dtype=xp.float64)
     target_N1 = (uniform_N * cumulative_NV[:, -1])[:, None]
     drawn_N = xp.sum(xp.astype(cumulative_NV <= target_N1, xp.int64), axis=-1)
     return xp.minimum(drawn_N, last_index(xp, mass_NV > 0))

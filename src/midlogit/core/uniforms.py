@@ -1,36 +1,44 @@
-"""Counter-based uniforms: one for each decision, keyed by (seed, sample, purpose, position); knows no distribution.
+"""Counter-based uniforms: those of each token position, keyed by (seed, sample); knows no distribution.
 
-Philox (Salmon et al. 2011; docs/theory.md (17)): the value at a position depends on its key alone, so
+Philox (Salmon et al. 2011; docs/theory.md (17)): the values at a position depend on the key alone, so
 the same request draws the same tokens whatever else is in its batch.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 
-BLOCK = 256
+BLOCK = 64  # positions made at once
+LANES = 4  # words of one Philox output
 
 
-class Purpose(IntEnum):
-    """What a uniform decides; each purpose has a stream of its own."""
+class Chances(NamedTuple):
+    """The uniforms in [0, 1) that decide one token.
 
-    DRAW = 0
+    Attributes:
+        draft: which token the base drafts. accept: whether that stands. redraw: what is drawn where it does not.
+    """
+
+    draft: float
+    accept: float
+    redraw: float
 
 
 class Uniforms:
-    """The uniforms of one sequence for one purpose, multiples of 2^-53 in [0, 1)."""
+    """The uniforms of one sequence, multiples of 2^-53 in [0, 1)."""
 
-    def __init__(self, seed: int, sample: int, purpose: Purpose) -> None:
-        self._key = (seed % 2**64) << 64 | (sample << 8) | purpose
+    def __init__(self, seed: int, sample: int) -> None:
+        self._key = (seed % 2**64) << 64 | sample
         self._block = -1
-        self._values: np.ndarray[tuple[int], np.dtype[np.float64]] = np.empty(0)
+        self._values: list[Chances] = []
 
-    def at(self, position: int) -> float:
-        """The uniform of a token position."""
+    def at(self, position: int) -> Chances:
+        """The uniforms of a token position."""
         block, offset = divmod(position, BLOCK)
         if block != self._block:
             philox = np.random.Philox(key=self._key, counter=block * BLOCK)
-            self._values, self._block = np.random.Generator(philox).random(BLOCK), block
-        return float(self._values[offset])
+            values = np.random.Generator(philox).random((BLOCK, LANES))[:, : len(Chances._fields)]
+            self._values, self._block = [Chances(*row) for row in values.tolist()], block
+        return self._values[offset]

@@ -1,7 +1,9 @@
-"""From row pairs to drawn tokens: temperature, masks, stop class, support, α, draw, diagnostics.
+"""From row pairs to drawn tokens: temperature, masks, stop class, support, α, draft, draw, diagnostics.
 
 Knows the settings of each row and the core; not where logits come from or what becomes of the tokens.
-The order of the steps is fixed in docs/theory.md section 5.
+The order of the steps is fixed in docs/theory.md section 5. Every token is drawn as speculation draws it: the base
+drafts, and the draft stands or is replaced. So an engine may ask for drafts ahead (`draft`), and the tokens are the
+same whether it does or not (docs/speculation.md).
 """
 
 from __future__ import annotations
@@ -19,15 +21,18 @@ from midlogit.core.arrays import (
     device,
     log_sum_exp,
     row_max,
+    row_sum,
     take_columns,
     top_k_unordered,
 )
 from midlogit.core.diagnostics import diagnose
-from midlogit.core.draw import inverse_cdf, most_likely
+from midlogit.core.draw import inverse_cdf, masses, most_likely
 from midlogit.core.mixture import LogPair, log_mixture, normalise
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule
+from midlogit.core.speculation import accepted, residual
 from midlogit.core.support import nucleus
+from midlogit.core.uniforms import Chances
 from midlogit.sampling.certificate import Certificate, Weights, certify, teacher_total
 from midlogit.sampling.listed import Listed, Truncation
 
@@ -47,7 +52,7 @@ class RowSettings:
         alpha_tol: tolerance of the solver.
         forced: draw from the teacher alone.
         may_end: whether an id that ends the sequence may be drawn.
-        uniform: the number in [0, 1) that decides the draw.
+        chances: the numbers in [0, 1) that decide the draw.
         top_logprobs: how many candidates of q, base and teacher to report.
         given: a token to score in place of a draw; its logprob is −inf where q gives it nothing.
     """
@@ -59,7 +64,7 @@ class RowSettings:
     alpha_tol: float
     forced: bool
     may_end: bool
-    uniform: float
+    chances: Chances
     top_logprobs: int = 0
     given: int | None = None
 
@@ -137,6 +142,26 @@ def decide(base_NV: Array, teacher_NV: Array, settings: Sequence[RowSettings]) -
     return Drawn(settings, some).decisions()
 
 
+def draft(base_NV: Array, settings: Sequence[RowSettings]) -> list[int]:
+    """The token that the base drafts at each position: the one that `decide` will find there, if it stands.
+
+    Args:
+        base_NV: raw logits of the base. settings: one a row.
+    """
+    xp = array_namespace(base_NV)
+    drafted: dict[int, int] = {}
+    for rows in _alike(settings, lambda s: id(s.outcomes)):
+        alike = [settings[row] for row in rows]
+        some_NV = xp.take(base_NV, xp.asarray(np.asarray(rows, dtype=np.int64), device=device(base_NV)), axis=0)
+        may_end_N = xp.asarray(np.asarray([s.may_end for s in alike]), device=device(base_NV))
+        p_NV = alike[0].outcomes.apply(_temper(xp, some_NV, alike), may_end_N)
+        uniform_N = xp.asarray(np.asarray([s.chances.draft for s in alike]), device=device(base_NV))
+        greedy_N = xp.asarray(np.asarray([s.temperature == 0 for s in alike]), device=device(base_NV))
+        drawn_N = xp.where(greedy_N, most_likely(p_NV), inverse_cdf(masses(p_NV), uniform_N))
+        drafted.update(zip(rows, drawn_N.tolist(), strict=True))
+    return [drafted[row] for row in range(len(settings))]
+
+
 def decide_listed(
     pairs: Sequence[tuple[Listed, Listed]], settings: Sequence[RowSettings], vocabulary: int
 ) -> list[Decision]:
@@ -167,11 +192,10 @@ class Drawn:
     """The tokens of some rows, drawn for groups that share rule, outcomes, kind of support and the rest."""
 
     def __init__(self, settings: Sequence[RowSettings], some: Callable[[list[int], list[RowSettings]], Steps]) -> None:
-        groups: dict[object, list[int]] = {}
-        for row, s in enumerate(settings):
-            key = (s.rule, id(s.outcomes), s.top_p is None, s.alpha_tol, s.top_logprobs)
-            groups.setdefault(key, []).append(row)
-        self._steps = [(rows, some(rows, [settings[row] for row in rows])) for rows in groups.values()]
+        groups = _alike(
+            settings, lambda s: (s.rule, id(s.outcomes), s.top_p is None, s.alpha_tol, s.top_logprobs, s.given is None)
+        )
+        self._steps = [(rows, some(rows, [settings[row] for row in rows])) for rows in groups]
         self._drawn = [next(steps) for _, steps in self._steps]
 
     def token_ids(self) -> list[int | None]:
@@ -191,6 +215,14 @@ class Drawn:
             except StopIteration as end:
                 found.update(zip(rows, end.value, strict=True))
         return [found[row] for row in range(len(found))]
+
+
+def _alike(settings: Sequence[RowSettings], key: Callable[[RowSettings], object]) -> list[list[int]]:
+    """The rows of each group that shares a key."""
+    groups: dict[object, list[int]] = {}
+    for row, s in enumerate(settings):
+        groups.setdefault(key(s), []).append(row)
+    return list(groups.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +272,7 @@ class Columns:
 
 
 def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> Steps:
-    """`decide` for rows that share rule, outcomes, kind of support, tolerance and top_logprobs.
+    """`decide` for rows that share rule, outcomes, kind of support and the rest of what `Drawn` groups by.
 
     Nothing that the draw does not need comes before the `yield`.
     """
@@ -285,19 +317,11 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> S
     elif solve_N.shape[0]:
         alpha_N[solve_N] = rule.alpha(pair.rows(solve_N), tolerance)
     log_q_NV = log_mixture(pair, alpha_N, to_teacher_N)
-    drawn_N = inverse_cdf(log_q_NV, column([s.uniform for s in rows]))
-    greedy = [s.temperature == 0 for s in rows]
-    if any(greedy):
-        drawn_N = xp.where(column(greedy), most_likely(log_q_NV), drawn_N)
-    logprob_N = take_columns(log_q_NV, drawn_N[:, None])[:, 0]
-    if support is not None:
-        drawn_N = take_columns(support[0], drawn_N[:, None])[:, 0]
-    if any(s.given is not None for s in rows):
-        # Scored rows are whole rows: a column is an id.
-        given_N = column([-1 if s.given is None else outcomes.outcome_of(s.given) for s in rows])
-        found_NK = None if support is None else (support[0] == given_N[:, None]) & support[1]
-        logprob_N = xp.where(given_N < 0, logprob_N, _logprob_of(xp, log_q_NV, given_N, found_NK))
-        drawn_N = xp.where(given_N < 0, drawn_N, given_N)
+    if rows[0].given is None:
+        drawn_N = _draw(xp, log_q_NV, support, mixed[0], rows)
+    else:  # scored rows are whole rows: a column is an id
+        drawn_N = column([outcomes.outcome_of(s.given) for s in rows if s.given is not None])
+    logprob_N = _at(xp, log_q_NV, support, drawn_N)
     outcome_N = token_N = columns.id_of(drawn_N)
     if outcomes.stop_outcome is not None:
         token_N = xp.where(token_N == outcomes.stop_outcome, outcomes.emitted_stop(teacher_NV, ids_NV), token_N)
@@ -367,10 +391,53 @@ def _decision(values: list[float], settings: RowSettings, top: Top | None) -> De
     )
 
 
-def _logprob_of(xp: Namespace, log_q_NV: Array, given_N: Array, found_NK: Array | None) -> Array:
-    """log q of each row's given outcome; `found_NK` marks its column where columns are not outcomes."""
-    if found_NK is None:
-        return take_columns(log_q_NV, xp.where(given_N < 0, xp.zeros_like(given_N), given_N)[:, None])[:, 0]
+def _draw(
+    xp: Namespace, log_q_NV: Array, support: tuple[Array, Array] | None, base_NV: Array, rows: list[RowSettings]
+) -> Array:
+    """The drawn column of each row: the base's draft where it stands, else one of the residual.
+
+    Args:
+        log_q_NV: log q, over the columns of the support if there is one. base_NV: what the base drafts from.
+    """
+    draft_uniform_N, accept_uniform_N, redraw_uniform_N = (
+        xp.asarray(np.asarray(uniforms), device=device(log_q_NV))
+        for uniforms in zip(*(s.chances for s in rows), strict=True)
+    )
+    greedy = [s.temperature == 0 for s in rows]
+    if all(greedy):
+        return _column_of(support, most_likely(log_q_NV))
+    draft_NV = masses(base_NV)
+    total_N = row_sum(xp, draft_NV)
+    total_N = xp.where(total_N > 0, total_N, xp.ones_like(total_N))
+    drafted_N = inverse_cdf(draft_NV, draft_uniform_N)
+    weight_N = xp.astype(take_columns(draft_NV, drafted_N[:, None])[:, 0], xp.float64) / total_N
+    stands_N = accepted(xp.exp(_at(xp, log_q_NV, support, drafted_N)), weight_N, accept_uniform_N)
+    rejected_K = xp.nonzero(~stands_N)[0]
+    if rejected_K.shape[0]:
+        log_q_KV, draft_KV = (xp.take(x_NV, rejected_K, axis=0) for x_NV in (log_q_NV, draft_NV))
+        if support is not None:
+            draft_KV = take_columns(draft_KV, xp.take(support[0], rejected_K, axis=0))
+        total_K1 = xp.take(total_N, rejected_K)[:, None]
+        rest_KV = residual(xp.exp(log_q_KV), xp.astype(draft_KV, xp.float64, copy=False) / total_K1)
+        redrawn_N = xp.zeros_like(drafted_N)
+        redrawn_N[rejected_K] = inverse_cdf(rest_KV, xp.take(redraw_uniform_N, rejected_K))
+        drafted_N = xp.where(stands_N, drafted_N, _column_of(support, redrawn_N))
+    if any(greedy):
+        greedy_N = xp.asarray(np.asarray(greedy), device=device(log_q_NV))
+        drafted_N = xp.where(greedy_N, _column_of(support, most_likely(log_q_NV)), drafted_N)
+    return drafted_N
+
+
+def _column_of(support: tuple[Array, Array] | None, places_N: Array) -> Array:
+    """The columns of places in the support."""
+    return places_N if support is None else take_columns(support[0], places_N[:, None])[:, 0]
+
+
+def _at(xp: Namespace, log_q_NV: Array, support: tuple[Array, Array] | None, columns_N: Array) -> Array:
+    """log q of one column of each row, −inf off the support."""
+    if support is None:
+        return take_columns(log_q_NV, columns_N[:, None])[:, 0]
+    found_NK = (support[0] == columns_N[:, None]) & support[1]
     return xp.max(xp.where(found_NK, log_q_NV, xp.full_like(log_q_NV, -xp.inf)), axis=-1)
 
 

@@ -11,10 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from midlogit.core.outcomes import Outcomes
+from midlogit.core.uniforms import Chances
 from midlogit.outputs import Scores
 from midlogit.params import SamplingParams
 from midlogit.sampling.policy import Decision, RowSettings
 from midlogit.sampling.sequence import Request
+
+NOTHING_DRAWN = Chances(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class Scored:
                 alpha_tol=params.alpha_tol,
                 forced=False,
                 may_end=True,
-                uniform=0.0,
+                chances=NOTHING_DRAWN,
                 top_logprobs=params.top_logprobs,
                 given=token_id,
             )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from midlogit.core.outcomes import Outcomes
-from midlogit.core.uniforms import Purpose, Uniforms
+from midlogit.core.uniforms import Uniforms
 from midlogit.outputs import Completion, Diagnostics, FinishReason, Token, Usage
 from midlogit.params import SamplingParams
 from midlogit.sampling.policy import Decision, RowSettings
@@ -66,7 +66,7 @@ class Sequence:
         self.token_times: list[float] = []
         self._detokenizer = detokenizer
         self._listener = listener
-        self._uniforms = Uniforms(request.seed, request.sample, Purpose.DRAW)
+        self._uniforms = Uniforms(request.seed, request.sample)
         live = request.stream or bool(request.params.stop)
         self._text = TextStream(detokenizer, request.teacher_ids, request.params.stop, live=live)
 
@@ -90,7 +90,7 @@ class Sequence:
             alpha_tol=params.alpha_tol,
             forced=params.force_first_token and position == 0,
             may_end=position >= params.min_tokens,
-            uniform=self._uniforms.at(position),
+            chances=self._uniforms.at(position),
             top_logprobs=params.top_logprobs,
         )
 

@@ -1,0 +1,27 @@
+"""Whether a drafted token stands under the target, and what is drawn where it does not; knows two rows of masses.
+
+docs/speculation.md section 1. Leviathan et al. 2023 and Chen et al. 2023 give the rule for a target that is one model;
+it holds for any target that the two rows determine.
+"""
+
+from __future__ import annotations
+
+from midlogit.core.arrays import Array, array_namespace, row_sum
+
+
+def accepted(target_N: Array, draft_N: Array, uniform_N: Array) -> Array:
+    """Whether each drafted token stands: with probability min(1, r(d)/D(d)).
+
+    Args:
+        target_N, draft_N: r(d) and D(d), the probabilities of the drafted token under the target and under the
+            distribution that it was drafted from.
+        uniform_N: uniforms in [0, 1).
+    """
+    return uniform_N * draft_N < target_N
+
+
+def residual(target_NV: Array, draft_NV: Array) -> Array:
+    """(r − D)₊, the masses that a rejected draft is replaced from; r itself where rounding leaves nothing of it."""
+    xp = array_namespace(target_NV)
+    rest_NV = xp.maximum(target_NV - draft_NV, xp.zeros_like(target_NV))
+    return xp.where((row_sum(xp, rest_NV) > 0)[:, None], rest_NV, target_NV)

@@ -53,8 +53,8 @@ class Address:
         async with asyncio.timeout(self._pool.timeout):
             connection = await self._pool.connector.connect(self._request, [], self._pool.connecting)
             try:
-                connection.protocol.set_response_params(read_until_eof=True)
                 self._write(connection.protocol, body)
+                connection.protocol.set_response_params(read_until_eof=True)
                 message: Any = None
                 while message is None or message.code < 200:  # 1xx announces an answer
                     message, payload = await connection.protocol.read()

@@ -26,6 +26,7 @@ from midlogit.mixing import Mixing
 from midlogit.outputs import Completion, Scores, Statistics
 from midlogit.params import DEFAULT_PRESET, SamplingParams
 from midlogit.prompts import Prompt, encode_prompt, pair_up
+from midlogit.sampling.drafting import Asked, Drafting
 from midlogit.sampling.scoring import Scored, ScoreRequest
 from midlogit.sampling.sequence import Request
 from midlogit.sampling.sequence import Sequence as Running
@@ -60,6 +61,7 @@ class Pair:
         device: str | tuple[str, str] = "auto",
         dtype: str = "auto",
         max_num_seqs: int = 16,
+        speculation: Asked = "auto",
     ) -> Self:
         """Two transformers models in this process; without names the bundled pair.
 
@@ -68,15 +70,18 @@ class Pair:
             device: "auto", "cpu", "cuda", "cuda:1", or one for each of (base, teacher).
             dtype: "auto" (float32 on the CPU, else bfloat16), "float32", "float64", "bfloat16", "float16".
             max_num_seqs: most sequences that run at once; more wait.
+            speculation: tokens that the base drafts ahead for the teacher to check at once; "auto" chooses as
+                many as measured times say pay. It changes the speed, never the tokens (docs/speculation.md).
 
         Raises:
             ModelUnavailable: a model that is not there or not a causal LM.
             PairMismatch: tokenizers that disagree.
-            InvalidRequest: an unknown device or dtype, or only one of the two models named.
+            InvalidRequest: an unknown device or dtype, a speculation out of range, or only one of the models named.
             MissingExtra: torch or transformers is not installed.
         """
         if max_num_seqs < 1:
             raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
+        drafting = Drafting(speculation)
         checkpoints = open_checkpoints(base, teacher)
         mixing = Mixing(*checkpoints)
         mixing.require_mixable()
@@ -89,6 +94,7 @@ class Pair:
             devices=device if isinstance(device, tuple) else (device, device),
             dtype=dtype,
             max_num_seqs=max_num_seqs,
+            drafting=drafting,
         )
         return cls(mixing, engine)
 
@@ -416,9 +422,10 @@ class Pair:
             self._engine.forget(scored)
             raise
 
-    def statistics(self) -> dict[str, float]:
-        """Counts since the pair was opened (see `midlogit.outputs.Statistics`) and the success_rate."""
-        return self._statistics.to_dict()
+    def statistics(self) -> dict[str, Any]:
+        """Counts since the pair was opened (see `midlogit.outputs.Statistics`), the success_rate, and `speculation`:
+        what became of drafts (see `midlogit.sampling.drafting.Drafting.statistics`)."""
+        return {**self._statistics.to_dict(), "speculation": self._engine.drafting.statistics()}
 
     def close(self) -> None:
         """Aborts what runs and frees the models."""

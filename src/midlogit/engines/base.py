@@ -12,12 +12,20 @@ from collections import deque
 from typing import Any
 
 from midlogit.errors import EngineFailure, InvalidRequest
+from midlogit.sampling.drafting import Drafting
 from midlogit.sampling.scoring import Scored
 from midlogit.sampling.sequence import Sequence
 
 
 class Engine(ABC):
-    """Runs sequences to their end."""
+    """Runs sequences to their end.
+
+    Attributes:
+        drafting: how many tokens are drafted ahead, and how they fared.
+    """
+
+    def __init__(self, drafting: Drafting) -> None:
+        self.drafting = drafting
 
     @abstractmethod
     def submit(self, sequence: Sequence) -> None:
@@ -54,13 +62,14 @@ class Engine(ABC):
 
 
 class SteppingEngine(Engine):
-    """An engine that advances all its sequences by one token a step, in a thread of its own.
+    """An engine that advances all its sequences together, step by step, in a thread of its own.
 
     A subclass gives `step`, `place`, `remove` and `score_some`. If `step` raises, every live sequence ends with
     finish_reason "error" and what it had, and the engine takes no more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, drafting: Drafting) -> None:
+        super().__init__(drafting)
         self._inbox: queue.SimpleQueue[tuple[str, list[Any]]] = queue.SimpleQueue()
         self._live: dict[int, Sequence] = {}
         self._unscored: deque[Scored] = deque()
@@ -71,7 +80,7 @@ class SteppingEngine(Engine):
 
     @abstractmethod
     def step(self) -> None:
-        """Draws one token for every sequence that is running, starting waiting ones where there is room."""
+        """Draws for every sequence that is running, starting waiting ones where there is room."""
 
     @abstractmethod
     def place(self, sequence: Sequence) -> None:

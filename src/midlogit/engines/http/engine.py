@@ -16,6 +16,7 @@ from midlogit.engines.http.client import CallFailed, Client
 from midlogit.engines.http.side import Seat, Side
 from midlogit.errors import EngineFailure
 from midlogit.outputs import FinishReason
+from midlogit.sampling.drafting import Drafting
 from midlogit.sampling.listed import Listed, unlisted_ids
 from midlogit.sampling.policy import Decision, Drawn, RowSettings, draw_listed
 from midlogit.sampling.sequence import Sequence
@@ -76,6 +77,7 @@ class HttpEngine(Engine):
     def __init__(
         self, client: Client, base: Model, teacher: Model, *, vocabulary: int, width: Width, blocking_text: bool
     ) -> None:
+        super().__init__(Drafting("off"))
         self._client = client
         self._base = base
         self._teacher = teacher

@@ -2,7 +2,7 @@
 
 Knows transformers' cache seam; not which tokens are in it. Slot b holds a sequence's keys in columns
 0 … length_b − 1, so a row's column is its position, joining moves no other row, and
-rolling back is forgetting the length. Columns beyond a sequence's length are zero.
+rolling back is forgetting the length. Columns beyond a sequence's length are zero, or of tokens rolled back.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Continuous batching of two transformers models: each step draws one token for every running sequence.
+"""Continuous batching of two transformers models: each step draws a token or more for every running sequence.
 
-Knows both sides and the order of their rows; text, stops and α belong to the sequences and the policy.
+Knows both sides, the order of their rows and which drafts still stand; text, stops and α belong to the sequences and
+the policy.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 import torch
@@ -14,7 +16,8 @@ from midlogit.checkpoint import Checkpoint
 from midlogit.engines.base import SteppingEngine
 from midlogit.engines.local.side import Side, load_model
 from midlogit.errors import InvalidRequest
-from midlogit.sampling.policy import Decision, decide
+from midlogit.sampling.drafting import Drafting
+from midlogit.sampling.policy import Decision, decide, draft
 from midlogit.sampling.scoring import Scored
 from midlogit.sampling.sequence import Sequence
 
@@ -67,6 +70,7 @@ class LocalEngine(SteppingEngine):
         devices: of base and teacher: "auto", "cpu", "cuda", "cuda:1".
         dtype: "auto", "float32", "float64", "bfloat16" or "float16".
         max_num_seqs: most sequences that run at once.
+        drafting: how many tokens to draft ahead.
 
     Raises:
         ModelUnavailable: weights that cannot be loaded or batched.
@@ -82,6 +86,7 @@ class LocalEngine(SteppingEngine):
         devices: tuple[str, str],
         dtype: str,
         max_num_seqs: int,
+        drafting: Drafting,
     ) -> None:
         base_device, teacher_device = (parse_device(name) for name in devices)
         # The larger model first: loading takes a mapping of its file beside the weights.
@@ -94,7 +99,7 @@ class LocalEngine(SteppingEngine):
         self._max_num_seqs = max_num_seqs
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
-        super().__init__()
+        super().__init__(drafting)
 
     def place(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
@@ -106,11 +111,51 @@ class LocalEngine(SteppingEngine):
             self._waiting.remove(sequence)
 
     def step(self) -> None:
-        base_NV, teacher_NV = self._forward(self._admit())
-        decisions = decide(base_NV, teacher_NV, [sequence.next_settings for sequence in self._running])
-        for sequence, decision in zip(self._running, decisions, strict=True):
-            sequence.append(decision)
+        """Drafts with the base, has the teacher read the drafts, and draws each token as long as drafts stand."""
+        start = time.perf_counter()
+        admitted = self._admit()
+        drafts = 0 if admitted else self._drafts()
+        drafted_KN, base_KNV, teacher_KNV = self._forward(admitted, drafts)
+        alive = list(range(len(self._running)))
+        stood = [0] * len(alive)
+        for place in range(drafts + 1):
+            self._draw(alive, base_KNV[place], teacher_KNV[place])
+            if place < drafts:
+                alive = [n for n in alive if self._stands(n, drafted_KN[place][n])]
+                for n in alive:
+                    stood[n] += 1
+        self._roll_back(drafts, stood)
+        self.drafting.count(drafts, stood)
+        if not admitted:
+            self.drafting.time(len(stood), drafts, time.perf_counter() - start)
         self._retire()
+
+    def _drafts(self) -> int:
+        """How many tokens to draft for the running sequences; none beyond the end of a context."""
+        left = min(s.request.room - len(s.token_ids) for s in self._running)
+        return min(self.drafting.drafts(len(self._running)), left - 1)
+
+    def _draw(self, alive: list[int], base_NV: Tensor, teacher_NV: Tensor) -> None:
+        """Draws and appends the next token of some of the running sequences."""
+        some = [self._running[n] for n in alive]
+        if not some:
+            return
+        if len(some) < len(self._running):
+            base_NV, teacher_NV = base_NV[alive], teacher_NV[alive]
+        decisions = decide(base_NV, teacher_NV, [sequence.next_settings for sequence in some])
+        for sequence, decision in zip(some, decisions, strict=True):
+            sequence.append(decision)
+
+    def _stands(self, n: int, drafted: int) -> bool:
+        """Whether the last token of a sequence is the one that was drafted, and more may follow."""
+        sequence = self._running[n]
+        return not sequence.is_finished and sequence.token_ids[-1] == drafted
+
+    def _roll_back(self, drafts: int, stood: list[int]) -> None:
+        """Forgets the drafts that did not stand, on both sides."""
+        surplus = [drafts - n for n in stood]
+        self._base.roll_back(surplus)
+        self._teacher.roll_back(surplus)
 
     def score_some(self, unscored: deque[Scored]) -> None:
         """One forward a side over as many texts as one step may start, their rows decided in chunks."""
@@ -164,18 +209,33 @@ class LocalEngine(SteppingEngine):
             admitted.append(self._waiting.popleft())
         return admitted
 
-    def _forward(self, admitted: list[Sequence]) -> tuple[Tensor, Tensor]:
-        """Logits of both models for the running sequences and, behind them, the admitted ones."""
+    def _forward(self, admitted: list[Sequence], drafts: int) -> tuple[list[list[int]], list[Tensor], list[Tensor]]:
+        """Drafted tokens, and the logits of both models behind the last token and behind each draft.
+
+        Rows are the running sequences and, behind them, the admitted ones.
+        """
         base_parts, teacher_parts = [], []
+        drafted_KN: list[list[int]] = []
+        base_KNV: list[Tensor] = []
+        teacher_KNV: list[Tensor] = []
         if self._running:
-            last = [sequence.token_ids[-1] for sequence in self._running]
-            base_parts.append(self._base.advance(last))
-            teacher_parts.append(self._teacher.advance(last))
+            fed = [[sequence.token_ids[-1]] for sequence in self._running]
+            for place in range(drafts):
+                base_KNV.append(self._base.advance([tokens[-1] for tokens in fed]))
+                ahead = [s.settings_at(len(s.token_ids) + place) for s in self._running]
+                drafted_KN.append(draft(base_KNV[-1], ahead))
+                for tokens, token in zip(fed, drafted_KN[-1], strict=True):
+                    tokens.append(token)
+            base_parts.append(self._base.advance([tokens[-1] for tokens in fed]))
+            *teacher_KNV, last_NV = self._teacher.extend(fed)
+            teacher_parts.append(last_NV)
         if admitted:
             base_parts.append(self._base.add([s.request.base_ids for s in admitted]))
             teacher_parts.append(self._teacher.add([s.request.teacher_ids for s in admitted]))
             self._running += admitted
-        return torch.cat(base_parts).to(self._teacher.device), torch.cat(teacher_parts)
+        base_KNV.append(torch.cat(base_parts))
+        teacher_KNV.append(torch.cat(teacher_parts))
+        return drafted_KN, [rows_NV.to(self._teacher.device) for rows_NV in base_KNV], teacher_KNV
 
     def _retire(self) -> None:
         for slot in reversed(range(len(self._running))):

@@ -44,6 +44,7 @@ class Side:
         self._vocabulary = vocabulary
         self._cache = SlotCache(int(checkpoint.config.num_hidden_layers))
         self._lengths: list[int] = []
+        self._written: list[int] = []  # columns of each slot that were ever written, rolled-back ones among them
         self.device = next(model.parameters()).device
         self._require_rows_independent(checkpoint.name)
 
@@ -51,11 +52,20 @@ class Side:
         """Opens a slot for each prompt and runs them; logits [N, vocabulary] behind their last tokens."""
         first = len(self._lengths)
         self._lengths += [0] * len(prompts)
-        return self._feed(slice(first, len(self._lengths)), prompts)
+        self._written += [0] * len(prompts)
+        return self._feed(slice(first, len(self._lengths)), prompts)[:, -1]
 
     def advance(self, tokens: Sequence[int]) -> Tensor:
         """Feeds one token to every slot in order; logits [N, vocabulary] behind them."""
-        return self._feed(slice(0, len(self._lengths)), [[token] for token in tokens])
+        return self.extend([[token] for token in tokens])[0]
+
+    def extend(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Feeds equally many tokens to every slot in order; logits [tokens, N, vocabulary] behind each."""
+        return self._feed(slice(0, len(self._lengths)), tokens, keep=len(tokens[0])).transpose(0, 1)
+
+    def roll_back(self, tokens: Sequence[int]) -> None:
+        """Forgets the last tokens of every slot in order."""
+        self._lengths = [length - n for length, n in zip(self._lengths, tokens, strict=True)]
 
     @torch.inference_mode()
     def read(self, texts: Sequence[Sequence[int]], last: int, chunk: int) -> Iterator[Tensor]:
@@ -68,6 +78,7 @@ class Side:
         """
         first, width = len(self._lengths), max(map(len, texts))
         self._lengths += [0] * len(texts)
+        self._written += map(len, texts)
         view = slice(first, len(self._lengths))
         starts = [0] * len(texts)
         self._cache.reserve(len(self._lengths), width)
@@ -83,25 +94,27 @@ class Side:
     @torch.inference_mode()
     def remove(self, slot: int) -> None:
         """Closes a slot; the last sequence moves into it."""
-        last, used = len(self._lengths) - 1, max(self._lengths[slot], self._lengths[-1])
+        last, used = len(self._lengths) - 1, max(self._written[slot], self._written[-1])
         if slot != last:
             self._cache.copy(last, slot, used)
         self._cache.clear(last, used)
-        self._lengths[slot] = self._lengths[last]
-        self._lengths.pop()
+        for counts in (self._lengths, self._written):
+            counts[slot] = counts[last]
+            counts.pop()
 
     @torch.inference_mode()
-    def _feed(self, view: slice, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Runs each row's new tokens, right-aligned to a common width, in chunks of it."""
+    def _feed(self, view: slice, tokens: Sequence[Sequence[int]], keep: int = 1) -> Tensor:
+        """Runs each row's new tokens, right-aligned to a common width, in chunks of it; logits behind the last."""
         width = max(map(len, tokens))
         starts = self._lengths[view]
         self._cache.reserve(len(self._lengths), max(s + len(t) for s, t in zip(starts, tokens, strict=True)))
         for begin in range(0, width, CHUNK):
             span = range(begin, min(begin + CHUNK, width))
-            logits_NV = self._forward(view, tokens, starts, width, span)[:, -1]
+            logits_NKV = self._forward(view, tokens, starts, width, span, keep)
         for row, slot in enumerate(range(view.start, view.stop)):
             self._lengths[slot] += len(tokens[row])
-        return logits_NV
+            self._written[slot] = max(self._written[slot], self._lengths[slot])
+        return logits_NKV
 
     def _forward(
         self, view: slice, tokens: Sequence[Sequence[int]], starts: list[int], width: int, span: range, keep: int = 1

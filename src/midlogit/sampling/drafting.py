@@ -1,0 +1,160 @@
+"""How many tokens to draft ahead: what was asked for, or what measured rounds say pays; knows times and counts, no rows.
+
+A round drafts γ tokens with the base and has the teacher look at all of them at once; γ = 0 is lock-step. The choice
+changes how fast tokens come, never which (docs/speculation.md).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+from midlogit.errors import InvalidRequest
+
+MAX_DRAFTS = 16
+FIRST_TRY = 4  # drafts of the first rounds that speculate
+REMEMBERED = 9  # rounds of each batch size and γ whose times are kept
+ENOUGH = 2  # rounds before a time is believed
+LOOK_AROUND = 64  # rounds between two looks at a neighbour of the best γ
+DECAY = 0.999  # of acceptance counts, a round
+PRIOR = 4.0, 5.0  # drafts that stood, of how many, before any were seen
+
+Asked = int | Literal["auto", "off"]
+
+
+def require_speculation(asked: Asked) -> None:
+    """Checks what a user asked for.
+
+    Raises:
+        InvalidRequest: neither "auto", "off" nor 0 to MAX_DRAFTS.
+    """
+    whole = isinstance(asked, int) and not isinstance(asked, bool)
+    if not (asked in ("auto", "off") or (whole and 0 <= int(asked) <= MAX_DRAFTS)):
+        raise InvalidRequest(f"speculation is {asked!r}.", f"Use auto, off, or 0 to {MAX_DRAFTS} drafts a round.")
+
+
+@dataclass(slots=True)
+class Acceptance:
+    """How often drafts stood, by their place in the round.
+
+    Attributes:
+        checked, stood: drafts that were reached, and those of them that stood, whole numbers since the start.
+        recent: the same as decaying weights (stood, checked), for choosing γ.
+    """
+
+    checked: list[int]
+    stood: list[int]
+    recent: list[tuple[float, float]]
+
+    @classmethod
+    def empty(cls) -> Acceptance:
+        return cls([0] * MAX_DRAFTS, [0] * MAX_DRAFTS, [PRIOR] * MAX_DRAFTS)
+
+    def add(self, drafts: int, stood_B: Sequence[int]) -> None:
+        """Counts a round of so many drafts, of which the first `stood` stood in each row."""
+        for place in range(drafts):
+            reached = sum(stood >= place for stood in stood_B)
+            kept = sum(stood > place for stood in stood_B)
+            self.checked[place] += reached
+            self.stood[place] += kept
+            weight, total = self.recent[place]
+            self.recent[place] = (DECAY * weight + kept, DECAY * total + reached)
+
+    def tokens(self, drafts: int) -> float:
+        """Expected tokens a round: the drafts that stand before one that does not, and one more."""
+        expected, all_stood = 1.0, 1.0
+        for weight, total in self.recent[:drafts]:
+            all_stood *= weight / total
+            expected += all_stood
+        return expected
+
+
+class Drafting:
+    """Chooses γ for each round and counts what became of it.
+
+    Args:
+        asked: "auto", "off", or a fixed number of drafts.
+        choices: the γ that the engine can run, in order, 0 among them; "auto" chooses among these.
+    """
+
+    def __init__(self, asked: Asked, choices: Sequence[int] = range(9)) -> None:
+        require_speculation(asked)
+        self._auto = asked == "auto"
+        self._fixed = 0 if isinstance(asked, str) else asked
+        self._choices = list(choices)
+        self._acceptance = Acceptance.empty()
+        self._seconds: defaultdict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
+        self._since_look: defaultdict[int, int] = defaultdict(int)
+        self._rounds = 0
+        self._emitted = 0
+        self._last: dict[int, int] = {}
+
+    @property
+    def most(self) -> int:
+        """The most drafts that a round may have."""
+        return self._choices[-1] if self._auto else self._fixed
+
+    def drafts(self, batch: int) -> int:
+        """γ for the next round of so many sequences."""
+        if not self._auto:
+            return self._fixed
+        size = batch.bit_length()
+        measured = [g for g in self._choices if len(self._seconds[size, g]) >= ENOUGH]
+        first = min(self._choices, key=lambda g: abs(g - FIRST_TRY))
+        chosen = next((g for g in (0, first) if g not in measured), None)
+        if chosen is None:
+            place = max(range(len(self._choices)), key=lambda n: self._speed(size, self._choices[n], measured))
+            chosen = self._choices[place]
+            self._since_look[size] += 1
+            if chosen in measured and self._since_look[size] >= LOOK_AROUND:
+                self._since_look[size] = 0
+                around = self._choices[max(place - 1, 0) : place + 2]
+                chosen = min(around, key=lambda g: len(self._seconds[size, g]))
+        self._last[size] = chosen
+        return chosen
+
+    def _speed(self, size: int, drafts: int, measured: list[int]) -> float:
+        """Tokens a second and sequence that γ should give; between measured γ times are taken to be linear."""
+        known = {g: median(self._seconds[size, g]) for g in measured}
+        if drafts in known:
+            seconds = known[drafts]
+        else:
+            low, high = sorted(sorted(known, key=lambda g: abs(g - drafts))[:2])
+            slope = (known[high] - known[low]) / (high - low)
+            seconds = max(known[low] + slope * (drafts - low), 0.5 * min(known.values()))
+        return self._acceptance.tokens(drafts) / seconds
+
+    def count(self, drafts: int, stood_B: Sequence[int]) -> None:
+        """Counts a round: its γ, and how many drafts stood in each sequence."""
+        if drafts:
+            self._rounds += len(stood_B)
+            self._emitted += sum(stood_B) + len(stood_B)
+            self._acceptance.add(drafts, stood_B)
+
+    def time(self, batch: int, drafts: int, seconds: float) -> None:
+        """What an undisturbed round took."""
+        self._seconds[batch.bit_length(), drafts].append(seconds)
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts since the start.
+
+        Returns:
+            rounds: of single sequences that drafted; drafted, accepted: tokens; acceptance: their quotient, None
+            before the first; accepted_per_round; acceptance_by_position: from the first draft of a round on;
+            drafts_in_use: the γ last chosen, by largest batch size.
+        """
+        checked, stood = self._acceptance.checked, self._acceptance.stood
+        reached = [place for place in range(MAX_DRAFTS) if checked[place]]
+        by_batch = {str(2**size - 1): gamma for size, gamma in sorted(self._last.items())} or {"all": self._fixed}
+        return {
+            "rounds": self._rounds,
+            "checked": sum(checked),
+            "accepted": sum(stood),
+            "acceptance": sum(stood) / sum(checked) if sum(checked) else None,
+            "accepted_per_round": sum(stood) / self._rounds if self._rounds else None,
+            "acceptance_by_position": [stood[place] / checked[place] for place in reached],
+            "drafts_in_use": by_batch,
+        }

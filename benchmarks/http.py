@@ -59,7 +59,7 @@ class Wire:
         setattr(kind, method, noted)
 
     def seconds(self) -> tuple[float, float]:
-        """Since the last call of this: time with some call on the wire, and from the first request to the last answer."""
+        """Since the last call of this: with some call on the wire; from the first request to the last answer."""
         spans = sorted(span for notes in self._notes.values() for span in _spans(notes))
         self._notes.clear()
         total, until = 0.0, 0.0

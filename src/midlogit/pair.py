@@ -26,7 +26,7 @@ from midlogit.mixing import Mixing
 from midlogit.outputs import Completion, Scores, Statistics
 from midlogit.params import DEFAULT_PRESET, SamplingParams
 from midlogit.prompts import Prompt, encode_prompt, pair_up
-from midlogit.sampling.drafting import Asked, Drafting
+from midlogit.sampling.drafting import Asked, Drafting, require_speculation
 from midlogit.sampling.scoring import Scored, ScoreRequest
 from midlogit.sampling.sequence import Request
 from midlogit.sampling.sequence import Sequence as Running
@@ -160,6 +160,7 @@ class Pair:
         kv_cache_memory_bytes: tuple[int, int] | None = None,
         max_num_seqs: int = 256,
         max_model_len: int | None = None,
+        speculation: Asked = "auto",
         **engine_args: Any,
     ) -> Self:
         """Two models inside this process on vLLM's scheduler, paged attention and CUDA graphs, full vocabulary.
@@ -172,6 +173,8 @@ class Pair:
                 that both hold the same number of tokens.
             max_num_seqs: most sequences that run at once; more wait.
             max_model_len: most tokens of prompt and completion; by default what both models allow.
+            speculation: tokens that the base drafts ahead for the teacher to check at once; "auto" chooses as
+                many as measured times say pay. It changes the speed, never the tokens (docs/speculation.md).
             engine_args: further options of vLLM's EngineArgs, for both models (docs/vllm.md).
 
         Raises:
@@ -187,6 +190,7 @@ class Pair:
             raise InvalidRequest(
                 f"gpu_memory_utilization is {gpu_memory_utilization}.", "It is a share of the device, in (0, 1]."
             )
+        require_speculation(speculation)
         checkpoints = open_checkpoints(base, teacher)
         for side, checkpoint in zip(("base", "teacher"), checkpoints, strict=True):
             if max_model_len is not None and not 1 <= max_model_len <= checkpoint.max_context:
@@ -202,6 +206,7 @@ class Pair:
         mixing.require_mixable()
         require("torch", "local")
         from midlogit.engines.vllm import VllmEngine
+        from midlogit.engines.vllm.engine import DRAFTS
 
         engine = VllmEngine(
             *limited,
@@ -211,6 +216,7 @@ class Pair:
             kv_cache_memory_bytes=kv_cache_memory_bytes,
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
+            drafting=Drafting(speculation, DRAFTS),
             options=engine_args,
         )
         return cls(mixing, engine)

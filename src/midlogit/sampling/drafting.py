@@ -1,4 +1,4 @@
-"""How many tokens to draft ahead: what was asked for, or what measured rounds say pays; knows times and counts, no rows.
+"""How many tokens to draft ahead: as asked for, or as measured rounds say pays; knows times and counts, no rows.
 
 A round drafts γ tokens with the base and has the teacher look at all of them at once; γ = 0 is lock-step. The choice
 changes how fast tokens come, never which (docs/speculation.md).
@@ -78,6 +78,9 @@ class Drafting:
     Args:
         asked: "auto", "off", or a fixed number of drafts.
         choices: the γ that the engine can run, in order, 0 among them; "auto" chooses among these.
+
+    Attributes:
+        choices: the γ above 0 that a round may have, in order.
     """
 
     def __init__(self, asked: Asked, choices: Sequence[int] = range(9)) -> None:
@@ -93,9 +96,8 @@ class Drafting:
         self._last: dict[int, int] = {}
 
     @property
-    def most(self) -> int:
-        """The most drafts that a round may have."""
-        return self._choices[-1] if self._auto else self._fixed
+    def choices(self) -> list[int]:
+        return [g for g in (self._choices if self._auto else (self._fixed,)) if g]
 
     def drafts(self, batch: int) -> int:
         """γ for the next round of so many sequences."""

@@ -5,14 +5,21 @@ come in an order that keeps the device busy: `plan` schedules a step while the d
 asynchronous scheduler can; `take` hands the drawn tokens to the model runner, and `launch` enqueues the planned
 forward at once; `settle` tells the scheduler afterwards. A request that is ready but gets no token is put back by
 `hold` to where its last token is computed again (docs/vllm.md).
+
+A draft is a token that is computed before it is known to stay. The side that drafts goes on with provisional tokens,
+is fed the drafts on the device, and `correct` puts what stayed in their place; the side that reads them plans with
+draft slots, as vLLM's own speculative decoding has them.
 """
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +49,22 @@ REFUSED = {
     "gpu_memory_utilization": "give it to the pair: it is split between the two",
     "kv_cache_memory_bytes": "give it to the pair, as (base, teacher)",
 }
+
+PROVISIONAL = (0,)  # what a drafting side takes in place of a token that only the device knows
+BATCHES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # sequences for which reading drafts has CUDA graphs
+
+
+class NoDrafts:
+    """The proposer that vLLM is told of: drafts come from the other model."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        pass
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def propose(self, sampled_token_ids: list[list[int]], *args: Any, **kwargs: Any) -> list[list[int]]:
+        return [[] for _ in sampled_token_ids]
 
 
 def require_vllm() -> str:
@@ -89,6 +112,7 @@ class Core:
         kv_cache_bytes: size of the KV cache.
         memory_share: of the device, that weights, activations and cache together may take; vLLM checks it is free.
         max_num_seqs: most sequences that run at once. max_model_len: most tokens of a sequence, None for the model's.
+        reads: the numbers of drafts that one step may read besides none, in order; empty for a side that reads none.
         options: further EngineArgs.
 
     Raises:
@@ -105,12 +129,14 @@ class Core:
         memory_share: float,
         max_num_seqs: int,
         max_model_len: int | None,
+        reads: Sequence[int],
         options: Mapping[str, Any],
     ) -> None:
         from vllm import SamplingParams
         from vllm.engine.arg_utils import EngineArgs
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+        from vllm.v1.core.sched.interface import PauseState
         from vllm.v1.engine.core import EngineCore
         from vllm.v1.executor import Executor
         from vllm.v1.outputs import SamplerOutput
@@ -128,6 +154,11 @@ class Core:
             "disable_log_stats": True,
             "skip_tokenizer_init": True,
         }
+        if reads:
+            proposer = f"{NoDrafts.__module__}.{NoDrafts.__qualname__}"
+            arguments["speculative_config"] = {
+                "method": "custom_class", "model": proposer, "num_speculative_tokens": reads[-1],
+            }  # fmt: skip
         try:
             config = EngineArgs(model=model, **{**arguments, **options}).create_engine_config(UsageContext.LLM_CLASS)
             self._core: Any = EngineCore(config, Executor.get_class(config), log_stats=False)
@@ -136,20 +167,53 @@ class Core:
             raise ModelUnavailable(f"vLLM cannot run {model}: {reason}") from error
         self.max_model_len = int(config.model_config.max_model_len)
         self._make_request, self._make_params, self._make_sampled = Request, SamplingParams, SamplerOutput
-        self._scheduler = self._core.scheduler
+        self._scheduler, self._pause = self._core.scheduler, PauseState
         self._executor = self._core.model_executor
         self._runner = self._executor.driver_worker.worker.model_runner
         self._require_internals()
         # vLLM keeps one workspace a process, and the engine that is made last replaces it.
         self._workspaces, self._workspace = workspace, workspace._manager
-        self._tokens_R1: Tensor | None = None
-        self._runner._sample = lambda logits, metadata: self._make_sampled(self._tokens_R1, None)
+        self._tokens_RW: Tensor | None = None
+        self._runner._sample = lambda logits, metadata: self._make_sampled(self._tokens_RW, None)
         self._runner._to_list = Tensor.tolist  # the tokens are in main memory; vLLM's own would wait for the device
         self._planned: Any = None  # vLLM's SchedulerOutput of the next step, of the launched one, of the taken one
         self._launched: Any = None
         self._taken: tuple[Any, Any] = None, None
         self._output: Any = None  # vLLM's ModelRunnerOutput of the launched step, once there is one
         self._ready: dict[str, int] = {}
+        self._planned_drafts = 0
+        self._provisional = 0  # steps since the last that the scheduler was told of
+        self._fed: tuple[Sequence[str], Tensor] | None = None
+        self._fill_inputs, self._runner._prepare_input_ids = self._runner._prepare_input_ids, self._feed
+        # Draft slots are asked for step by step, not by the scheduler itself.
+        self._scheduler.num_spec_tokens = 0
+        self._scheduler._spec_token_placeholders = []
+        if self.device.type == "cuda":
+            # Guards the buffers that a forward's inputs are copied from, of which a drafting side is several ahead.
+            self._runner.prepare_inputs_event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._graphs = {self._runner.uniform_decode_query_len: self._runner.cudagraph_dispatcher}
+        for drafts in (0, *reads)[:-1]:
+            self._capture(1 + drafts, max_num_seqs)
+
+    def _capture(self, tokens: int, max_num_seqs: int) -> None:
+        """Captures CUDA graphs for steps of so many tokens a sequence; vLLM has them for one number."""
+        runner, known = self._runner, self._runner.cudagraph_dispatcher
+        mode = known.cudagraph_mode
+        if mode.decode_mode().name != "FULL" or not mode.separate_routine():
+            return
+        dispatcher = type(known)(runner.vllm_config)
+        config = dispatcher.compilation_config = copy.copy(known.compilation_config)
+        most = known.compilation_config.max_cudagraph_capture_size
+        sizes = [tokens * batch for batch in BATCHES if batch <= max_num_seqs and tokens * batch <= most]
+        config.cudagraph_capture_sizes, config.max_cudagraph_capture_size = sizes, sizes[-1]
+        dispatcher.uniform_decode_query_len = tokens
+        dispatcher.initialize_cudagraph_keys(mode, tokens)
+        for kind, keys in dispatcher.cudagraph_keys.items():
+            if kind.name == "PIECEWISE":
+                keys.clear()  # vLLM has those
+        self._graphs[tokens] = dispatcher
+        with self._graphs_of(tokens):
+            runner.capture_model()
 
     def _require_internals(self) -> None:
         """Checks by name what the methods below lean on."""
@@ -159,6 +223,8 @@ class Core:
             "Executor": (self._executor, "execute_model", "sample_tokens"),
             "GPUModelRunner": (
                 self._runner, "execute_model_state", "input_batch", "discard_request_mask", "_sample", "_to_list",
+                "_prepare_input_ids", "input_ids", "requests", "cudagraph_dispatcher", "uniform_decode_query_len",
+                "prepare_inputs_event",
             ),
         }  # fmt: skip
         missing = [f"{owner}.{n}" for owner, (thing, *names) in used.items() for n in names if not hasattr(thing, n)]
@@ -197,27 +263,94 @@ class Core:
         if keys:
             self._core.abort_requests(list(keys))
 
-    def plan(self) -> None:
-        """Schedules the next step, as if every ready request that is not held got a token."""
-        if self._planned is None and self._scheduler.has_requests():
-            self._planned = self._scheduler.schedule()
+    @property
+    def keys(self) -> set[str]:
+        """The running requests."""
+        return {request.request_id for request in self._scheduler.running}
 
-    def launch(self) -> dict[str, int]:
+    @property
+    def computes_one_each(self) -> bool:
+        """Whether the launched step computes one token of each of its requests."""
+        return self._launched is not None and all(n == 1 for n in self._launched.num_scheduled_tokens.values())
+
+    def can_draft(self, drafts: int) -> bool:
+        """Whether the next steps surely compute one token and then so many drafts of every running request, and
+        take in no other request."""
+        scheduler, running = self._scheduler, self._scheduler.running
+        full = len(running) >= scheduler.max_num_running_reqs
+        blocks = 1 + (1 + drafts) // scheduler.block_size
+        return (
+            (full or not scheduler.waiting)
+            and len(running) * (1 + drafts) <= scheduler.max_num_scheduled_tokens
+            and len(running) * blocks <= self.free_blocks
+            and all(r.num_tokens + r.num_output_placeholders - r.num_computed_tokens == 1 for r in running)
+        )
+
+    def plan(self, drafts: int = 0) -> None:
+        """Schedules the next step, as if every ready request that is not held got a token.
+
+        Args:
+            drafts: slots for drafts behind the last token of every running request, where `can_draft`.
+        """
+        if self._planned is None and self._scheduler.has_requests():
+            if drafts:
+                for request in self._scheduler.running:
+                    request.spec_token_ids = [0] * drafts
+            self._planned = self._scheduler.schedule()
+            self._planned_drafts = drafts
+
+    def launch(self, fed: tuple[Sequence[str], Tensor] | None = None) -> dict[str, int]:
         """Enqueues the forward of the planned step, without waiting for it.
 
+        Args:
+            fed: requests, and for each the last of its tokens that this step computes, [requests, tokens] on the
+                device.
+
         Returns:
-            the row of `logits` of each request that has every token but the next one computed.
+            the first row of `logits` of each request that has every token but the next one computed; those behind
+            its drafts follow.
         """
         self._workspaces._manager = self._workspace
         self._launched, self._planned = self._planned, None
         self._ready = {}
+        self._fed = fed
         if self._launched is not None:
-            self._output = self._executor.execute_model(self._launched)
+            with self._graphs_of(1 + self._planned_drafts):
+                self._output = self._executor.execute_model(self._launched)
             if self._output is None:  # else nothing was scheduled
                 unready = self._runner.discard_request_mask.np
-                keys = self._runner.input_batch.req_ids
-                self._ready = {key: row for row, key in enumerate(keys) if not unready[row]}
+                row = 0
+                for place, key in enumerate(self._runner.input_batch.req_ids):
+                    if not unready[place]:
+                        self._ready[key] = row
+                    row += 1 + len(self._launched.scheduled_spec_decode_tokens.get(key, ()))
         return self._ready
+
+    @contextmanager
+    def _graphs_of(self, tokens: int) -> Iterator[None]:
+        """Has the runner use the CUDA graphs for so many tokens a sequence, where there are some."""
+        runner = self._runner
+        known = runner.cudagraph_dispatcher, runner.uniform_decode_query_len
+        if tokens in self._graphs:
+            runner.cudagraph_dispatcher, runner.uniform_decode_query_len = self._graphs[tokens], tokens
+        try:
+            yield
+        finally:
+            runner.cudagraph_dispatcher, runner.uniform_decode_query_len = known
+
+    def _feed(self, scheduled: Any, requests: int, total: int, ends_R: Any) -> None:
+        """vLLM's filling of a forward's input ids, and over it the tokens that only the device knows."""
+        self._fill_inputs(scheduled, requests, total, ends_R)
+        if self._fed is not None:
+            keys, tokens_RN = self._fed
+            number = self._runner.input_batch.req_id_to_index
+            ends_R = np.asarray([ends_R[number[key]] for key in keys], dtype=np.int64)
+            places_RN = ends_R[:, None] - tokens_RN.shape[1] + np.arange(tokens_RN.shape[1])
+            places = torch.from_numpy(places_RN.ravel())
+            inputs = self._runner.input_ids.gpu
+            if inputs.device.type == "cuda":
+                places = places.pin_memory().to(inputs.device, non_blocking=True)
+            inputs[places] = tokens_RN.reshape(-1).to(inputs.dtype)
 
     @property
     def logits(self) -> Tensor:
@@ -234,17 +367,47 @@ class Core:
                 request.num_computed_tokens -= 1
                 request.num_output_placeholders -= 1
 
-    def take(self, tokens: Mapping[str, int]) -> None:
-        """Hands the launched step's tokens to the model runner; a ready request without one gets none."""
+    def take(self, tokens: Mapping[str, Sequence[int]]) -> None:
+        """Hands the launched step's tokens to the model runner; a ready request without any gets none."""
         if self._launched is not None and self._output is None:
             batch, unready = self._runner.input_batch, self._runner.discard_request_mask.np
-            for key, row in self._ready.items():
-                unready[row] = key not in tokens
-            drawn = [tokens.get(key, 0) for key in batch.req_ids]
-            self._tokens_R1 = torch.tensor(drawn, dtype=torch.int32)[:, None]
+            width = max(map(len, tokens.values()), default=1)
+            drawn_RW = np.full((len(batch.req_ids), width), -1, dtype=np.int32)
+            for place, key in enumerate(batch.req_ids):
+                if key in self._ready:
+                    unready[place] = key not in tokens
+                    drawn_RW[place, : len(tokens.get(key, ()))] = tokens.get(key, ())
+            self._tokens_RW = torch.from_numpy(drawn_RW)
             self._output = self._executor.sample_tokens(None)
         self._taken = self._launched, self._output
         self._launched = self._output = None
+
+    def go_on(self) -> None:
+        """Takes a provisional token for every ready request and plans the step that is fed the real one."""
+        self._provisional += 1
+        self.take(dict.fromkeys(self._ready, PROVISIONAL))
+        self._scheduler.set_pause_state(self._pause.PAUSED_NEW)
+        self.plan()
+        self._scheduler.set_pause_state(self._pause.UNPAUSED)
+
+    def correct(self, tokens: Mapping[str, Sequence[int]]) -> None:
+        """`take` at the end of steps that went on: what was drawn, in the place of what was provisional."""
+        steps, self._provisional = 1 + self._provisional, 0
+        self.take(dict.fromkeys(self._ready, PROVISIONAL))
+        scheduled, output = self._taken
+        batch = self._runner.input_batch
+        for place, key in enumerate(output.req_ids):
+            drawn = list(tokens.get(key, ()))
+            output.sampled_token_ids[place] = drawn
+            # To the scheduler it was one step that read its drafts.
+            scheduled.num_scheduled_tokens[key] = steps
+            scheduled.scheduled_spec_decode_tokens[key] = [0] * (steps - 1)
+            row = batch.req_id_to_index[key]
+            start = batch.num_tokens_no_spec[row] - steps
+            batch.token_ids_cpu[row, start : start + len(drawn)] = drawn
+            batch.num_tokens_no_spec[row] = start + len(drawn)
+            known = self._runner.requests[key].output_token_ids
+            known[len(known) - steps :] = drawn
 
     def settle(self) -> None:
         """Tells the scheduler of the tokens that were taken."""

@@ -1,29 +1,32 @@
-"""Two vLLM engine cores in lock-step: each step draws one token for every sequence that is ready on both sides.
+"""Two vLLM engine cores in lock-step: each step draws for every sequence that is ready on both sides.
 
 Knows the order of the work and which rows belong together; vLLM is behind `Core`, α and the draw behind the policy.
 A step first waits for the tokens of the one before, hands them to both model runners and enqueues their next forwards
-and the draw; schedulers are told and texts written while the device works (docs/vllm.md).
+and the draw; schedulers are told and texts written while the device works (docs/vllm.md). A step that drafts has
+several forwards of the base in it, and schedulers are told before the next.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from midlogit import fused
 from midlogit.checkpoint import Checkpoint
 from midlogit.engines.base import Engine, SteppingEngine
 from midlogit.engines.vllm.adapter import Core, require_options, require_vllm
+from midlogit.engines.vllm.drawing import ArrayDrawing, Drawing
 from midlogit.engines.vllm.memory import Need, Split, split, split_cpu
 from midlogit.errors import InvalidRequest
-from midlogit.sampling.policy import Decision, RowSettings, decide
+from midlogit.sampling.drafting import Drafting
+from midlogit.sampling.policy import RowSettings
 from midlogit.sampling.scoring import Scored
 from midlogit.sampling.sequence import Sequence
 
@@ -31,49 +34,10 @@ if TYPE_CHECKING:
     from midlogit.fused.decide import FusedPolicy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16}
+DRAFTS = (0, 1, 2, 3, 4, 6)  # γ that "auto" chooses among; the teacher has CUDA graphs for each
 SHORTEST_CONTEXT = 2048  # tokens that a cache must hold when no context is asked for
 
 _the_pair = threading.Lock()  # vLLM's CUDA graphs and process groups belong to the process: one pair at a time
-
-
-class Drawing(Protocol):
-    """The draw of one step, enqueued."""
-
-    def token_ids(self) -> list[int]:
-        """The drawn tokens; waits for them."""
-
-    def decisions(self) -> list[Decision]:
-        """All that is known of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """`Drawing` by the policy's own arrays, made at once."""
-
-    made: list[Decision]
-
-    def token_ids(self) -> list[int]:
-        return [decision.token_id for decision in self.made]
-
-    def decisions(self) -> list[Decision]:
-        return self.made
-
-
-class Parts:
-    """Drawings of some rows each, as one of all."""
-
-    def __init__(self, parts: list[tuple[list[int], Drawing]]) -> None:
-        self._drawings = [drawing for _, drawing in parts]
-        order = [row for rows, _ in parts for row in rows]
-        self._place = sorted(range(len(order)), key=order.__getitem__)
-
-    def token_ids(self) -> list[int]:
-        drawn = [token for drawing in self._drawings for token in drawing.token_ids()]
-        return [drawn[place] for place in self._place]
-
-    def decisions(self) -> list[Decision]:
-        drawn = [decision for drawing in self._drawings for decision in drawing.decisions()]
-        return [drawn[place] for place in self._place]
 
 
 @dataclass(slots=True)
@@ -84,9 +48,46 @@ class Running:
     drawn: int = 0
 
     @property
-    def next_settings(self) -> RowSettings:
-        """What the token after the drawn ones is drawn with; the sequence may not know of the last of them yet."""
-        return self.sequence.settings_at(self.drawn)
+    def room(self) -> int:
+        """How many tokens both contexts hold beyond the drawn ones."""
+        return self.sequence.request.room - self.drawn
+
+    def settings_at(self, place: int) -> RowSettings:
+        """What the token so many places behind the drawn ones is drawn with; the sequence may not know of them yet."""
+        return self.sequence.settings_at(self.drawn + place)
+
+    def ends_with(self, token_id: int) -> bool:
+        """Counts a drawn token; whether it is the last, as far as ids and lengths say."""
+        self.drawn += 1
+        request = self.sequence.request
+        return token_id in request.outcomes.ending or self.drawn >= min(request.params.max_tokens, request.room)
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step whose draws are enqueued.
+
+    Attributes:
+        keys: its sequences. drafts: how many tokens were drafted for each.
+        alone: whether the step did nothing else, so that its time is that of the draws.
+    """
+
+    keys: list[str]
+    drafts: int
+    drawing: Drawing
+    alone: bool
+
+    def tokens(self) -> dict[str, list[int]]:
+        """What was drawn for each sequence: drafts as long as they stand, and the token behind them; waits for it."""
+        drawn, drafted = self.drawing.token_ids(), self.drawing.drafted_ids()
+        count = len(self.keys)
+        found = {}
+        for n, key in enumerate(self.keys):
+            stood = 0
+            while stood < self.drafts and drawn[stood * count + n] == drafted[stood * count + n]:
+                stood += 1
+            found[key] = drawn[n : (stood + 1) * count : count]
+        return found
 
 
 class VllmEngine(SteppingEngine):
@@ -99,6 +100,7 @@ class VllmEngine(SteppingEngine):
         gpu_memory_utilization: share of the device for both together.
         kv_cache_memory_bytes: sizes of the caches of (base, teacher); None splits what is left.
         max_num_seqs: most sequences that run at once. max_model_len: most tokens of one, None for the models' own.
+        drafting: how many tokens to draft ahead.
         options: further EngineArgs of vLLM, for both.
 
     Raises:
@@ -119,6 +121,7 @@ class VllmEngine(SteppingEngine):
         kv_cache_memory_bytes: tuple[int, int] | None,
         max_num_seqs: int,
         max_model_len: int | None,
+        drafting: Drafting,
         options: Mapping[str, Any],
     ) -> None:
         require_vllm()
@@ -138,11 +141,11 @@ class VllmEngine(SteppingEngine):
         self._cores: list[Core] = []
         try:
             # The larger first, while memory is in one piece.
-            for name, cache, share in (
-                (teacher.name, shares.teacher_cache, shares.teacher_share),
-                (base.name, shares.base_cache, shares.base_share),
+            for name, cache, share, reads in (
+                (teacher.name, shares.teacher_cache, shares.teacher_share, drafting.choices),
+                (base.name, shares.base_cache, shares.base_share, ()),
             ):
-                self._cores.insert(0, Core(name, kv_cache_bytes=cache, memory_share=share, **common))
+                self._cores.insert(0, Core(name, kv_cache_bytes=cache, memory_share=share, reads=reads, **common))
         except BaseException:
             self._close_cores()
             raise
@@ -150,13 +153,15 @@ class VllmEngine(SteppingEngine):
         self._vocabulary = vocabulary
         self._keys = map(str, itertools.count())
         self._running: dict[str, Running] = {}
-        self._in_flight: tuple[list[str], Drawing] | None = None
+        self._in_flight: Flight | None = None
+        self._drafts = 0  # of the step that is planned
+        self._landed: float | None = None  # when the last flight's tokens were there
         self._fused: FusedPolicy | None = None
         if fused.available(self._base.device):
             from midlogit.fused.decide import FusedPolicy
 
             self._fused = FusedPolicy(vocabulary, self._base.device)
-        super().__init__()
+        super().__init__(drafting)
 
     @property
     def cores(self) -> tuple[Core, Core]:
@@ -169,10 +174,9 @@ class VllmEngine(SteppingEngine):
 
     def place(self, sequence: Sequence) -> None:
         request = sequence.request
-        limit = min(request.params.max_tokens, request.room)
         key = next(self._keys)
-        self._base.add(key, request.base_ids, limit)
-        self._teacher.add(key, request.teacher_ids, limit)
+        self._base.add(key, request.base_ids, request.room)
+        self._teacher.add(key, request.teacher_ids, request.room)
         self._running[key] = Running(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -201,85 +205,127 @@ class VllmEngine(SteppingEngine):
     @torch.inference_mode()
     def step(self) -> None:
         previous, self._in_flight = self._in_flight, None
-        tokens = {}
+        tokens: dict[str, list[int]] = {}
         if previous is not None:
-            tokens = dict(zip(previous[0], previous[1].token_ids(), strict=True))  # waits for the device
-        ended = self._ended_by(tokens)
-        # From here to the first forward the device is idle; the second is prepared while the first runs.
-        ready = []
-        for core in self.cores:
-            core.take(tokens)
-            core.plan()  # nothing, unless the engine was idle
-            ready.append(core.launch())
-        base_rows, teacher_rows = ready
+            tokens = previous.tokens()  # waits for the device
+            self._measure(previous, tokens)
+        ended = self._count(tokens)
+        # From here to the first forward the device is idle; what follows is prepared while that runs.
+        drafted = previous is not None and previous.drafts > 0
+        if drafted:
+            self._base.correct(tokens)
+            self._tell(self._base, ended)
+        else:
+            self._base.take(tokens)
+        self._base.plan()  # nothing, if it was planned ahead
+        base_rows = self._base.launch()
+        self._teacher.take(tokens)
+        if drafted:
+            self._tell(self._teacher, ended)
+            self._drafts = self._choose()
+        self._teacher.plan(self._drafts)
         # Sequences that have ended since the step was planned are among its rows.
-        drawable = self._running.keys() & base_rows.keys() & teacher_rows.keys() - ended
-        rows = [(key, row, teacher_rows[key]) for key, row in base_rows.items() if key in drawable]
-        if rows:
-            self._in_flight = [key for key, _, _ in rows], self._draw(rows)
-        for core, here, there in ((self._base, base_rows, teacher_rows), (self._teacher, teacher_rows, base_rows)):
-            core.hold(here.keys() - there.keys())
-            core.settle()
-            core.abort(ended)
-            core.plan()
+        keys = [key for key in base_rows if key in self._running and key not in ended]
+        if self._drafts and keys:
+            if not drafted:
+                self._tell(self._base, ended)
+            teacher_rows = self._draft(keys, base_rows)
+            if not drafted:
+                self._tell(self._teacher, ended)
+        else:
+            teacher_rows = self._teacher.launch()
+            self._draw([key for key in keys if key in teacher_rows], base_rows, teacher_rows)
+            for core, here, there in ((self._base, base_rows, teacher_rows), (self._teacher, teacher_rows, base_rows)):
+                core.hold(here.keys() - there.keys())
+                if not drafted:
+                    self._tell(core, ended)
+            self._drafts = self._choose()
+            self._base.plan()
+            self._teacher.plan(self._drafts)
         if previous is not None:
-            self._publish(*previous)
+            self._publish(previous, tokens)
 
-    def _ended_by(self, tokens: Mapping[str, int]) -> set[str]:
-        """Counts the drawn tokens; the keys of sequences that end with theirs by its id.
+    def _tell(self, core: Core, ended: set[str]) -> None:
+        """Tells a scheduler what was drawn and what has ended."""
+        core.settle()
+        core.abort(ended)
 
-        Those that end by length vLLM ends itself; stop strings are found when the text is written.
+    def _choose(self) -> int:
+        """How many tokens to draft in the step that is planned next."""
+        base, teacher = self.cores
+        keys = base.keys
+        if not keys or keys != teacher.keys:
+            return 0
+        drafts = min(self.drafting.drafts(len(keys)), min(self._running[key].room for key in keys) - 1)
+        return drafts if drafts > 0 and base.can_draft(drafts) and teacher.can_draft(drafts) else 0
+
+    def _measure(self, flight: Flight, tokens: Mapping[str, list[int]]) -> None:
+        """Counts drafts that stood, and the time since the flight before."""
+        now, before = time.perf_counter(), self._landed
+        self._landed = now
+        self.drafting.count(flight.drafts, [len(drawn) - 1 for drawn in tokens.values()])
+        if flight.alone and before is not None:
+            self.drafting.time(len(flight.keys), flight.drafts, now - before)
+
+    def _count(self, tokens: dict[str, list[int]]) -> set[str]:
+        """Counts the drawn tokens, and drops those behind a last one.
+
+        Returns:
+            the keys of sequences that end by an id or by length; stop strings are found when the text is written.
         """
         ended = set()
-        for key, token in tokens.items():
+        for key, drawn in tokens.items():
             running = self._running.get(key)
-            if running is not None:
-                running.drawn += 1
-                if token in running.sequence.request.outcomes.ending:
+            for place, token in enumerate(drawn):
+                if running is not None and running.ends_with(token):
                     ended.add(key)
+                    del drawn[place + 1 :]
+                    break
         return ended
 
-    def _draw(self, rows: list[tuple[str, int, int]]) -> Drawing:
-        """Draws for (key, row of the base, row of the teacher): by the kernels what they can, the rest by arrays."""
-        asked = [self._running[key].next_settings for key, _, _ in rows]
-        if self._fused is None:
-            return self._draw_by_arrays(rows, asked)
-        by_kernel = [n for n, settings in enumerate(asked) if self._fused.handles(settings)]
-        if len(by_kernel) == len(rows):
-            return self._draw_by_kernel(rows, asked)
-        by_arrays = sorted(set(range(len(rows))).difference(by_kernel))
-        ways = ((by_kernel, self._draw_by_kernel), (by_arrays, self._draw_by_arrays))
-        return Parts([(some, draw([rows[n] for n in some], [asked[n] for n in some])) for some, draw in ways if some])
+    def _draft(self, keys: list[str], base_rows: Mapping[str, int]) -> dict[str, int]:
+        """Goes on with the base over its drafts, and has the teacher read them all at once."""
+        drawing = self._drawing(keys, self._drafts)
+        fed = []
+        for _ in range(self._drafts):
+            fed.append(drawing.base(self._base.logits, [base_rows[key] for key in keys])[:, None])
+            self._base.go_on()
+            base_rows = self._base.launch((keys, fed[-1]))
+        drawing.base(self._base.logits, [base_rows[key] for key in keys])
+        teacher_rows = self._teacher.launch((keys, torch.cat(fed, dim=1)))
+        drawing.decide(self._teacher.logits, [teacher_rows[key] for key in keys])
+        self._in_flight = Flight(keys, self._drafts, drawing, alone=True)
+        return teacher_rows
 
-    def _draw_by_kernel(self, rows: list[tuple[str, int, int]], asked: list[RowSettings]) -> Drawing:
-        assert self._fused is not None
-        _, base_rows, teacher_rows = zip(*rows, strict=True)
-        prepared = self._fused.prepare(asked, base_rows, teacher_rows)
-        return self._fused.launch(self._base.logits, self._teacher.logits, prepared)
+    def _draw(self, keys: list[str], base_rows: Mapping[str, int], teacher_rows: Mapping[str, int]) -> None:
+        """Draws one token for each sequence."""
+        if keys:
+            drawing = self._drawing(keys, 0)
+            drawing.base(self._base.logits, [base_rows[key] for key in keys])
+            drawing.decide(self._teacher.logits, [teacher_rows[key] for key in keys])
+            alone = len(keys) == len(self._running) and self._base.computes_one_each and self._teacher.computes_one_each
+            self._in_flight = Flight(keys, 0, drawing, alone)
 
-    def _draw_by_arrays(self, rows: list[tuple[str, int, int]], asked: list[RowSettings]) -> Drawing:
-        base_NV = _taken(self._base.logits, [row for _, row, _ in rows], self._vocabulary)
-        teacher_NV = _taken(self._teacher.logits, [row for _, _, row in rows], self._vocabulary)
-        return Drawn(decide(base_NV, teacher_NV, asked))
+    def _drawing(self, keys: list[str], drafts: int) -> Drawing:
+        settings = [self._running[key].settings_at(place) for place in range(drafts + 1) for key in keys]
+        return ArrayDrawing(settings, len(keys), self._vocabulary)
 
-    def _publish(self, keys: list[str], drawing: Drawing) -> None:
-        """Gives each sequence its token, unless it ended since the draw."""
-        for key, decision in zip(keys, drawing.decisions(), strict=True):
+    def _publish(self, flight: Flight, tokens: Mapping[str, list[int]]) -> None:
+        """Gives each sequence its tokens, unless it ended since the draw."""
+        decisions = flight.drawing.decisions()
+        for n, key in enumerate(flight.keys):
             running = self._running.get(key)
             if running is not None:
-                running.sequence.append(decision)
-        self._leave([key for key in keys if key in self._running and self._running[key].sequence.is_finished])
+                for decision in decisions[n :: len(flight.keys)][: len(tokens[key])]:
+                    if not running.sequence.is_finished:
+                        running.sequence.append(decision)
+        self._leave([key for key in flight.keys if key in self._running and self._running[key].sequence.is_finished])
 
     def _leave(self, keys: list[str]) -> None:
         for core in self.cores:
             core.abort(keys)
         for key in keys:
             del self._running[key]
-
-
-def _taken(logits_RV: Tensor, rows: list[int], vocabulary: int) -> Tensor:
-    index_N = torch.tensor(rows, device=logits_RV.device)
-    return logits_RV[index_N, :vocabulary].to(torch.promote_types(logits_RV.dtype, torch.float32))
 
 
 def _split(

@@ -9,6 +9,7 @@ with one call a sequence and step. Medians over the rounds go to benchmarks/resu
   the system to that when the last of its answer is read;
 - coordinator_ms_per_token: all other wall time, which is what a user waits for beside the servers: from the last
   answer to the next request. What the engine does while a server works is not in it;
+- ends_ms_per_call: the part of that which comes once, before the first request and after the last answer of all;
 - processor_ms_per_token: processor time of the engine's thread, whenever it is spent. With many sequences some call
   is nearly always on the wire, so this is the cost that counts there.
 """
@@ -30,12 +31,11 @@ from collections.abc import Callable, Iterator
 from datetime import date
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.http_writer import StreamWriter
 
 from midlogit import Pair, SamplingParams
+from midlogit.engines.http.exchange import Address
 
 RESULTS = Path(__file__).parent / "results" / "http.json"
 PROMPT = "Once upon a time there was a little fox, number {}, who lived in the forest and"
@@ -46,28 +46,27 @@ class Wire:
 
     def __init__(self) -> None:
         self._notes: dict[object, list[tuple[str, float]]] = {}
-        self._watch(StreamWriter, "_write", lambda writer: writer.protocol, "sent")
-        self._watch(StreamWriter, "_writelines", lambda writer: writer.protocol, "sent")
-        self._watch(ResponseHandler, "data_received", lambda protocol: protocol, "read")
+        self._watch(Address, "_write", lambda address, protocol, body: protocol, "sent")
+        self._watch(ResponseHandler, "data_received", lambda protocol, data: protocol, "read")
 
-    def _watch(self, kind: type, method: str, connection_of: Callable[[Any], object], what: str) -> None:
+    def _watch(self, kind: type, method: str, connection_of: Callable[..., object], what: str) -> None:
         plain = getattr(kind, method)
 
         def noted(self_, *arguments):
-            self._notes.setdefault(connection_of(self_), []).append((what, time.perf_counter()))
+            self._notes.setdefault(connection_of(self_, *arguments), []).append((what, time.perf_counter()))
             plain(self_, *arguments)
 
         setattr(kind, method, noted)
 
-    def busy_seconds(self) -> float:
-        """Time since the last call of this during which some call was on the wire."""
+    def seconds(self) -> tuple[float, float]:
+        """Since the last call of this: with some call on the wire; from the first request to the last answer."""
         spans = sorted(span for notes in self._notes.values() for span in _spans(notes))
         self._notes.clear()
         total, until = 0.0, 0.0
         for start, end in spans:
             total += max(end - max(start, until), 0.0)
             until = max(until, end)
-        return total
+        return total, until - spans[0][0] if spans else 0.0
 
 
 def _spans(notes: list[tuple[str, float]]) -> Iterator[tuple[float, float]]:
@@ -89,7 +88,7 @@ def gather_rows(pair: Pair, gathered: bool) -> None:
 
 
 def run(pair: Pair, wire: Wire, batch: int, tokens: int, preset: str) -> dict[str, float]:
-    """One batch: seconds for one token on the wall, on the wire, beside it, and of the engine's thread."""
+    """One batch: seconds for one token on the wall, on the wire, beside it, and of the engine's thread; of the ends."""
 
     async def thread_time() -> float:
         return time.thread_time()
@@ -97,15 +96,16 @@ def run(pair: Pair, wire: Wire, batch: int, tokens: int, preset: str) -> dict[st
     prompts = [PROMPT.format(n) for n in range(batch)]
     params = SamplingParams.preset(preset, max_tokens=tokens, seed=1, ignore_eos=True)
     client = pair._engine._client
-    wire.busy_seconds()
+    wire.seconds()
     processor, start = client.run(thread_time()), time.perf_counter()
     completions = pair.generate(prompts, params, progress=False)
-    wall, server = time.perf_counter() - start, wire.busy_seconds()
+    wall = time.perf_counter() - start
+    server, inner = wire.seconds()
     processor = client.run(thread_time()) - processor
     assert not any(c.error for c in completions), next(c.error for c in completions if c.error)
     seconds = {"wall": wall, "server": server, "coordinator": wall - server, "processor": processor}
     drawn = sum(len(c.token_ids) for c in completions)
-    return {name: value / drawn for name, value in seconds.items()}
+    return {**{name: value / drawn for name, value in seconds.items()}, "ends": wall - inner}
 
 
 def measure(pair: Pair, wire: Wire, batch: int, tokens: int, rounds: int, preset: str) -> dict[str, float]:
@@ -122,6 +122,7 @@ def measure(pair: Pair, wire: Wire, batch: int, tokens: int, rounds: int, preset
     }
     return {
         **found,
+        "ends_ms_per_call": round(1e3 * median(r["ends"] for r in runs[True]), 1),
         "tokens_per_s": round(1 / median(r["wall"] for r in runs[True]), 1),
         "uncoalesced_tokens_per_s": round(1 / median(r["wall"] for r in runs[False]), 1),
         "speedup_of_each_round": [

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from midlogit.core import reference
 from midlogit.core.diagnostics import diagnose
-from midlogit.core.mixture import LogPair, log_mixture, moments, normalise
+from midlogit.core.mixture import LogPair, LoneRow, log_mixture, moments, normalise
 from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
+from midlogit.core.solver import NARROW
 from tests.rows import KINDS, make_rows, row_pairs
 
 LIBRARIES = {"numpy": np.asarray, "torch": torch.from_numpy}
@@ -157,3 +158,18 @@ def test_derivatives_are_those_of_the_cumulant() -> None:
         high, _, _ = moments(pair, np.array([alpha + step]))
         np.testing.assert_allclose(first, (high - low) / (2 * step), rtol=1e-6)
         np.testing.assert_allclose(second, (high - 2 * value + low) / step**2, rtol=1e-3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=row_pairs())
+def test_a_narrow_row_alone_is_solved_as_in_a_batch(rows) -> None:
+    """On plain numbers as on arrays: both moments of F and the steps of the solver."""
+    base, teacher = (normalise(np.stack([row[:NARROW], row[:NARROW]])) for row in rows)
+    pair = LogPair.of(base, teacher)
+    if not pair.overlap_N.all():
+        return
+    alone = pair.rows(np.asarray([0]))
+    for one, both in zip(moments(LoneRow.of(alone), 0.3), moments(pair, np.full(2, 0.3)), strict=True):
+        np.testing.assert_allclose([one, one], both, rtol=1e-9, atol=1e-12)
+    for rule in (EqualKL(), KLBudget(0.05)):
+        np.testing.assert_allclose(rule.alpha(alone, 1e-9), rule.alpha(pair, 1e-9)[:1], atol=1e-6)

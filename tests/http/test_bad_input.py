@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from shutil import copytree
 
@@ -42,6 +44,28 @@ def test_not_such_a_server(tmp_path: Path, urls: Urls) -> None:
 def test_path_without_v1(urls: Urls) -> None:
     bare = urls.base.removesuffix("/v1")
     assert f"Did you mean {bare}/v1?" in refused(bare, urls.teacher, ServerUnavailable)
+
+
+def test_a_redirect_is_told_not_followed(urls: Urls) -> None:
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(308)
+            self.send_header("Location", f"{urls.base}/models")
+            self.end_headers()
+
+        def log_message(self, format: str, *values: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        message = refused(f"http://127.0.0.1:{server.server_port}/v1", urls.teacher, ServerUnavailable)
+        server.shutdown()
+    assert f"it redirects to {urls.base}/models" in message
+
+
+def test_a_key_with_a_line_break(urls: Urls) -> None:
+    message = refused(urls.base, urls.teacher, InvalidRequest, teacher_api_key="sk-secret\nX: y")
+    assert "The teacher API key holds a line break" in message and "sk-" not in message
 
 
 def test_wrong_key_is_named_by_its_option_and_never_shown(

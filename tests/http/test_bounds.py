@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from midlogit import Pair, SamplingParams
+from midlogit.core.uniforms import Chances
 from midlogit.sampling.listed import Listed, unlisted_ids
 from midlogit.sampling.policy import Decision, RowSettings, decide, decide_listed
 from tests.http.conftest import WHOLE
@@ -71,7 +72,7 @@ def test_bounds_hold_and_say_something(
         1e-9,
         False,
         True,
-        0.5,
+        Chances(0.5, 0.5, 0.5),
         top_logprobs=WHOLE,
     )
     errors: list[tuple[float, float, float, float]] = []

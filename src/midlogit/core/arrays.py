@@ -20,11 +20,13 @@ __all__ = [
     "array_namespace",
     "descending_order",
     "device",
+    "float64",
     "last_index",
     "log_sum_exp",
     "resolution",
     "row_max",
     "row_sum",
+    "running_sum",
     "take_columns",
     "top_k_unordered",
 ]
@@ -52,6 +54,18 @@ def row_max(xp: Namespace, x_NV: Array) -> Array:
     return np.maximum.reduce(x_NV, axis=-1) if xp is np else xp.max(x_NV, axis=-1)
 
 
+def running_sum(xp: Namespace, x_NV: Array) -> Array:
+    """Cumulative sums of each row in float64."""
+    if xp is np:
+        return np.add.accumulate(x_NV, axis=-1, dtype=np.float64)
+    return xp.cumulative_sum(x_NV, axis=-1, dtype=xp.float64)
+
+
+def float64(xp: Namespace, x: Array) -> Array:
+    """The array in float64, itself where it is so already."""
+    return x if x.dtype == xp.float64 else xp.astype(x, xp.float64)
+
+
 def log_sum_exp(x_NV: Array) -> Array:
     """log Σ exp over the last axis, in float64; −inf for a row that is −inf everywhere.
 
@@ -69,7 +83,9 @@ def log_sum_exp(x_NV: Array) -> Array:
 
 def take_columns(x_NV: Array, columns_NK: Array) -> Array:
     """x[n, columns[n, k]]."""
-    if isinstance(x_NV, np.ndarray):  # take_along_axis costs more than twice as much
+    if isinstance(x_NV, np.ndarray):  # take_along_axis costs more than twice as much, and of one row four times
+        if len(x_NV) == 1:
+            return x_NV.take(columns_NK[0], axis=1)
         return x_NV[np.arange(len(x_NV))[:, None], columns_NK]
     return array_namespace(x_NV).take_along_axis(x_NV, columns_NK, axis=-1)
 

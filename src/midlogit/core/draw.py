@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from midlogit.core.arrays import Array, array_namespace, last_index, row_max
+from midlogit.core.arrays import Array, array_namespace, last_index, row_max, running_sum
 
 
 def masses(log_weights_NV: Array) -> Array:
@@ -20,7 +20,7 @@ def inverse_cdf(mass_NV: Array, uniform_N: Array) -> Array:
         uniform_N: uniforms in [0, 1), float64.
     """
     xp = array_namespace(mass_NV)
-    cumulative_NV = xp.cumulative_sum(mass_NV, axis=-1, dtype=xp.float64)
+    cumulative_NV = running_sum(xp, mass_NV)
     target_N1 = (uniform_N * cumulative_NV[:, -1])[:, None]
     drawn_N = xp.sum(xp.astype(cumulative_NV <= target_N1, xp.int64), axis=-1)
     return xp.minimum(drawn_N, last_index(xp, mass_NV > 0))

@@ -5,6 +5,7 @@ Rows are log-probabilities on one alphabet, −inf where a model gives nothing.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from midlogit.core.arrays import Array, array_namespace, row_max, row_sum
@@ -55,13 +56,45 @@ class LogPair:
         return LogPair(*taken)
 
 
-def moments(pair: LogPair, alpha_N: Array) -> tuple[Array, Array, Array]:
+@dataclass(frozen=True, slots=True)
+class LoneRow:
+    """The common support of a row as plain numbers, which cost a fraction of arrays when they are few.
+
+    Attributes:
+        common, ratio: as of `LogPair`.
+    """
+
+    common: list[float]
+    ratio: list[float]
+
+    @classmethod
+    def of(cls, pair: LogPair) -> LoneRow:
+        """The one row of a pair."""
+        both = zip(pair.common_NV[0].tolist(), pair.ratio_NV[0].tolist(), strict=True)
+        common, ratio = zip(*((c, r) for c, r in both if c > -math.inf), strict=True)
+        return cls(list(common), list(ratio))
+
+    def moments(self, alpha: float) -> tuple[float, float, float]:
+        ratio = self.ratio
+        exponent = [c + alpha * r for c, r in zip(self.common, ratio, strict=True)]
+        peak = max(exponent)
+        mass = [math.exp(e - peak) for e in exponent]
+        total = sum(mass)
+        mass = [m * r for m, r in zip(mass, ratio, strict=True)]
+        mean = sum(mass) / total
+        square = sum(m * r for m, r in zip(mass, ratio, strict=True)) / total
+        return math.log(total) + peak, mean, max(square - mean**2, 0.0)
+
+
+def moments(pair: LogPair | LoneRow, alpha_N: Array) -> tuple[Array, Array, Array]:
     """F(α), F′(α), F″(α) of each row in float64 (docs/theory.md (2), (4), (5)).
 
     Args:
         pair: rows with a common support each.
-        alpha_N: one α a row, float64.
+        alpha_N: one α a row, float64; a plain one for a LoneRow.
     """
+    if isinstance(pair, LoneRow):
+        return pair.moments(alpha_N)
     xp = array_namespace(pair.base_NV)
     weight_N1 = xp.astype(alpha_N, pair.base_NV.dtype, copy=False)[:, None]
     exponent_NV = pair.common_NV + weight_N1 * pair.ratio_NV

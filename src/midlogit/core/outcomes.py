@@ -63,17 +63,20 @@ class Outcomes:
         """Ids that are not drawn while the sequence may not end."""
         return self.hidden | set(self.ending_ids)
 
-    def apply(self, logits_NV: Array, ending_N: Array, ids_NV: Array | None = None) -> Array:
+    def apply(
+        self, logits_NV: Array, ending_N: Array, ids_NV: Array | None = None, drawable_NV: Array | None = None
+    ) -> Array:
         """Tempered logits with masked ids at −inf and the stop class summed into its column.
 
         Args:
             logits_NV: tempered logits of one model.
             ending_N: rows that may end now; the others have every ending id masked.
             ids_NV: the id of each column, −1 for none; None when column and id are the same.
+            drawable_NV: `drawable` of given ids.
         """
         xp = array_namespace(logits_NV)
         if ids_NV is not None:
-            return self._apply_to_columns(logits_NV, ending_N, ids_NV)
+            return self._apply_to_columns(logits_NV, drawable_NV, ids_NV)
         ending_NV = None if bool(xp.all(ending_N)) else ending_N[:, None] | ~self._mask(xp, logits_NV, "ending")
         merged_NV = xp.where(self._mask(xp, logits_NV, "masked"), xp.full_like(logits_NV, -xp.inf), logits_NV)
         if self.stop_outcome is not None:
@@ -129,9 +132,9 @@ class Outcomes:
         row_V = self._masks["ids", kind]
         return row_V[np.minimum(ids_NV, len(row_V) - 1)]  # the last entry, False, is also where −1 points
 
-    def _apply_to_columns(self, logits_NV: Array, ending_N: Array, ids_NV: Array) -> Array:
+    def _apply_to_columns(self, logits_NV: Array, drawable_NV: Array, ids_NV: Array) -> Array:
         """`apply` for columns of given ids (NumPy)."""
-        merged_NV = np.where(self.drawable(ids_NV, ending_N), logits_NV, -np.inf)
+        merged_NV = np.where(drawable_NV, logits_NV, -np.inf)
         if self.stop_outcome is not None:
             stops_NV = self.stop_columns(ids_NV)
             stop_N1 = log_sum_exp(np.where(stops_NV, merged_NV, -np.inf))[:, None]

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from midlogit.core.arrays import Array, array_namespace, device
-from midlogit.core.mixture import LogPair, moments
+from midlogit.core.mixture import LogPair, LoneRow, moments
 from midlogit.core.solver import increasing_root
 from midlogit.core.truncation import Boxes
 from midlogit.errors import InvalidRequest
@@ -46,7 +46,7 @@ class EqualKL(AlphaRule):
         return "equal-kl"
 
     def alpha(self, pair: LogPair, tolerance: float) -> Array:
-        def slope_of_F(rows: LogPair, alpha_N: Array) -> tuple[Array, Array]:
+        def slope_of_F(rows: LogPair | LoneRow, alpha_N: Array) -> tuple[Array, Array]:
             _, first_N, second_N = moments(rows, alpha_N)
             return first_N, second_N
 
@@ -95,7 +95,7 @@ class KLBudget(AlphaRule):
         return f"kl-budget:{self.epsilon:g}"
 
     def alpha(self, pair: LogPair, tolerance: float) -> Array:
-        def excess(rows: LogPair, alpha_N: Array) -> tuple[Array, Array]:
+        def excess(rows: LogPair | LoneRow, alpha_N: Array) -> tuple[Array, Array]:
             value_N, first_N, second_N = moments(rows, alpha_N)
             return alpha_N * first_N - value_N - self.epsilon, alpha_N * second_N
 

@@ -11,13 +11,14 @@ from collections.abc import Callable
 import numpy as np
 
 from midlogit.core.arrays import Array, array_namespace, device, resolution
-from midlogit.core.mixture import LogPair
+from midlogit.core.mixture import LogPair, LoneRow
 
-Function = Callable[[LogPair, Array], tuple[Array, Array]]
+Function = Callable[[LogPair | LoneRow, Array], tuple[Array, Array]]
 
 NEWTON_STEPS = 40  # after so many, bisection alone, which reaches the spacing of float64 in 53
 NO_SLOPE = 1e-300
 MAX_STEPS = NEWTON_STEPS + 53
+NARROW = 40  # columns up to which plain numbers cost less than arrays
 
 
 def increasing_root(function: Function, pair: LogPair, tolerance: float) -> Array:
@@ -33,8 +34,8 @@ def increasing_root(function: Function, pair: LogPair, tolerance: float) -> Arra
         α_N in float64.
     """
     xp = array_namespace(pair.base_NV)
-    if xp is np and len(pair.base_NV) == 1:
-        return np.asarray([_lone_root(function, pair, tolerance)])
+    if xp is np and len(pair.base_NV) == 1 and pair.base_NV.shape[-1] <= NARROW:
+        return np.asarray([_lone_root(function, LoneRow.of(pair), tolerance, resolution(pair.base_NV))])
     rows, where = pair.base_NV.shape[0], device(pair.base_NV)
     zeros_N = xp.zeros(rows, dtype=xp.float64, device=where)
     ones_N = xp.ones(rows, dtype=xp.float64, device=where)
@@ -78,22 +79,17 @@ def increasing_root(function: Function, pair: LogPair, tolerance: float) -> Arra
     return alpha_N
 
 
-def _lone_root(function: Function, pair: LogPair, tolerance: float) -> float:
-    """`increasing_root` of one NumPy row: the same steps on plain numbers, which cost a tenth of arrays of one."""
-    floor = resolution(pair.base_NV)
-
-    def at(alpha: float) -> tuple[float, float]:
-        value_1, slope_1 = function(pair, np.asarray([alpha]))
-        return value_1.item(), slope_1.item()
-
-    (low_value, _), (high_value, _) = at(0.0), at(1.0)
+def _lone_root(function: Function, row: LoneRow, tolerance: float, floor: float) -> float:
+    """`increasing_root` of one narrow row: the same steps on plain numbers."""
+    (low_value, _), (high_value, _) = function(row, 0.0), function(row, 1.0)
     if max(abs(low_value), abs(high_value)) <= 16 * floor:
         return 0.5
     if low_value >= 0 or high_value <= 0:
         return 0.0 if low_value >= 0 else 1.0
-    low, high, alpha = 0.0, 1.0, -low_value / (high_value - low_value)
+    low, high = 0.0, 1.0
+    alpha: float = -low_value / (high_value - low_value)
     for step in range(MAX_STEPS):
-        value, slope = at(alpha)
+        value, slope = function(row, alpha)
         low, high = (alpha, high) if value < 0 else (low, alpha)
         if abs(value) <= max(tolerance * min(slope, 1.0), floor) or high - low <= 2.3e-16:
             break

@@ -10,8 +10,10 @@ from midlogit.core.arrays import (
     array_namespace,
     descending_order,
     device,
+    float64,
     last_index,
     log_sum_exp,
+    running_sum,
     take_columns,
     top_k_unordered,
 )
@@ -39,20 +41,22 @@ def nucleus(logits_NV: Array, top_p_N: Array, total_N: Array | None = None) -> t
         total_N = log_sum_exp(logits_NV)
     k = min(FIRST_CANDIDATES, vocabulary)
     while True:
-        ids_NK = xp.sort(top_k_unordered(logits_NV, k), axis=-1)
-        order_NK = descending_order(take_columns(logits_NV, ids_NK))
-        ids_NK = take_columns(ids_NK, order_NK)
-        logits_NK = xp.astype(take_columns(logits_NV, ids_NK), xp.float64)
+        if k == vocabulary:
+            ids_NK = descending_order(logits_NV)
+        else:
+            ids_NK = xp.sort(top_k_unordered(logits_NV, k), axis=-1)
+            ids_NK = take_columns(ids_NK, descending_order(take_columns(logits_NV, ids_NK)))
+        logits_NK = float64(xp, take_columns(logits_NV, ids_NK))
         before_NK = _mass_before(logits_NK, total_N)
         valid_NK = (before_NK < top_p_N[:, None]) & (logits_NK > -xp.inf)
         crossing_N1 = last_index(xp, valid_NK)[:, None]
         if k == vocabulary:
             break
         # Settled when the crossing outcome beats the last candidate, with which outsiders may tie.
-        if bool(xp.all(take_columns(logits_NK, crossing_N1)[:, 0] > logits_NK[:, -1])):
+        if bool((take_columns(logits_NK, crossing_N1)[:, 0] > logits_NK[:, -1]).all()):
             break
         k = min(8 * k, vocabulary)
-    width = int(xp.max(crossing_N1)) + 1
+    width = int(crossing_N1.max()) + 1
     ids_NK, valid_NK = ids_NK[:, :width], valid_NK[:, :width]
     beyond = xp.asarray(vocabulary, dtype=ids_NK.dtype, device=device(ids_NK))
     ids_NK = xp.sort(xp.where(valid_NK, ids_NK, beyond), axis=-1)
@@ -65,4 +69,4 @@ def _mass_before(logits_NK: Array, total_N: Array) -> Array:
     xp = array_namespace(logits_NK)
     total_N = xp.where(total_N == -xp.inf, xp.zeros_like(total_N), total_N)  # a row with everything masked
     mass_NK = xp.exp(logits_NK - total_N[:, None])
-    return xp.cumulative_sum(mass_NK, axis=-1) - mass_NK
+    return running_sum(xp, mass_NK) - mass_NK

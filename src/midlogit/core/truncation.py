@@ -234,6 +234,9 @@ def unseen(mass_N: Array, cap_N: Array, allowed_N: Array, masked_N: Array, heat_
     """
     some_N = (mass_N > 0) & (allowed_N > 0)
     cap_N = np.where(some_N, np.minimum(cap_N, mass_N), 1.0)
+    if (heat_N == 1).all():  # what was not seen weighs what it weighed
+        least_N = np.maximum(mass_N - cap_N * masked_N, 0.0)
+        return np.where(some_N, least_N, 0.0), np.where(some_N, mass_N, 0.0)
     allowed_N = np.where(some_N, allowed_N, 1)
 
     def ends(mass_N: Array) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from midlogit.core.arrays import Array, take_columns
+from midlogit.core.arrays import Array, row_max, row_sum, take_columns
 from midlogit.core.rules import AlphaRule
 from midlogit.core.truncation import LOG_ZERO, Boxes, unseen
 from midlogit.sampling.listed import Side, Truncation
@@ -49,20 +49,11 @@ class Weights:
 
     @classmethod
     def of(cls, rows: Truncation, side: Side) -> Weights:
-        heat_N1 = rows.heat_N[:, None]
         known_NU = side.known_NU & rows.drawable_NU
-        peak_N = np.max(np.where(known_NU, side.values_NU, -np.inf), axis=-1)
-        peak_N = np.where(np.isfinite(peak_N), peak_N, 0.0)
-        scale_N = np.exp(-peak_N)
-
-        hidden_N = rows.outcomes.hidden_count(rows.may_end_N, rows.vocabulary) + side.sizes_N - rows.vocabulary
-        hidden_N = np.maximum(hidden_N - (side.known_NU & ~rows.drawable_NU).sum(axis=-1), 0)
-        unlisted_N = np.maximum(side.sizes_N - side.known_NU.sum(axis=-1), 0)
-        mass_N, cap_N = side.mass_N * scale_N, side.cap_N * scale_N
-        least_N, most_N = unseen(mass_N, cap_N, np.maximum(unlisted_N - hidden_N, 0), hidden_N, rows.heat_N)
-        cap_N = np.minimum(cap_N**rows.heat_N, most_N)
-
-        low_NU = np.where(known_NU, np.maximum((side.values_NU - peak_N[:, None]) * heat_N1, LOG_ZERO), LOG_ZERO)
+        log_NU, peak_N = _scaled(rows, side, known_NU)
+        least_N, most_N = _unlisted(rows, side, known_NU, peak_N)
+        cap_N = np.minimum((side.cap_N * np.exp(-peak_N)) ** rows.heat_N, most_N)
+        low_NU = np.maximum(log_NU, LOG_ZERO)
         missing_NU = rows.drawable_NU & ~side.known_NU
         high_NU = np.where(missing_NU, _log(cap_N)[:, None], low_NU)
         if rows.outcomes.stop_outcome is not None:
@@ -80,10 +71,31 @@ class Weights:
         return cls(low_NU, high_NU, np.exp(low_NU).sum(axis=-1), least_N, most_N, cap_N, peak_N * rows.heat_N)
 
 
-def teacher_total(rows: Truncation, weights: Weights) -> Array:
+def teacher_total(rows: Truncation) -> Array:
     """log of the teacher's tempered weight, what was not listed estimated as all at the cap."""
-    unseen_N = np.where(rows.heat_N >= 1, weights.most_N, weights.least_N)
-    return np.log(weights.total_N + unseen_N) + weights.peak_N
+    known_NU = rows.teacher.known_NU & rows.drawable_NU
+    log_NU, peak_N = _scaled(rows, rows.teacher, known_NU)
+    least_N, most_N = _unlisted(rows, rows.teacher, known_NU, peak_N)
+    unseen_N = np.where(rows.heat_N >= 1, most_N, least_N)
+    return np.log(row_sum(np, np.exp(log_NU)) + unseen_N) + peak_N * rows.heat_N
+
+
+def _scaled(rows: Truncation, side: Side, known_NU: Array) -> tuple[Array, Array]:
+    """log of the tempered weights of known outcomes, −∞ elsewhere, relative to the largest; and log of that."""
+    values_NU = np.where(known_NU, side.values_NU, -np.inf)
+    peak_N = row_max(np, values_NU)
+    peak_N = np.where(np.isfinite(peak_N), peak_N, 0.0)
+    return (values_NU - peak_N[:, None]) * rows.heat_N[:, None], peak_N
+
+
+def _unlisted(rows: Truncation, side: Side, known_NU: Array, peak_N: Array) -> tuple[Array, Array]:
+    """Ends of the sum of what is not listed, on the scale of `Weights`."""
+    listed_N = side.known_NU.sum(axis=-1)
+    hidden_N = rows.outcomes.hidden_count(rows.may_end_N, rows.vocabulary) + side.sizes_N - rows.vocabulary
+    hidden_N = np.maximum(hidden_N - (listed_N - known_NU.sum(axis=-1)), 0)
+    allowed_N = np.maximum(side.sizes_N - listed_N - hidden_N, 0)
+    scale_N = np.exp(-peak_N)
+    return unseen(side.mass_N * scale_N, side.cap_N * scale_N, allowed_N, hidden_N, rows.heat_N)
 
 
 def certify(

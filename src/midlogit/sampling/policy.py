@@ -19,6 +19,7 @@ from midlogit.core.arrays import (
     array_namespace,
     descending_order,
     device,
+    float64,
     log_sum_exp,
     row_max,
     row_sum,
@@ -286,27 +287,25 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> S
 
     # A raw normaliser that is not finite gives the row away: it is drawn from harmless zeros and reported.
     broken_N = ~(xp.isfinite(base_lse_N) & xp.isfinite(teacher_lse_N))
-    any_broken = bool(xp.any(broken_N))
-    if any_broken:
+    if bool(broken_N.any()):
         base_NV = xp.where(broken_N[:, None], xp.zeros_like(base_NV), base_NV)
         teacher_NV = xp.where(broken_N[:, None], xp.zeros_like(teacher_NV), teacher_NV)
 
     may_end_N, forced_N = column([s.may_end for s in rows]), column([s.forced for s in rows])
-    p_NV = outcomes.apply(_temper(xp, base_NV, rows), may_end_N, ids_NV)
-    t_NV = outcomes.apply(_temper(xp, teacher_NV, rows), may_end_N, ids_NV)
+    drawable_NV = None if seen is None else seen.drawable_NU
+    p_NV = outcomes.apply(_temper(xp, base_NV, rows), may_end_N, ids_NV, drawable_NV)
+    t_NV = outcomes.apply(_temper(xp, teacher_NV, rows), may_end_N, ids_NV, drawable_NV)
     mixed, support = (p_NV, t_NV), None
 
     top_p_N = column([s.top_p or 1.0 for s in rows])
-    teacher_weights = Weights.of(seen, seen.teacher) if seen is not None and constrained else None
     if constrained:
-        total_N = teacher_total(seen, teacher_weights) if seen is not None and teacher_weights is not None else None
-        support = nucleus(t_NV, top_p_N, total_N)
+        support = nucleus(t_NV, top_p_N, None if seen is None else teacher_total(seen))
         columns_NK, valid_NK = support
         hidden = -xp.inf
-        p_NV = xp.where(valid_NK, xp.astype(take_columns(p_NV, columns_NK), xp.float64), hidden)
-        t_NV = xp.where(valid_NK, xp.astype(take_columns(t_NV, columns_NK), xp.float64), hidden)
+        p_NV = xp.where(valid_NK, float64(xp, take_columns(p_NV, columns_NK)), hidden)
+        t_NV = xp.where(valid_NK, float64(xp, take_columns(t_NV, columns_NK)), hidden)
     empty_N = row_max(xp, t_NV) == -xp.inf
-    pair = LogPair.of(*(normalise(xp.astype(x_NV, xp.float64, copy=False)) for x_NV in (p_NV, t_NV)))
+    pair = LogPair.of(*(normalise(float64(xp, x_NV)) for x_NV in (p_NV, t_NV)))
 
     fallback_N = ~pair.overlap_N & ~forced_N
     to_teacher_N = forced_N | fallback_N
@@ -331,7 +330,7 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> S
     if seen is None:
         certificate = Certificate(xp.ones_like(alpha_N), xp.zeros_like(alpha_N), xp.zeros_like(alpha_N))
     else:
-        weights = Weights.of(seen, seen.base), teacher_weights or Weights.of(seen, seen.teacher)
+        weights = Weights.of(seen, seen.base), Weights.of(seen, seen.teacher)
         certificate = certify(seen, weights, rule, alpha_N, ~to_teacher_N & ~empty_N, mixed, support, top_p_N)
     raw_base_N = xp.astype(take_columns(base_NV, drawn_N[:, None])[:, 0], xp.float64) - base_lse_N
     raw_teacher_N = xp.astype(take_columns(teacher_NV, drawn_N[:, None])[:, 0], xp.float64) - teacher_lse_N
@@ -443,9 +442,9 @@ def _at(xp: Namespace, log_q_NV: Array, support: tuple[Array, Array] | None, col
 
 def _temper(xp: Namespace, logits_NV: Array, rows: list[RowSettings]) -> Array:
     """Logits over temperature; greedy rows are solved at temperature 1."""
-    temperatures = np.asarray([s.temperature or 1.0 for s in rows])
-    if (temperatures == 1).all():
+    if all(s.temperature in (0, 1) for s in rows):
         return logits_NV
+    temperatures = np.asarray([s.temperature or 1.0 for s in rows])
     scale_N = xp.astype(xp.asarray(1 / temperatures, device=device(logits_NV)), logits_NV.dtype)
     return logits_NV * scale_N[:, None]
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 
+from midlogit.engines.http.exchange import Address, Pool
 from midlogit.errors import InvalidRequest, ServerUnavailable
 from midlogit.extras import require
 
@@ -25,8 +26,6 @@ T = TypeVar("T")
 
 BACKOFF = (0.25, 1.0, 4.0)  # seconds before each retry; three of them outlast a server's restart of 5 s
 MAX_WAIT = 60.0  # the longest Retry-After that is honoured
-CONNECT_TIMEOUT = 10.0
-KEEP_ALIVE = 4.0  # below uvicorn's 5 s, so that the server never closes a connection we are about to use
 RETRYABLE_STATUSES = (408, 429)
 
 
@@ -59,11 +58,13 @@ def endpoint(side: str, url: str, key: str | None) -> Endpoint:
     """Checks a URL as the user gave it.
 
     Raises:
-        InvalidRequest: no http or https URL.
+        InvalidRequest: no http or https URL, or a key that no header can hold.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise InvalidRequest(f"The {side} URL {url!r} is not an http URL.", "Give one such as http://127.0.0.1:9000/v1")
+    if key and not key.isprintable():
+        raise InvalidRequest(f"The {side} API key holds a line break.", "Give it without.")
     return Endpoint(side, url.rstrip("/"), key)
 
 
@@ -98,8 +99,8 @@ class Client:
         self.pool = pool
         self.retries = retries
         self._timeout = timeout
-        self._session: Any = None
-        self._headers: dict[Endpoint, dict[str, str]] = {}
+        self._connections: Pool | None = None
+        self._addresses: dict[tuple[Endpoint, str, bool], Address] = {}
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self._run_loop, name="midlogit-http", daemon=True)
         self.thread.start()
@@ -115,25 +116,28 @@ class Client:
         Raises:
             CallFailed: anything else than a 200 with JSON.
         """
-        aiohttp, session = self._aiohttp, self._open_session()
-        headers = self._headers_of(server)
+        aiohttp = self._aiohttp
         try:
-            if body is None:
-                request = session.get(server.address(path), headers=headers)
-            else:
-                request = session.post(server.address(path), data=orjson.dumps(body), headers=headers)
-            async with request as answer:
-                status, waits, content = answer.status, answer.headers.get("Retry-After"), await answer.read()
+            address = self._address(server, path, body is not None)
+            status, headers, content = await address.exchange(b"" if body is None else orjson.dumps(body))
         except TimeoutError:
             raise CallFailed(f"no answer within {self._timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise CallFailed(f"{_reason(error)}") from error
-        except ValueError as error:  # aiohttp's parsers, for an answer that is not HTTP
-            raise CallFailed(f"not an HTTP answer: {error}") from error
+        except (aiohttp.http.HttpProcessingError, ValueError) as error:  # aiohttp's parsers
+            raise CallFailed(f"not an HTTP answer: {_reason(error)}") from error
+        if 300 <= status < 400:  # followed, it would cost every call a second one, and could take the key elsewhere
+            where = headers.get("Location")
+            raise CallFailed(f"HTTP {status}: it redirects to {where}", status=status, retryable=False)
         if status != 200:
             reason, whole = _server_message(content)
             retryable = status in RETRYABLE_STATUSES or status >= 500 or not whole
-            raise CallFailed(f"HTTP {status}: {reason}", status=status, retryable=retryable, wait=_seconds(waits))
+            raise CallFailed(
+                f"HTTP {status}: {reason}",
+                status=status,
+                retryable=retryable,
+                wait=_seconds(headers.get("Retry-After")),
+            )
         try:
             return orjson.loads(content)
         except orjson.JSONDecodeError:
@@ -171,28 +175,24 @@ class Client:
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
+        if self._connections is not None:
+            await self._connections.close()
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
 
-    def _open_session(self) -> Any:
-        if self._session is None:
-            aiohttp = self._aiohttp
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self.pool, keepalive_timeout=KEEP_ALIVE),
-                timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=min(CONNECT_TIMEOUT, self._timeout)),
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
-        return self._session
-
-    def _headers_of(self, server: Endpoint) -> dict[str, str]:
-        if server not in self._headers:
-            plain = {"Content-Type": "application/json"}
-            self._headers[server] = plain | ({"Authorization": f"Bearer {server.key}"} if server.key else {})
-        return self._headers[server]
+    def _address(self, server: Endpoint, path: str, posts: bool) -> Address:
+        key = server, path, posts
+        if key not in self._addresses:
+            if self._connections is None:  # it is made in the loop, where it lives
+                self._connections = Pool(self.pool, self._timeout)
+            headers = {"Content-Type": "application/json"}
+            if server.key:
+                headers["Authorization"] = f"Bearer {server.key}"
+            method = "POST" if posts else "GET"
+            self._addresses[key] = Address(self._connections, method, server.address(path), headers)
+        return self._addresses[key]
 
 
 def unavailable(server: Endpoint, failure: CallFailed, hint: str = "") -> ServerUnavailable:

@@ -204,7 +204,9 @@ class HttpEngine(Engine):
         """Draws for every sequence that has its rows in this turn of the loop, together."""
         draw: asyncio.Future[Draw] = self._client.loop.create_future()
         self._ready.append((pair, settings, draw))
-        if len(self._ready) == 1:
+        if len(self._running) == 1:  # nobody to wait for
+            self._draw_all()
+        elif len(self._ready) == 1:
             self._client.loop.call_soon(self._draw_all)
         return await draw
 

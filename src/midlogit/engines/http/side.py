@@ -97,8 +97,11 @@ class Side:
     def _wake(self, replica: Replica) -> None:
         """Sends what waits after every sequence that is ready now has asked: rows gather, a lone one goes at once."""
         if replica.waiting and not replica.flushing and replica.calls < self.max_calls:
-            replica.flushing = True
-            self._client.loop.call_soon(self._flush, replica)
+            if replica.seats == 1:
+                self._flush(replica)
+            else:
+                replica.flushing = True
+                self._client.loop.call_soon(self._flush, replica)
 
     def _flush(self, replica: Replica) -> None:
         replica.flushing = False

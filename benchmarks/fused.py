@@ -21,7 +21,8 @@ from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import EqualKL
 from midlogit.core.uniforms import Chances
 from midlogit.fused.decide import FusedPolicy
-from midlogit.sampling.policy import RowSettings, decide
+from midlogit.sampling.decision import RowSettings
+from midlogit.sampling.policy import decide
 
 VOCABULARY = 151936
 OUTCOMES = Outcomes(masked_ids=tuple(range(151646, VOCABULARY)), stop_ids=(151643, 151645))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from midlogit.outputs import Completion, Diagnostics, Scores, Statistics, Token, Usage
     from midlogit.pair import Pair
     from midlogit.params import PRESETS, Preset, SamplingParams
-    from midlogit.sampling.policy import Decision, Top
+    from midlogit.sampling.decision import Decision, Top
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ _HOMES = {
     "midlogit.outputs": ("Completion", "Diagnostics", "Scores", "Statistics", "Token", "Usage"),
     "midlogit.pair": ("Pair",),
     "midlogit.params": ("PRESETS", "Preset", "SamplingParams"),
-    "midlogit.sampling.policy": ("Decision", "Top"),
+    "midlogit.sampling.decision": ("Decision", "Top"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from midlogit.sampling.policy import Decision, Top
+from midlogit.sampling.decision import Decision, Top
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 

@@ -14,7 +14,8 @@ from midlogit.core.draw import inverse_cdf
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
 from midlogit.core.uniforms import BLOCK, Chances, Uniforms
-from midlogit.sampling.policy import Decision, RowSettings, decide
+from midlogit.sampling.decision import Decision, RowSettings
+from midlogit.sampling.policy import decide
 
 DRAWS = 20_000
 VOCABULARY = 40

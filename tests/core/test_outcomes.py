@@ -10,7 +10,8 @@ from midlogit.core.alignment import align, require_mixable
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import EqualKL
 from midlogit.core.uniforms import Chances
-from midlogit.sampling.policy import RowSettings, decide
+from midlogit.sampling.decision import RowSettings
+from midlogit.sampling.policy import decide
 
 
 def stop_probability(outcomes: Outcomes) -> float:

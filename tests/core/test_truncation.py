@@ -11,8 +11,9 @@ from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
 from midlogit.core.truncation import Boxes
 from midlogit.core.uniforms import Chances
+from midlogit.sampling.decision import Decision, RowSettings
 from midlogit.sampling.listed import Listed
-from midlogit.sampling.policy import Decision, RowSettings, decide, decide_listed
+from midlogit.sampling.policy import decide, decide_listed
 
 V = 300
 RULES = (EqualKL(), FixedAlpha(0.3), KLBudget(0.05))

@@ -10,7 +10,7 @@ import torch
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
 from midlogit.core.uniforms import Chances
-from midlogit.sampling.policy import Decision, RowSettings
+from midlogit.sampling.decision import Decision, RowSettings
 from tests.rows import KINDS, make_rows
 
 RULES: tuple[AlphaRule, ...] = (EqualKL(), EqualKL(), FixedAlpha(0.3), FixedAlpha(1.0), KLBudget(0.1))

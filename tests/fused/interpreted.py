@@ -19,7 +19,8 @@ from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import EqualKL, FixedAlpha, KLBudget
 from midlogit.core.uniforms import Chances
 from midlogit.fused import decide as fused
-from midlogit.sampling.policy import Decision, RowSettings, decide, draft
+from midlogit.sampling.decision import Decision, RowSettings
+from midlogit.sampling.policy import decide, draft
 from tests.fused.cases import assert_agree, make_batch, mixed_settings
 
 # Small tiles, so that small rows have several, and a nucleus that may or may not fit the copy.

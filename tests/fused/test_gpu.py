@@ -14,7 +14,8 @@ from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import EqualKL
 from midlogit.core.uniforms import Chances
 from midlogit.fused import available
-from midlogit.sampling.policy import RowSettings, decide, draft
+from midlogit.sampling.decision import RowSettings
+from midlogit.sampling.policy import decide, draft
 from tests.fused.cases import assert_agree, make_batch, mixed_settings
 
 pytestmark = pytest.mark.gpu

@@ -13,8 +13,9 @@ import torch
 
 from midlogit import Pair, SamplingParams
 from midlogit.core.uniforms import Chances
+from midlogit.sampling.decision import Decision, RowSettings
 from midlogit.sampling.listed import Listed, unlisted_ids
-from midlogit.sampling.policy import Decision, RowSettings, decide, decide_listed
+from midlogit.sampling.policy import decide, decide_listed
 from tests.http.conftest import WHOLE
 
 POSITIONS = 2000

@@ -17,7 +17,7 @@ from midlogit.core.rules import FixedAlpha
 from midlogit.outputs import Completion, Token
 from midlogit.pair import Pair
 from midlogit.params import SamplingParams
-from midlogit.sampling.policy import Candidates
+from midlogit.sampling.decision import Candidates
 
 BASE_COLOUR, TEACHER_COLOUR = (66, 135, 245), (245, 140, 40)
 TRACED = 12

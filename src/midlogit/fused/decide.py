@@ -16,7 +16,7 @@ from midlogit.fused.alphabets import STOPS, Alphabets, Tables
 from midlogit.fused.draft import DRAFTS, draft_kernel
 from midlogit.fused.solve import RESULTS, solve_kernel
 from midlogit.fused.survey import STATE, survey_kernel
-from midlogit.sampling.policy import BROKEN, EMPTY, Decision, RowSettings
+from midlogit.sampling.decision import BROKEN, EMPTY, Decision, RowSettings
 
 LANES = 512  # lanes of a tile, eight ids each
 CAPACITY = 4096  # candidates of a nucleus that are copied out

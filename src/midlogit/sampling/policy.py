@@ -29,96 +29,11 @@ from midlogit.core.arrays import (
 from midlogit.core.diagnostics import diagnose
 from midlogit.core.draw import inverse_cdf, masses, most_likely
 from midlogit.core.mixture import LogPair, log_mixture, normalise
-from midlogit.core.outcomes import Outcomes
-from midlogit.core.rules import AlphaRule
 from midlogit.core.speculation import accepted, residual
 from midlogit.core.support import nucleus
-from midlogit.core.uniforms import Chances
 from midlogit.sampling.certificate import Certificate, Weights, certify, teacher_total
+from midlogit.sampling.decision import BROKEN, EMPTY, Candidates, Decision, RowSettings, Top
 from midlogit.sampling.listed import Listed, Truncation
-
-# Why nothing was drawn in a row.
-BROKEN = "the logits hold NaN or +inf, or nothing but -inf"
-EMPTY = "every token is masked"
-
-
-@dataclass(frozen=True, slots=True)
-class RowSettings:
-    """What one sequence asks of its next token.
-
-    Attributes:
-        rule: how α is chosen. outcomes: the alphabet drawn from.
-        temperature: of both models; 0 takes the most likely outcome of q* solved at temperature 1.
-        top_p: the teacher's mass that the support must reach, None for no constraint.
-        alpha_tol: tolerance of the solver.
-        forced: draw from the teacher alone.
-        may_end: whether an id that ends the sequence may be drawn.
-        chances: the numbers in [0, 1) that decide the draw.
-        top_logprobs: how many candidates of q, base and teacher to report.
-        given: a token to score in place of a draw; its logprob is −inf where q gives it nothing.
-    """
-
-    rule: AlphaRule
-    outcomes: Outcomes
-    temperature: float
-    top_p: float | None
-    alpha_tol: float
-    forced: bool
-    may_end: bool
-    chances: Chances
-    top_logprobs: int = 0
-    given: int | None = None
-
-
-Candidates = list[tuple[int, float]]  # (token id, log-probability), most likely first
-
-
-@dataclass(frozen=True, slots=True)
-class Top:
-    """The most likely tokens at one position: under q as sampled, under each model alone (raw)."""
-
-    q: Candidates
-    base: Candidates
-    teacher: Candidates
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """One drawn token and what is known of it; `error` says why nothing was drawn instead.
-
-    Attributes:
-        token_id: the drawn id; for the merged stop class the teacher's most likely stop id.
-        logprob: log q of the drawn outcome. base_logprob, teacher_logprob: raw (docs/theory.md (20)).
-        forced: drawn from the teacher because the first token is forced.
-        fallback: drawn from the teacher because the supports were disjoint.
-        constrained: drawn from the teacher's nucleus.
-        coverage: mass of the model of which less was seen; 1 for whole rows.
-        alpha_bound, bound: certified bounds on |α − α*| and on the total variation between the sampled and
-            the exact q* (docs/theory.md (26a), (30)); 0 for whole rows.
-    """
-
-    token_id: int
-    alpha: float
-    kl_base: float
-    kl_teacher: float
-    entropy: float
-    ess_base: float
-    ess_teacher: float
-    logprob: float
-    base_logprob: float
-    teacher_logprob: float
-    forced: bool
-    fallback: bool
-    constrained: bool
-    coverage: float = 1.0
-    alpha_bound: float = 0.0
-    bound: float = 0.0
-    top: Top | None = None
-    error: str | None = None
-
-    @property
-    def ess_ratio(self) -> float:
-        return self.ess_base / self.ess_teacher if self.ess_teacher else float("inf")
 
 
 def decide(base_NV: Array, teacher_NV: Array, settings: Sequence[RowSettings]) -> list[Decision]:

@@ -14,7 +14,7 @@ from midlogit.core.outcomes import Outcomes
 from midlogit.core.uniforms import Chances
 from midlogit.outputs import Scores
 from midlogit.params import SamplingParams
-from midlogit.sampling.policy import Decision, RowSettings
+from midlogit.sampling.decision import Decision, RowSettings
 from midlogit.sampling.sequence import Request
 
 NOTHING_DRAWN = Chances(0.0, 0.0, 0.0)

@@ -15,7 +15,7 @@ from midlogit.core.outcomes import Outcomes
 from midlogit.core.uniforms import Uniforms
 from midlogit.outputs import Completion, Diagnostics, FinishReason, Token, Usage
 from midlogit.params import SamplingParams
-from midlogit.sampling.policy import Decision, RowSettings
+from midlogit.sampling.decision import Decision, RowSettings
 from midlogit.sampling.text import Detokenizer, TextStream
 
 Listener = Callable[[Token | Completion], None]

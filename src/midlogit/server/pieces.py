@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from midlogit.outputs import Completion, Diagnostics, Scores, Token
-from midlogit.sampling.policy import Candidates, Top
+from midlogit.sampling.decision import Candidates, Top
 from midlogit.sampling.sequence import Request
 from midlogit.server.vocabulary import Offsets, Vocabulary
 from midlogit.server.wire.responses import (

@@ -16,9 +16,10 @@ from midlogit.engines.http.client import CallFailed, Client
 from midlogit.engines.http.side import Seat, Side
 from midlogit.errors import EngineFailure
 from midlogit.outputs import FinishReason
+from midlogit.sampling.decision import Decision, RowSettings
 from midlogit.sampling.drafting import Drafting
 from midlogit.sampling.listed import Listed, unlisted_ids
-from midlogit.sampling.policy import Decision, Drawn, RowSettings, draw_listed
+from midlogit.sampling.policy import Drawn, draw_listed
 from midlogit.sampling.sequence import Sequence
 
 T = TypeVar("T")

@@ -16,8 +16,9 @@ from midlogit.checkpoint import Checkpoint
 from midlogit.engines.base import SteppingEngine
 from midlogit.engines.local.side import Side, load_model
 from midlogit.errors import InvalidRequest
+from midlogit.sampling.decision import Decision
 from midlogit.sampling.drafting import Drafting
-from midlogit.sampling.policy import Decision, decide, draft
+from midlogit.sampling.policy import decide, draft
 from midlogit.sampling.scoring import Scored
 from midlogit.sampling.sequence import Sequence
 

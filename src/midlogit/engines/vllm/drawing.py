@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from midlogit.sampling.policy import Decision, RowSettings, decide, draft
+from midlogit.sampling.decision import Decision, RowSettings
+from midlogit.sampling.policy import decide, draft
 
 if TYPE_CHECKING:
     pass

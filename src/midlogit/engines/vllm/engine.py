@@ -25,8 +25,8 @@ from midlogit.engines.vllm.adapter import Core, require_options, require_vllm
 from midlogit.engines.vllm.drawing import ArrayDrawing, Drawing
 from midlogit.engines.vllm.memory import Need, Split, split, split_cpu
 from midlogit.errors import InvalidRequest
+from midlogit.sampling.decision import RowSettings
 from midlogit.sampling.drafting import Drafting
-from midlogit.sampling.policy import RowSettings
 from midlogit.sampling.scoring import Scored
 from midlogit.sampling.sequence import Sequence
 

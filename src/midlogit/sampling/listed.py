@@ -19,7 +19,7 @@ from midlogit.core.outcomes import Outcomes
 from midlogit.core.truncation import MASS_PRECISION
 
 if TYPE_CHECKING:
-    from midlogit.sampling.policy import RowSettings
+    from midlogit.sampling.decision import RowSettings
 
 
 @dataclass(frozen=True, slots=True)

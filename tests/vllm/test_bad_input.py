@@ -85,7 +85,7 @@ def test_different_vocabularies(tmp_path: Path) -> None:
 
 
 def test_models_that_do_not_fit_say_what_they_need() -> None:
-    need = Need.of(Checkpoint.open(TEACHER), torch.bfloat16, max_num_seqs=256)
+    need = Need.of(Checkpoint.open(TEACHER), torch.bfloat16, max_num_seqs=256, drafts=0)
     larger = replace(need, name="large", weights=28 * GIB)
     room = {"utilization": 0.9, "context": 2048, "total": 80 * GIB, "free": 79 * GIB, "given": None}
     fits = split(need, larger, **room)

@@ -25,6 +25,7 @@ FEW_LANES, FEW_WARPS = 128, 4  # the same for those copies
 GROUP = 4  # tiles whose mass is kept for a draw
 COARSE = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}  # low bits of a float32 that a row's type lacks
 UNCONSTRAINED = 2.0
+TEACHER_ROW = 1  # column of a prepared table
 ERRORS = (None, BROKEN, EMPTY)
 
 
@@ -40,6 +41,10 @@ class Prepared:
     table_NC: torch.Tensor
     tables: Tables
     constrained: bool
+
+    def teacher_at(self, rows_N: torch.Tensor) -> None:
+        """Says which rows of the teacher's buffer hold the logits, where that was not known to `prepare`."""
+        self.table_NC[:, TEACHER_ROW] = rows_N
 
 
 class Pending:

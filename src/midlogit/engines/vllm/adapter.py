@@ -383,17 +383,19 @@ class Core:
         self._launched = self._output = None
 
     def go_on(self) -> None:
-        """Takes a provisional token for every ready request and plans the step that is fed the real one."""
+        """Takes a provisional token for every ready request, so that a step can follow that is fed the real one."""
         self._provisional += 1
         self.take(dict.fromkeys(self._ready, PROVISIONAL))
+
+    def plan_on(self) -> None:
+        """`plan` for the requests that go on, and no others."""
         self._scheduler.set_pause_state(self._pause.PAUSED_NEW)
         self.plan()
         self._scheduler.set_pause_state(self._pause.UNPAUSED)
 
     def correct(self, tokens: Mapping[str, Sequence[int]]) -> None:
-        """`take` at the end of steps that went on: what was drawn, in the place of what was provisional."""
-        steps, self._provisional = 1 + self._provisional, 0
-        self.take(dict.fromkeys(self._ready, PROVISIONAL))
+        """Puts what was drawn in the place of what the steps that went on took provisionally; `settle` follows."""
+        steps, self._provisional = self._provisional, 0
         scheduled, output = self._taken
         batch = self._runner.input_batch
         for place, key in enumerate(output.req_ids):

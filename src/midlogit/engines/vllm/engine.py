@@ -22,7 +22,7 @@ from midlogit import fused
 from midlogit.checkpoint import Checkpoint
 from midlogit.engines.base import Engine, SteppingEngine
 from midlogit.engines.vllm.adapter import Core, require_options, require_vllm
-from midlogit.engines.vllm.drawing import ArrayDrawing, Drawing
+from midlogit.engines.vllm.drawing import ArrayDrawing, Drawing, KernelDrawing, SplitDrawing
 from midlogit.engines.vllm.memory import Need, Split, split, split_cpu
 from midlogit.errors import InvalidRequest
 from midlogit.sampling.decision import RowSettings
@@ -127,8 +127,9 @@ class VllmEngine(SteppingEngine):
         require_vllm()
         require_options(options)
         shares = _split(
-            base, teacher, dtype, gpu_memory_utilization, kv_cache_memory_bytes, max_num_seqs, max_model_len
-        )
+            base, teacher, dtype, gpu_memory_utilization, kv_cache_memory_bytes, max_num_seqs, max_model_len,
+            max(drafting.choices, default=0),
+        )  # fmt: skip
         common: dict[str, Any] = {
             "max_num_seqs": max_num_seqs,
             "max_model_len": max_model_len,
@@ -290,10 +291,12 @@ class VllmEngine(SteppingEngine):
         for _ in range(self._drafts):
             fed.append(drawing.base(self._base.logits, [base_rows[key] for key in keys])[:, None])
             self._base.go_on()
+            self._base.plan_on()
             base_rows = self._base.launch((keys, fed[-1]))
         drawing.base(self._base.logits, [base_rows[key] for key in keys])
         teacher_rows = self._teacher.launch((keys, torch.cat(fed, dim=1)))
         drawing.decide(self._teacher.logits, [teacher_rows[key] for key in keys])
+        self._base.go_on()
         self._in_flight = Flight(keys, self._drafts, drawing, alone=True)
         return teacher_rows
 
@@ -307,8 +310,21 @@ class VllmEngine(SteppingEngine):
             self._in_flight = Flight(keys, 0, drawing, alone)
 
     def _drawing(self, keys: list[str], drafts: int) -> Drawing:
-        settings = [self._running[key].settings_at(place) for place in range(drafts + 1) for key in keys]
-        return ArrayDrawing(settings, len(keys), self._vocabulary)
+        """By the kernels what they can, the rest by arrays."""
+        asked = [[self._running[key].settings_at(place) for key in keys] for place in range(drafts + 1)]
+        fused = self._fused
+
+        def some(numbers: list[int], by_kernel: bool) -> Drawing:
+            settings = [row[n] for row in asked for n in numbers]
+            if by_kernel and fused is not None:
+                return KernelDrawing(fused, settings, len(numbers))
+            return ArrayDrawing(settings, len(numbers), self._vocabulary)
+
+        handled = [fused is not None and fused.handles(settings) for settings in asked[0]]
+        if len(set(handled)) == 1:
+            return some(list(range(len(keys))), handled[0])
+        ways = [([n for n, one in enumerate(handled) if one is way], way) for way in (True, False)]
+        return SplitDrawing([(numbers, some(numbers, way)) for numbers, way in ways])
 
     def _publish(self, flight: Flight, tokens: Mapping[str, list[int]]) -> None:
         """Gives each sequence its tokens, unless it ended since the draw."""
@@ -336,8 +352,9 @@ def _split(
     given: tuple[int, int] | None,
     max_num_seqs: int,
     max_model_len: int | None,
+    drafts: int,
 ) -> Split:
-    base_need, teacher_need = (Need.of(c, _dtype_of(c, dtype), max_num_seqs) for c in (base, teacher))
+    base_need, teacher_need = (Need.of(c, _dtype_of(c, dtype), max_num_seqs, drafts) for c in (base, teacher))
     if not torch.cuda.is_available():
         return split_cpu(base_need, teacher_need, given)
     free, total = torch.cuda.mem_get_info()

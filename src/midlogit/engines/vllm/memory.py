@@ -34,12 +34,16 @@ class Need:
     token: int
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, dtype: torch.dtype, max_num_seqs: int) -> Need:
-        """By the checkpoint's configuration; quantised weights count by their files."""
+    def of(cls, checkpoint: Checkpoint, dtype: torch.dtype, max_num_seqs: int, drafts: int) -> Need:
+        """By the checkpoint's configuration; quantised weights count by their files.
+
+        Args:
+            drafts: the most that a step has.
+        """
         config, width = checkpoint.config, dtype.itemsize
         inner = int(getattr(config, "intermediate_size", 4 * config.hidden_size))
         activations = FORWARD_TOKENS * (2 * inner + 4 * int(config.hidden_size)) * width
-        logits = 3 * max_num_seqs * checkpoint.logit_size * 4
+        logits = (3 + drafts) * max_num_seqs * checkpoint.logit_size * 4
         return cls(
             checkpoint.name,
             checkpoint.weight_bytes(width),

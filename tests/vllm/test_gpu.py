@@ -22,16 +22,19 @@ def logprobs_alone(prompt: list[int], tokens: list[int], model) -> list[float]:
     return rows[range(len(tokens)), tokens].tolist()
 
 
-def test_rows_belong_to_their_sequences() -> None:
+@pytest.mark.parametrize("speculation", ["off", 3])
+def test_rows_belong_to_their_sequences(speculation: int | str) -> None:
     """bfloat16 against float32: raw log-probabilities agree on both sides but for rounding, and both KLs are equal."""
     prompts = [" ".join(["river"] * (13 * n % 60)) + QUESTIONS[n % 16] for n in range(96)]
     base_prompts = [" ".join(["stone"] * (7 * n % 50)) + QUESTIONS[(n + 3) % 16] for n in range(96)]
     params = SamplingParams(seed=1, max_tokens=40)
-    with Pair.vllm(dtype="bfloat16", max_num_seqs=64, max_model_len=512, max_num_batched_tokens=512) as pair:
+    options = {"dtype": "bfloat16", "max_num_seqs": 64, "max_model_len": 512, "max_num_batched_tokens": 512}
+    with Pair.vllm(speculation=speculation, **options) as pair:
         found = pair.generate(prompts, params, base_prompts=base_prompts)
         again = pair.generate(prompts[:8], params, base_prompts=base_prompts[:8])
         mixing = pair.mixing
         require_empty(pair)
+        assert (pair.statistics()["speculation"]["accepted"] > 1000) is (speculation != "off")
     assert {c.finish_reason for c in found} <= {"stop", "length"}
     assert sum(a.token_ids == b.token_ids for a, b in zip(again, found, strict=False)) >= 6  # batches round differently
     for side, texts in (("base", base_prompts), ("teacher", prompts)):

@@ -1,6 +1,7 @@
 """Step times on one GPU: each model alone in vLLM, the pair, and the solve and draw, in one run.
 
     python -m benchmarks.gpu                   all batch sizes; writes benchmarks/results/gpu.json
+    python -m benchmarks.gpu --drafts FILE     and tokens a second with drafts (benchmarks/speculation.py) into FILE
     python -m benchmarks.gpu --layers 2 --batches 1,8      smaller models, to try the plumbing
 
 The models have random weights in the shapes of Qwen3-4B and Qwen3-14B. Each model alone is vLLM's own `LLM.generate`
@@ -98,25 +99,26 @@ def alone(model: Path, batches: list[int]) -> dict[int, float]:
     return {batch: step_ms(generate, batch) for batch in batches}
 
 
-def together(folders: dict[str, Path], batches: list[int]) -> dict[int, tuple[float, dict[str, float]]]:
-    """Step times of the pair, and where the engine's thread spent them (milliseconds a step)."""
-    from midlogit import Pair, SamplingParams
+def together(pair: Any, batches: list[int]) -> dict[int, tuple[float, dict[str, float]]]:
+    """Step times of the pair in lock-step, and where the engine's thread spent them (milliseconds a step)."""
+    from midlogit import SamplingParams
+    from midlogit.sampling.drafting import Drafting
 
     found = {}
-    with Pair.vllm(folders["base"], folders["teacher"], **COMMON) as pair:
-        spent = watch(pair)
+    pair._engine.drafting = Drafting("off")
+    spent = watch(pair)
 
-        def generate(asked: list[list[int]], tokens: int) -> None:
-            params = SamplingParams(max_tokens=tokens, ignore_eos=True, seed=1)
-            for completion in pair.generate(asked, params, progress=False):
-                if len(completion.token_ids) != tokens:
-                    raise RuntimeError(completion.error)
+    def generate(asked: list[list[int]], tokens: int) -> None:
+        params = SamplingParams(max_tokens=tokens, ignore_eos=True, seed=1)
+        for completion in pair.generate(asked, params, progress=False):
+            if len(completion.token_ids) != tokens:
+                raise RuntimeError(completion.error)
 
-        for batch in batches:
-            spent.clear()
-            ms = step_ms(generate, batch)
-            steps = spent.pop("steps")
-            found[batch] = ms, {part: 1e3 * seconds / steps for part, seconds in spent.items()}
+    for batch in batches:
+        spent.clear()
+        ms = step_ms(generate, batch)
+        steps = spent.pop("steps")
+        found[batch] = ms, {part: 1e3 * seconds / steps for part, seconds in spent.items()}
     return found
 
 
@@ -138,23 +140,21 @@ def watch(pair: Any) -> defaultdict[str, float]:
     for side, core in zip(("base", "teacher"), engine.cores, strict=True):
         for part in ("take", "launch", "settle", "plan"):
             setattr(core, part, timed(f"{side} {part}", getattr(core, part)))
-    draw, step = engine._draw, engine.step
-
-    class Waiting:
-        """A drawing whose wait for the device is counted."""
-
-        def __init__(self, drawn: Any) -> None:
-            self.decisions = drawn.decisions
-            self.token_ids = timed("wait for the device", drawn.token_ids)
-
-    def drawing(*args: Any) -> Any:
-        return Waiting(timed("draw", draw)(*args))
 
     def stepping() -> None:
         spent["steps"] += 1
         timed("whole step", step)()
 
-    engine._draw, engine.step, engine._publish = drawing, stepping, timed("text", engine._publish)
+    drawing, step, measure = engine._drawing, engine.step, engine._measure
+
+    def watched(*args: Any) -> Any:
+        drawn = timed("draw", drawing)(*args)
+        drawn.decide = timed("draw", drawn.decide)
+        drawn.token_ids = timed("wait for the device", drawn.token_ids)
+        return drawn
+
+    engine._drawing, engine.step, engine._measure = watched, stepping, timed("counts", measure)
+    engine._publish = timed("text", engine._publish)
     return spent
 
 
@@ -162,33 +162,43 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--batches", default="1,8,64,256")
     options.add_argument("--layers", type=int, help="layers of both models, to try the plumbing")
-    options.add_argument("--skip-alone", action="store_true", help="measure the pair only; writes nothing")
     options.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
     options.add_argument("--output", type=Path, default=RESULTS)
+    options.add_argument("--drafts", type=Path, help="also run benchmarks/speculation.py's part and write it there")
     chosen = options.parse_args()
     batches = [int(batch) for batch in chosen.batches.split(",")]
     if chosen.alone:
         print("RESULT" + json.dumps(alone(chosen.alone, batches)))
         return
 
+    from midlogit import Pair
+
     with tempfile.TemporaryDirectory() as scratch:
         folders = write_models(Path(scratch), chosen.layers)
-        single: dict[str, dict[int, float]] = {}
-        for side, folder in folders.items() if not chosen.skip_alone else ():
-            command = [sys.executable, "-m", "benchmarks.gpu", "--alone", str(folder), "--batches", chosen.batches]
-            start = time.perf_counter()
-            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            (line,) = (line for line in answer.splitlines() if line.startswith("RESULT"))
-            single[side] = {int(batch): ms for batch, ms in json.loads(line.removeprefix("RESULT")).items()}
-            print(f"{side} alone: {single[side]} ms ({time.perf_counter() - start:.0f} s in all)", flush=True)
+        single = {side: alone_apart(folder, batches) for side, folder in folders.items()}
         start = time.perf_counter()
-        pair = together(folders, batches)
-        print(f"pair: {time.perf_counter() - start:.0f} s in all")
-    for batch, (ms, spent) in pair.items():
-        print(f"batch {batch}: {ms:.2f} ms a step; " + ", ".join(f"{part} {t:.2f}" for part, t in spent.items()))
-    if chosen.skip_alone:
-        return
-    write(batches, single, pair, chosen.output)
+        with Pair.vllm(folders["base"], folders["teacher"], **COMMON) as pair:
+            print(f"pair: {time.perf_counter() - start:.0f} s to open", flush=True)
+            found = together(pair, batches)
+            for batch, (ms, spent) in found.items():
+                parts = ", ".join(f"{part} {t:.2f}" for part, t in spent.items())
+                print(f"batch {batch}: {ms:.2f} ms a step; {parts}", flush=True)
+            write(batches, single, found, chosen.output)
+            if chosen.drafts:
+                from benchmarks.speculation import measure_all
+
+                measure_all(pair, single["teacher"], batches, chosen.drafts)
+
+
+def alone_apart(folder: Path, batches: list[int]) -> dict[int, float]:
+    """`alone` in a process of its own."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "benchmarks.gpu", "--alone", str(folder), "--batches", ",".join(map(str, batches))]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    (line,) = (line for line in answer.splitlines() if line.startswith("RESULT"))
+    found = {int(batch): ms for batch, ms in json.loads(line.removeprefix("RESULT")).items()}
+    print(f"{folder.name} alone: {found} ms ({time.perf_counter() - start:.0f} s in all)", flush=True)
+    return found
 
 
 def write(batches: list[int], single: dict[str, dict[int, float]], pair: dict[int, Any], output: Path) -> None:

@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import math
-import subprocess
-import sys
+import random
 import tempfile
 import time
 from collections.abc import Mapping
@@ -24,30 +22,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import COMMON, prompts, write_models
+from benchmarks.gpu import COMMON, alone_apart, prompts, write_models
 
 RESULTS = Path(__file__).parent / "results" / "speculation_gpu.json"
 ACCEPTANCE = 0.88
-WARM, WINDOW = 1.5, 4.0  # seconds
+WARM, WINDOW = 1.0, 3.5  # seconds
 MOST_TOKENS = 1800
-
-
-class Chance:
-    """Evenly spread numbers in [0, 1), so that few rounds show the acceptance that is meant."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def __call__(self) -> float:
-        self._count += 1
-        return math.modf(self._count * 0.5 * (math.sqrt(5) - 1))[0]
+ASKED: tuple[int | str, ...] = (0, 2, 3, 4, "auto")
 
 
 def simulate_acceptance() -> None:
     """Has drafts stand with probability ACCEPTANCE."""
     from midlogit.engines.vllm.engine import Flight
 
-    chance = Chance()
+    chance = random.Random(1).random
 
     def tokens(flight: Flight) -> dict[str, list[int]]:
         drawn, count = flight.drawing.token_ids(), len(flight.keys)
@@ -103,27 +91,51 @@ def measure(pair: Any, steps: Steps, batch: int, asked: int | str) -> tuple[floa
     return steps.tokens_per_s(), engine.drafting.statistics()
 
 
-def together(folders: Mapping[str, Path], batches: list[int], asked: list[int | str], speculation: str) -> list[Any]:
-    """(batch, γ as asked for, tokens a second, statistics) of one pair."""
-    from midlogit import Pair
+def measure_all(pair: Any, teacher_ms: Mapping[int, float], batches: list[int], output: Path) -> None:
+    """Measures every batch size with every γ, prints the table and writes the results.
 
-    found = []
-    with Pair.vllm(folders["base"], folders["teacher"], speculation=speculation, **COMMON) as pair:
-        steps = Steps(pair._engine)
-        for batch in batches:
-            for drafts in asked:
-                rate, statistics = measure(pair, steps, batch, drafts)
-                found.append((batch, drafts, rate, statistics))
-                print(
-                    f"batch {batch}, drafts {drafts}: {rate:.0f} tokens/s; acceptance {statistics['acceptance']},"
-                    f" in use {statistics['drafts_in_use']}",
-                    flush=True,
-                )
-    return found
+    Args:
+        teacher_ms: what a step of the teacher alone takes.
+    """
+    import torch
+
+    simulate_acceptance()
+    steps = Steps(pair._engine)
+    document: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(),
+        "versions": {name: version(name) for name in ("vllm", "torch", "triton", "transformers")},
+        "date": datetime.date.today().isoformat(),
+        "rows": [],
+    }
+    print(f"{'batch':>6}{'γ':>6}{'tokens/s':>10}{'/lock-step':>11}{'/teacher':>9}{'acceptance':>11}  in use")
+    for batch in batches:
+        lockstep = 0.0
+        for drafts in ASKED:
+            rate, statistics = measure(pair, steps, batch, drafts)
+            lockstep = rate if drafts == 0 else lockstep
+            alone = 1e3 * batch / teacher_ms[batch]
+            row = {
+                "batch": batch,
+                "gamma": drafts,
+                "acceptance": statistics["acceptance"],
+                "simulated": True,
+                "tokens_per_s": rate,
+                "lockstep_tokens_per_s": lockstep,
+                "teacher_tokens_per_s": alone,
+                "drafts_in_use": statistics["drafts_in_use"],
+            }
+            document["rows"].append(row)
+            accepted = 0.0 if drafts == 0 else statistics["acceptance"]
+            print(
+                f"{batch:>6}{drafts:>6}{rate:>10.0f}{rate / lockstep:>11.2f}{rate / alone:>9.2f}{accepted:>11.3f}"
+                f"  {statistics['drafts_in_use']}",
+                flush=True,
+            )
+        output.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def main() -> None:
-    from midlogit.engines.vllm.engine import DRAFTS
+    from midlogit import Pair
 
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--batches", default="1,8,64,256")
@@ -131,53 +143,11 @@ def main() -> None:
     options.add_argument("--output", type=Path, default=RESULTS)
     chosen = options.parse_args()
     batches = [int(batch) for batch in chosen.batches.split(",")]
-    simulate_acceptance()
     with tempfile.TemporaryDirectory() as scratch:
         folders = write_models(Path(scratch), chosen.layers)
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.gpu",
-            "--alone",
-            str(folders["teacher"]),
-            "--batches",
-            chosen.batches,
-        ]
-        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        (line,) = (line for line in answer.splitlines() if line.startswith("RESULT"))
-        alone = {int(batch): 1e3 * int(batch) / ms for batch, ms in json.loads(line.removeprefix("RESULT")).items()}
-        print(f"teacher alone: {alone} tokens/s", flush=True)
-        found = together(folders, batches, [*DRAFTS, "auto"], "auto")
-    rates = {(batch, drafts): rate for batch, drafts, rate, _ in found}
-    rows = [
-        {
-            "batch": batch,
-            "gamma": drafts,
-            "acceptance": statistics["acceptance"],
-            "simulated": True,
-            "tokens_per_s": rate,
-            "lockstep_tokens_per_s": rates[batch, 0],
-            "teacher_tokens_per_s": alone[batch],
-            "drafts_in_use": statistics["drafts_in_use"],
-        }
-        for batch, drafts, rate, statistics in found
-    ]
-    print(f"{'batch':>6}{'γ':>6}{'tokens/s':>10}{'/lock-step':>11}{'/teacher':>9}")
-    for row in rows:
-        rate = row["tokens_per_s"]
-        print(
-            f"{row['batch']:>6}{row['gamma']:>6}{rate:>10.0f}{rate / row['lockstep_tokens_per_s']:>11.2f}"
-            f"{rate / row['teacher_tokens_per_s']:>9.2f}"
-        )
-    import torch
-
-    document = {
-        "device": torch.cuda.get_device_name(),
-        "versions": {name: version(name) for name in ("vllm", "torch", "triton", "transformers")},
-        "date": datetime.date.today().isoformat(),
-        "rows": rows,
-    }
-    chosen.output.write_text(json.dumps(document, indent=2) + "\n")
+        teacher_ms = alone_apart(folders["teacher"], batches)
+        with Pair.vllm(folders["base"], folders["teacher"], **COMMON) as pair:
+            measure_all(pair, teacher_ms, batches, chosen.output)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from midlogit import fused
 from midlogit.checkpoint import Checkpoint
@@ -220,27 +221,26 @@ class VllmEngine(SteppingEngine):
             self._base.take(tokens)
         self._base.plan()  # nothing, if it was planned ahead
         base_rows = self._base.launch()
-        self._teacher.take(tokens)
         if drafted:
-            self._tell(self._teacher, ended)
-            self._drafts = self._choose()
-        self._teacher.plan(self._drafts)
+            self._drafts = self._choose(ended)
         # Sequences that have ended since the step was planned are among its rows.
         keys = [key for key in base_rows if key in self._running and key not in ended]
         if self._drafts and keys:
             if not drafted:
                 self._tell(self._base, ended)
-            teacher_rows = self._draft(keys, base_rows)
-            if not drafted:
-                self._tell(self._teacher, ended)
+            self._draft(keys, base_rows, tokens, ended)
         else:
+            self._teacher.take(tokens)
+            if drafted:
+                self._tell(self._teacher, ended)
+            self._teacher.plan()
             teacher_rows = self._teacher.launch()
             self._draw([key for key in keys if key in teacher_rows], base_rows, teacher_rows)
             for core, here, there in ((self._base, base_rows, teacher_rows), (self._teacher, teacher_rows, base_rows)):
                 core.hold(here.keys() - there.keys())
                 if not drafted:
                     self._tell(core, ended)
-            self._drafts = self._choose()
+            self._drafts = self._choose(set())
             self._base.plan()
             self._teacher.plan(self._drafts)
         if previous is not None:
@@ -251,11 +251,15 @@ class VllmEngine(SteppingEngine):
         core.settle()
         core.abort(ended)
 
-    def _choose(self) -> int:
-        """How many tokens to draft in the step that is planned next."""
+    def _choose(self, ended: set[str]) -> int:
+        """How many tokens to draft in the next step, or in the one of which the base has begun.
+
+        Args:
+            ended: sequences of which the teacher has not been told yet that they ended.
+        """
         base, teacher = self.cores
         keys = base.keys
-        if not keys or keys != teacher.keys:
+        if not keys or keys != teacher.keys - ended:
             return 0
         drafts = min(self.drafting.drafts(len(keys)), min(self._running[key].room for key in keys) - 1)
         return drafts if drafts > 0 and base.can_draft(drafts) and teacher.can_draft(drafts) else 0
@@ -284,21 +288,30 @@ class VllmEngine(SteppingEngine):
                     break
         return ended
 
-    def _draft(self, keys: list[str], base_rows: Mapping[str, int]) -> dict[str, int]:
-        """Goes on with the base over its drafts, and has the teacher read them all at once."""
+    def _draft(
+        self, keys: list[str], base_rows: Mapping[str, int], tokens: Mapping[str, list[int]], ended: set[str]
+    ) -> None:
+        """Goes on with the base over its drafts, and has the teacher read them all at once.
+
+        Args:
+            tokens, ended: of the step before, which the teacher learns of while the base runs.
+        """
         drawing = self._drawing(keys, self._drafts)
-        fed = []
+        fed: list[Tensor] = []
         for _ in range(self._drafts):
             fed.append(drawing.base(self._base.logits, [base_rows[key] for key in keys])[:, None])
             self._base.go_on()
             self._base.plan_on()
             base_rows = self._base.launch((keys, fed[-1]))
+            if len(fed) == 1:
+                self._teacher.take(tokens)
+                self._tell(self._teacher, ended)
+                self._teacher.plan(self._drafts)  # nothing, if it was planned ahead
         drawing.base(self._base.logits, [base_rows[key] for key in keys])
         teacher_rows = self._teacher.launch((keys, torch.cat(fed, dim=1)))
         drawing.decide(self._teacher.logits, [teacher_rows[key] for key in keys])
         self._base.go_on()
         self._in_flight = Flight(keys, self._drafts, drawing, alone=True)
-        return teacher_rows
 
     def _draw(self, keys: list[str], base_rows: Mapping[str, int], teacher_rows: Mapping[str, int]) -> None:
         """Draws one token for each sequence."""

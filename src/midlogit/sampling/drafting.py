@@ -53,10 +53,10 @@ class Acceptance:
     def empty(cls) -> Acceptance:
         return cls([0] * MAX_DRAFTS, [0] * MAX_DRAFTS, [PRIOR] * MAX_DRAFTS)
 
-    def add(self, drafts: int, stood_B: Sequence[int]) -> None:
-        """Counts a round of so many drafts, of which the first `stood` stood in each row."""
-        for place in range(drafts):
-            reached = sum(stood >= place for stood in stood_B)
+    def add(self, stood_B: Sequence[int], checked_B: Sequence[int]) -> None:
+        """Counts a round: how many drafts were looked at in each row, and the first of them that stood."""
+        for place in range(max(checked_B, default=0)):
+            reached = sum(checked > place for checked in checked_B)
             kept = sum(stood > place for stood in stood_B)
             self.checked[place] += reached
             self.stood[place] += kept
@@ -92,7 +92,6 @@ class Drafting:
         self._seconds: defaultdict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
         self._since_look: defaultdict[int, int] = defaultdict(int)
         self._rounds = 0
-        self._emitted = 0
         self._last: dict[int, int] = {}
 
     @property
@@ -129,12 +128,17 @@ class Drafting:
             seconds = max(known[low] + slope * (drafts - low), 0.5 * min(known.values()))
         return self._acceptance.tokens(drafts) / seconds
 
-    def count(self, drafts: int, stood_B: Sequence[int]) -> None:
-        """Counts a round: its γ, and how many drafts stood in each sequence."""
+    def count(self, drafts: int, stood_B: Sequence[int], checked_B: Sequence[int] | None = None) -> None:
+        """Counts a round.
+
+        Args:
+            drafts: its γ. stood_B: how many drafts stood in each sequence.
+            checked_B: how many were looked at; by default one more than stood, or all. A sequence that ended on a
+                draft leaves the others unknown.
+        """
         if drafts:
             self._rounds += len(stood_B)
-            self._emitted += sum(stood_B) + len(stood_B)
-            self._acceptance.add(drafts, stood_B)
+            self._acceptance.add(stood_B, checked_B or [min(stood + 1, drafts) for stood in stood_B])
 
     def time(self, batch: int, drafts: int, seconds: float) -> None:
         """What an undisturbed round took."""

@@ -19,9 +19,7 @@ from datetime import date
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.local import PROMPTS, TOKENS
+from local import PROMPTS, TOKENS
 
 DRAFTS = ("off", 2, 3, 4, "auto")
 PRESETS = ("exploratory", "balanced")

@@ -75,7 +75,7 @@ def test_greedy_equals_the_local_engine_in_chunks_and_preempted(pair: Pair, crow
 def test_drafts_stand_among_chunks_and_preemptions(pair: Pair, crowded: Pair) -> None:
     """What the other tests lean on: with speculation there are drafts, of which most stand, without there are none."""
     prompts, base_prompts = PROMPTS[:6], BASE_PROMPTS[:6]
-    asked = SamplingParams(temperature=0, max_tokens=80, ignore_eos=True)
+    asked = SamplingParams.preset("exploratory", temperature=0, max_tokens=80, ignore_eos=True)
     before = crowded.statistics()["speculation"]
     with preemptions(crowded) as counts:
         found = crowded.generate(prompts, asked, base_prompts=base_prompts)

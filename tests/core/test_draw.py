@@ -16,6 +16,7 @@ from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
 from midlogit.core.uniforms import BLOCK, Chances, Uniforms
 from midlogit.sampling.decision import Decision, RowSettings
 from midlogit.sampling.policy import decide
+from tests.law import chi_square_p
 
 DRAWS = 20_000
 VOCABULARY = 40
@@ -38,17 +39,6 @@ def draw(outcomes: Outcomes, to_array=torch.from_numpy, **changes):
     ]
     base, teacher = (to_array(np.tile(row, (DRAWS, 1))) for row in fixed_rows())
     return decide(base, teacher, settings)
-
-
-def chi_square_p(tokens: list[int], q: list[float]) -> float:
-    """p-value of the drawn tokens under q, rare outcomes pooled."""
-    counts, expected = np.bincount(tokens, minlength=len(q)), np.asarray(q) * len(tokens)
-    assert not counts[expected == 0].any(), "an outcome without mass was drawn"
-    rare = expected < 5
-    observed = np.append(counts[~rare], counts[rare].sum())
-    wanted = np.append(expected[~rare], expected[rare].sum())
-    keep = wanted > 0
-    return float(stats.chisquare(observed[keep], wanted[keep] * (observed.sum() / wanted.sum())).pvalue)
 
 
 @pytest.mark.parametrize("to_array", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])

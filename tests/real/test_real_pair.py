@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from math import exp
 from pathlib import Path
 from statistics import fmean
 
@@ -11,14 +12,26 @@ import pytest
 
 from benchmarks.local import BASE_SYSTEM, PROMPTS
 from midlogit import Pair, SamplingParams
+from midlogit.sampling.drafting import Asked
 
 pytestmark = pytest.mark.real_models
 
 
+def open_pair(speculation: Asked) -> Pair:
+    folder = Path(os.environ["MIDLOGIT_MODELS"])
+    models = folder / "qwen-0.5b", folder / "qwen-1.5b"
+    return Pair.local(*models, dtype="float32", device="cpu", speculation=speculation)
+
+
 @pytest.fixture(scope="module")
 def real() -> Iterator[Pair]:
-    folder = Path(os.environ["MIDLOGIT_MODELS"])
-    with Pair.local(folder / "qwen-0.5b", folder / "qwen-1.5b", dtype="float32", device="cpu") as opened:
+    with open_pair("off") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def drafting() -> Iterator[Pair]:
+    with open_pair(4) as opened:
         yield opened
 
 
@@ -36,3 +49,35 @@ def test_alpha_and_kl_lie_where_they_were_measured(real: Pair) -> None:
     assert 0.40 <= fmean(alphas) <= 0.56
     assert 0.05 <= fmean(kls) <= 0.30
     assert max(gaps) <= 1e-5
+
+
+def test_greedy_drafts_give_the_text_of_lock_step(real: Pair, drafting: Pair) -> None:
+    """As far as the two largest values of q* differ by more than rounding does."""
+    asked = SamplingParams.preset("exploratory", temperature=0, max_tokens=48, top_logprobs=2)
+    compared = 0
+    for found, expected in zip(
+        drafting.generate(PROMPTS, asked, chat=True), real.generate(PROMPTS, asked, chat=True), strict=True
+    ):
+        tie = next(
+            (place for place, top in enumerate(expected.top) if exp(top.q[0][1]) - exp(top.q[1][1]) <= 1e-3),
+            len(expected.top),
+        )
+        assert found.token_ids[:tie] == expected.token_ids[:tie]
+        if tie == len(expected.top):
+            assert found.text == expected.text and found.finish_reason == expected.finish_reason
+        compared += tie
+    print(f"{compared} tokens compared")
+    assert compared > 12 * 30
+
+
+def test_most_drafts_stand(drafting: Pair) -> None:
+    """12 chat prompts of 64 tokens, one at a time."""
+    for preset in ("exploratory", "balanced"):
+        before = drafting.statistics()["speculation"]
+        asked = SamplingParams.preset(preset, max_tokens=64, seed=1, ignore_eos=True)
+        for prompt in PROMPTS:
+            drafting.generate([prompt], asked, chat=True)
+        after = drafting.statistics()["speculation"]
+        accepted, checked = (after[key] - before[key] for key in ("accepted", "checked"))
+        print(f"{preset}: acceptance {accepted / checked:.3f} of {checked} drafts")
+        assert accepted / checked >= 0.85

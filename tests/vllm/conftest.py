@@ -43,15 +43,20 @@ def require_empty(pair: Pair) -> None:
         assert core.free_blocks == core.blocks
 
 
-@pytest.fixture(scope="module")
-def crowded() -> Iterator[Pair]:
-    """A process holds one pair, so one serves all tests of a module.
+def open_crowded(**changes: Any) -> Pair:
+    """A pair whose requests get into each other's way.
 
     Long prompts are computed in chunks among the tokens of the others, and the caches, of different sizes on the two
     sides, are too small for the sequences that run: they are preempted.
     """
     caches = (16 * BLOCK * BASE_TOKEN, 12 * BLOCK * TEACHER_TOKEN)
-    with open_pair(max_num_seqs=32, max_num_batched_tokens=64, kv_cache_memory_bytes=caches) as opened:
+    return open_pair(max_num_seqs=32, max_num_batched_tokens=64, kv_cache_memory_bytes=caches, **changes)
+
+
+@pytest.fixture(scope="module")
+def crowded() -> Iterator[Pair]:
+    """A process holds one pair, so one serves all tests of a module."""
+    with open_crowded() as opened:
         yield opened
 
 

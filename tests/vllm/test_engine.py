@@ -1,4 +1,4 @@
-"""vLLM in lock-step against the local engine: token by token, in distribution, and with nothing left behind."""
+"""vLLM against the local engine, in lock-step and drafting: token by token, in distribution, nothing left behind."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ from scipy.stats import chisquare
 from midlogit import Completion, KLBudget, Pair, SamplingParams, Token
 from midlogit.core import reference
 from tests.questions import QUESTIONS
-from tests.vllm.conftest import engine_of, require_empty
+from tests.vllm.conftest import engine_of, open_crowded, require_empty
 
 # 32 requests; the two sides' prompts differ in text and in length, from a few tokens to more than one step takes.
 PROMPTS = [" ".join(["river"] * (11 * n % 90)) + QUESTIONS[n % 16] for n in range(32)]
 BASE_PROMPTS = [" ".join(["stone"] * (37 * n % 110)) + QUESTIONS[(n + 5) % 16] for n in range(32)]
 GREEDY = SamplingParams(temperature=0, max_tokens=40)
+
+
+@pytest.fixture(scope="module", params=["off", 3], ids=["lock_step", "drafting"])
+def crowded(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Every test runs both ways."""
+    with open_crowded(speculation=request.param) as opened:
+        yield opened
 
 
 @contextmanager
@@ -62,6 +69,25 @@ def test_greedy_equals_the_local_engine_in_chunks_and_preempted(pair: Pair, crow
     assert {(c.finish_reason, c.error) for c in found} == {("stop", None), ("length", None)}
     assert min(counts) > 0
     require_equal(found, pair.generate(PROMPTS, asked, base_prompts=BASE_PROMPTS))
+    require_empty(crowded)
+
+
+def test_drafts_stand_among_chunks_and_preemptions(pair: Pair, crowded: Pair) -> None:
+    """What the other tests lean on: with speculation there are drafts, of which most stand, without there are none."""
+    prompts, base_prompts = PROMPTS[:6], BASE_PROMPTS[:6]
+    asked = SamplingParams.preset("exploratory", temperature=0, max_tokens=80, ignore_eos=True)
+    before = crowded.statistics()["speculation"]
+    with preemptions(crowded) as counts:
+        found = crowded.generate(prompts, asked, base_prompts=base_prompts)
+    after = crowded.statistics()["speculation"]
+    assert max(len(pair.mixing.base.encode(p)) for p in base_prompts) > 64  # more than a step computes
+    assert sum(counts) > 0
+    rounds, accepted = (after[key] - before[key] for key in ("rounds", "accepted"))
+    if after["drafts_in_use"] == {"all": 0}:
+        assert rounds == accepted == 0
+    else:
+        assert rounds > 20 and accepted > rounds
+    require_equal(found, pair.generate(prompts, asked, base_prompts=base_prompts))
     require_empty(crowded)
 
 

@@ -17,8 +17,10 @@ from midlogit.errors import InvalidRequest
 MAX_DRAFTS = 16
 FIRST_TRY = 4  # drafts of the first rounds that speculate
 REMEMBERED = 9  # rounds of each batch size and γ whose times are kept
-ENOUGH = 2  # rounds before a time is believed
+ENOUGH = 3  # rounds before a time is believed: one of them may be an outlier
 LOOK_AROUND = 64  # rounds between two looks at a neighbour of the best γ
+LOOK_SOON = 6  # the same while a neighbour is not known
+SURE = 5  # times that make a γ known
 DECAY = 0.999  # of acceptance counts, a round
 PRIOR = 4.0, 5.0  # drafts that stood, of how many, before any were seen
 
@@ -51,12 +53,12 @@ class Acceptance:
 
     @classmethod
     def empty(cls) -> Acceptance:
-        return cls([0] * MAX_DRAFTS, [0] * MAX_DRAFTS, [PRIOR] * MAX_DRAFTS)
+        return cls([0] * MAX_DRAFTS, [0] * MAX_DRAFTS, [(0.0, 0.0)] * MAX_DRAFTS)
 
-    def add(self, drafts: int, stood_B: Sequence[int]) -> None:
-        """Counts a round of so many drafts, of which the first `stood` stood in each row."""
-        for place in range(drafts):
-            reached = sum(stood >= place for stood in stood_B)
+    def add(self, stood_B: Sequence[int], checked_B: Sequence[int]) -> None:
+        """Counts a round: how many drafts were looked at in each row, and the first of them that stood."""
+        for place in range(max(checked_B, default=0)):
+            reached = sum(checked > place for checked in checked_B)
             kept = sum(stood > place for stood in stood_B)
             self.checked[place] += reached
             self.stood[place] += kept
@@ -65,9 +67,11 @@ class Acceptance:
 
     def tokens(self, drafts: int) -> float:
         """Expected tokens a round: the drafts that stand before one that does not, and one more."""
-        expected, all_stood = 1.0, 1.0
-        for weight, total in self.recent[:drafts]:
-            all_stood *= weight / total
+        weight, expected, all_stood = PRIOR[1], 1.0, 1.0
+        stood = PRIOR[0] + sum(kept for kept, _ in self.recent)
+        checked = PRIOR[1] + sum(reached for _, reached in self.recent)
+        for kept, reached in self.recent[:drafts]:  # a place that was seen little is taken to be like all others
+            all_stood *= (kept + weight * stood / checked) / (reached + weight)
             expected += all_stood
         return expected
 
@@ -90,9 +94,10 @@ class Drafting:
         self._choices = list(choices)
         self._acceptance = Acceptance.empty()
         self._seconds: defaultdict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
+        self._timed: defaultdict[tuple[int, int], int] = defaultdict(int)  # the number of the last time
+        self._times = 0
         self._since_look: defaultdict[int, int] = defaultdict(int)
         self._rounds = 0
-        self._emitted = 0
         self._last: dict[int, int] = {}
 
     @property
@@ -110,11 +115,12 @@ class Drafting:
         if chosen is None:
             place = max(range(len(self._choices)), key=lambda n: self._speed(size, self._choices[n], measured))
             chosen = self._choices[place]
+            around = [g for g in self._choices[max(place - 1, 0) : place + 2] if g != chosen]
             self._since_look[size] += 1
-            if chosen in measured and self._since_look[size] >= LOOK_AROUND:
+            known = all(len(self._seconds[size, g]) >= SURE for g in around)
+            if chosen in measured and around and self._since_look[size] >= (LOOK_AROUND if known else LOOK_SOON):
                 self._since_look[size] = 0
-                around = self._choices[max(place - 1, 0) : place + 2]
-                chosen = min(around, key=lambda g: len(self._seconds[size, g]))
+                chosen = min(around, key=lambda g: (len(self._seconds[size, g]) >= SURE, self._timed[size, g]))
         self._last[size] = chosen
         return chosen
 
@@ -129,15 +135,22 @@ class Drafting:
             seconds = max(known[low] + slope * (drafts - low), 0.5 * min(known.values()))
         return self._acceptance.tokens(drafts) / seconds
 
-    def count(self, drafts: int, stood_B: Sequence[int]) -> None:
-        """Counts a round: its γ, and how many drafts stood in each sequence."""
+    def count(self, drafts: int, stood_B: Sequence[int], checked_B: Sequence[int] | None = None) -> None:
+        """Counts a round.
+
+        Args:
+            drafts: its γ. stood_B: how many drafts stood in each sequence.
+            checked_B: how many were looked at; by default one more than stood, or all. A sequence that ended on a
+                draft leaves the others unknown.
+        """
         if drafts:
             self._rounds += len(stood_B)
-            self._emitted += sum(stood_B) + len(stood_B)
-            self._acceptance.add(drafts, stood_B)
+            self._acceptance.add(stood_B, checked_B or [min(stood + 1, drafts) for stood in stood_B])
 
     def time(self, batch: int, drafts: int, seconds: float) -> None:
         """What an undisturbed round took."""
+        self._times += 1
+        self._timed[batch.bit_length(), drafts] = self._times
         self._seconds[batch.bit_length(), drafts].append(seconds)
 
     def statistics(self) -> dict[str, Any]:

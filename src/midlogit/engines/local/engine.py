@@ -118,15 +118,16 @@ class LocalEngine(SteppingEngine):
         drafts = 0 if admitted else self._drafts()
         drafted_KN, base_KNV, teacher_KNV = self._forward(admitted, drafts)
         alive = list(range(len(self._running)))
-        stood = [0] * len(alive)
+        checked, stood = [0] * len(alive), [0] * len(alive)
         for place in range(drafts + 1):
             self._draw(alive, base_KNV[place], teacher_KNV[place])
             if place < drafts:
-                alive = [n for n in alive if self._stands(n, drafted_KN[place][n])]
                 for n in alive:
-                    stood[n] += 1
+                    checked[n] += 1
+                    stood[n] += self._stands(n, drafted_KN[place][n])
+                alive = [n for n in alive if stood[n] > place and not self._running[n].is_finished]
         self._roll_back(drafts, stood)
-        self.drafting.count(drafts, stood)
+        self.drafting.count(drafts, stood, checked)
         if not admitted:
             self.drafting.time(len(stood), drafts, time.perf_counter() - start)
         self._retire()
@@ -148,9 +149,9 @@ class LocalEngine(SteppingEngine):
             sequence.append(decision)
 
     def _stands(self, n: int, drafted: int) -> bool:
-        """Whether the last token of a sequence is the one that was drafted, and more may follow."""
+        """Whether the last token of a sequence is the one that was drafted."""
         sequence = self._running[n]
-        return not sequence.is_finished and sequence.token_ids[-1] == drafted
+        return sequence.request.outcomes.outcome_of(sequence.token_ids[-1]) == drafted
 
     def _roll_back(self, drafts: int, stood: list[int]) -> None:
         """Forgets the drafts that did not stand, on both sides."""

@@ -1,0 +1,132 @@
+"""The choice of γ against rounds whose times and acceptance are made up, and what it counts."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+import pytest
+
+from midlogit.errors import InvalidRequest
+from midlogit.sampling.drafting import MAX_DRAFTS, Drafting, require_speculation
+
+SETTLED = 60  # rounds after which the choice should be a good one
+Cost = Callable[[int], float]  # seconds of a round with γ drafts
+
+
+def play(
+    drafting: Drafting, rounds: int, batch: int, acceptance: float, cost: Cost, chance: random.Random
+) -> list[int]:
+    """Rounds whose times are noisy, one in twenty far too long; the γ of each."""
+    used = []
+    for _ in range(rounds):
+        drafts = drafting.drafts(batch)
+        used.append(drafts)
+        stood = [0] * batch
+        for n in range(batch):
+            while stood[n] < drafts and chance.random() < acceptance:
+                stood[n] += 1
+        drafting.count(drafts, stood)
+        outlier = 6 if chance.random() < 0.05 else 1
+        drafting.time(batch, drafts, cost(drafts) * chance.lognormvariate(0, 0.05) * outlier)
+    return used
+
+
+def speed(used: Sequence[int], acceptance: float, cost: Cost) -> float:
+    """Expected tokens a second of a sequence over such rounds."""
+    return sum(acceptance**i for drafts in used for i in range(drafts + 1)) / sum(map(cost, used))
+
+
+def one_sequence(g: int) -> float:
+    return 3.4 * (g + 1) + 11.6 + 0.1 * g
+
+
+def cheap_base(g: int) -> float:
+    return 1.0 * (g + 1) + 12 + 0.1 * g
+
+
+def compute_bound(g: int) -> float:
+    return 45 * (g + 1) + 130 + 40 * g
+
+
+def no_gain(g: int) -> float:
+    return 40.0 * (g + 1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "acceptance", "cost", "choices"),
+    [
+        (1, 0.88, one_sequence, range(9)),
+        (8, 0.88, one_sequence, (0, 1, 2, 3, 4, 6)),
+        (1, 0.95, cheap_base, range(9)),
+        (1, 0.3, one_sequence, range(9)),
+        (1, 0.88, compute_bound, range(9)),
+        (64, 0.88, no_gain, range(9)),
+    ],
+    ids=["one", "vllm", "cheap_base", "disagreeing", "cpu", "no_gain"],
+)
+def test_auto_finds_a_good_number_of_drafts(batch: int, acceptance: float, cost: Cost, choices) -> None:
+    best = max(speed([g], acceptance, cost) for g in choices)
+    shares = []
+    for seed in range(8):
+        chance, drafting = random.Random(seed), Drafting("auto", choices)
+        play(drafting, SETTLED, batch, acceptance, cost, chance)
+        shares.append(speed(play(drafting, 200, batch, acceptance, cost, chance), acceptance, cost) / best)
+    assert min(shares) > 0.92 and fmean(shares) > 0.97
+
+
+def test_auto_goes_to_lock_step_where_drafts_do_not_pay() -> None:
+    drafting, chance = Drafting("auto"), random.Random(1)
+    play(drafting, SETTLED, 64, 0.88, no_gain, chance)
+    assert Counter(play(drafting, 100, 64, 0.88, no_gain, chance))[0] > 90
+    assert drafting.statistics()["drafts_in_use"] == {"127": 0}
+
+
+def test_auto_chooses_for_each_batch_size() -> None:
+    drafting, chance = Drafting("auto"), random.Random(2)
+    for _ in range(2):  # back again: what was measured is kept
+        one = play(drafting, 100, 1, 0.88, one_sequence, chance)
+        many = play(drafting, 100, 64, 0.88, no_gain, chance)
+    assert Counter(one).most_common(1)[0][0] >= 3 and Counter(many)[0] > 90
+    assert set(drafting.statistics()["drafts_in_use"]) == {"1", "127"}
+
+
+def test_auto_follows_when_times_and_acceptance_change() -> None:
+    drafting, chance = Drafting("auto"), random.Random(3)
+    assert 0 not in play(drafting, 200, 1, 0.9, one_sequence, chance)[-50:]
+    play(drafting, 1500, 1, 0.15, compute_bound, chance)
+    assert Counter(play(drafting, 100, 1, 0.15, compute_bound, chance))[0] > 85
+
+
+@pytest.mark.parametrize(("asked", "drafts"), [("off", 0), (0, 0), (3, 3), (MAX_DRAFTS, MAX_DRAFTS)])
+def test_a_number_fixes_it(asked, drafts: int) -> None:
+    drafting = Drafting(asked, range(9))
+    assert set(play(drafting, 30, 2, 0.5, no_gain, random.Random(1))) == {drafts}
+    assert drafting.choices == ([drafts] if drafts else [])
+    assert drafting.statistics()["drafts_in_use"] == {"all": drafts}
+
+
+@pytest.mark.parametrize("asked", [-1, 17, "fast", True, 2.5, None, ""])
+def test_what_cannot_be_asked_for(asked) -> None:
+    for take in (require_speculation, Drafting):
+        with pytest.raises(InvalidRequest, match=r"speculation is .*Use auto, off, or 0 to 16 drafts a round"):
+            take(asked)
+
+
+def test_statistics_count_what_was_looked_at() -> None:
+    drafting = Drafting(3)
+    assert drafting.statistics()["acceptance"] is drafting.statistics()["accepted_per_round"] is None
+    drafting.count(3, [3, 0, 1])
+    drafting.count(3, [2], [2])  # ended on its second draft
+    drafting.count(0, [0, 0])  # lock-step
+    assert drafting.statistics() == {
+        "rounds": 4,
+        "checked": 3 + 1 + 2 + 2,
+        "accepted": 6,
+        "acceptance": 6 / 8,
+        "accepted_per_round": 6 / 4,
+        "acceptance_by_position": [3 / 4, 2 / 3, 1 / 1],
+        "drafts_in_use": {"all": 3},
+    }

@@ -66,6 +66,14 @@ def test_streaming_prints_the_same_text() -> None:
     assert run(*arguments, "--stream").stdout == run(*arguments).stdout != ""
 
 
+def test_drafts_change_nothing_that_is_printed() -> None:
+    asked = ["generate", *QUESTIONS[:2], "--chat", "--json", "--seed", 5, "--max-tokens", 24, "--device", "cpu"]
+    off, four = (run(*asked, "--speculation", speculation) for speculation in ("off", 4))
+    assert off.returncode == four.returncode == 0, off.stderr + four.stderr
+    texts = [[json.loads(line)["token_ids"] for line in done.stdout.splitlines()] for done in (off, four)]
+    assert len(texts[0]) == 2 and texts[0] == texts[1]
+
+
 def test_the_base_may_see_another_prompt() -> None:
     arguments = ("generate", "Why?", "--json", "--seed", 1, "--max-tokens", 4, "--device", "cpu")
     same, other = (json.loads(run(*arguments, *more).stdout) for more in ((), ("--base-prompt", "Once upon a time")))
@@ -95,6 +103,9 @@ def test_options_reach_the_sampler() -> None:
         (["generate", "a", "--device", "gpu7"], 2, "gpu7"),
         (["generate", "a", "--base", "X"], 2, "--teacher is missing"),
         (["generate", "a", "--json", "--stream"], 2, "exclude each other"),
+        (["generate", "a", "--speculation", "17"], 2, "speculation is 17"),
+        (["serve", "--speculation=-1"], 2, "speculation is -1"),
+        (["generate", "a", "--speculation", "fast"], 2, "Use auto, off, or 0 to 16"),
         (["generate", "a", "--nonsense"], 2, "No such option"),
         (["generate"], 2, "holds no prompt"),
         (["generate", ""], 2, "prompt 0 is empty"),

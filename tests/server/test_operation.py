@@ -226,6 +226,10 @@ def test_metrics() -> None:
         assert grown["midlogit:alpha_count"] == grown["midlogit:kl_nats_count"] == 8
         assert grown['midlogit:request_success_total{finished_reason="length"}'] == 1
         assert grown['midlogit:request_failures_total{kind="invalid_type"}'] == 1
+        drafts = live.pair.statistics()["speculation"]
+        assert after["midlogit:speculation_checked_tokens"] == drafts["checked"] > 0
+        assert after["midlogit:speculation_accepted_tokens"] == drafts["accepted"]
+        assert after["midlogit:speculation_acceptance"] == drafts["acceptance"]
 
 
 def test_cross_origin_calls_are_off_unless_asked_for(server: Live) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
 from midlogit.pair import Pair
+from midlogit.sampling.drafting import Asked, require_speculation
 
 ENGINES = ("auto", "local", "vllm")
 SLOTS = {"local": 16, "vllm": 256}
@@ -24,6 +25,7 @@ class InProcess:
         engine: auto, local (transformers) or vllm. device: auto, a device, or BASE,TEACHER.
         max_num_seqs: None for the engine's default.
         gpu_memory_utilization, max_model_len: of vLLM alone.
+        speculation: auto, off or a number of drafts.
     """
 
     engine: str = "auto"
@@ -32,6 +34,7 @@ class InProcess:
     max_num_seqs: int | None = None
     gpu_memory_utilization: float = 0.9
     max_model_len: int | None = None
+    speculation: Asked = "auto"
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -57,10 +60,29 @@ class InProcess:
                 max_num_seqs=self.slots,
                 gpu_memory_utilization=self.gpu_memory_utilization,
                 max_model_len=self.max_model_len,
+                speculation=self.speculation,
             )
         base_device, comma, teacher_device = self.device.partition(",")
         device = (base_device, teacher_device) if comma else base_device
-        return Pair.local(base, teacher, device=device, dtype=self.dtype, max_num_seqs=self.slots)
+        return Pair.local(
+            base,
+            teacher,
+            device=device,
+            dtype=self.dtype,
+            max_num_seqs=self.slots,
+            speculation=self.speculation,
+        )
+
+
+def parse_speculation(text: str) -> Asked:
+    """auto, off or a number of drafts.
+
+    Raises:
+        InvalidRequest: for any other text, or a number out of range.
+    """
+    asked: Any = int(text) if text.lstrip("-").isdigit() else text
+    require_speculation(asked)
+    return asked  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

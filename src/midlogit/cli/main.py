@@ -44,6 +44,9 @@ Slots = Annotated[
 ]
 Memory = Annotated[float, typer.Option(help="vLLM: share of the GPU for both models and their caches.")]
 Context = Annotated[int | None, typer.Option(help="vLLM: most tokens of prompt and completion.")]
+Speculation = Annotated[
+    str, typer.Option(help="Tokens that the base drafts ahead: auto, off or 0 to 16; changes the speed, not the law.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; or BASE,TEACHER for one each.")]
 Dtype = Annotated[str, typer.Option(help="auto (float32 on the CPU, else bfloat16), float32, bfloat16 or float16.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same tokens.")]
@@ -108,6 +111,7 @@ def generate(
     max_num_seqs: Slots = None,
     gpu_memory_utilization: Memory = 0.9,
     max_model_len: Context = None,
+    speculation: Speculation = "auto",
     top_k: TopK = "20",
     base_model: BaseModel = None,
     teacher_model: TeacherModel = None,
@@ -118,7 +122,7 @@ def generate(
 ) -> None:
     """Sample completions from q*; without --base and --teacher from the bundled pair."""
     from midlogit.cli.generate import Job, run_generate
-    from midlogit.cli.loading import InProcess, Serving
+    from midlogit.cli.loading import InProcess, Serving, parse_speculation
     from midlogit.core.rules import parse_rule
     from midlogit.params import SamplingParams
 
@@ -140,7 +144,8 @@ def generate(
     serving = Serving(
         top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key
     )
-    here = InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len)
+    asked = parse_speculation(speculation)
+    here = InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len, asked)
     raise typer.Exit(run_generate(job, base=base, teacher=teacher, here=here, serving=serving))
 
 
@@ -190,6 +195,7 @@ def serve(
     dtype: Dtype = "auto",
     gpu_memory_utilization: Memory = 0.9,
     max_model_len: Context = None,
+    speculation: Speculation = "auto",
     top_k: TopK = "20",
     base_model: BaseModel = None,
     teacher_model: TeacherModel = None,
@@ -199,16 +205,17 @@ def serve(
     teacher_api_key: TeacherKey = None,
 ) -> None:
     """Serve q* as one model behind an OpenAI-compatible API, with a live page at /."""
-    from midlogit.cli.loading import InProcess, Serving
+    from midlogit.cli.loading import InProcess, Serving, parse_speculation
     from midlogit.cli.serve import run_serve
 
     serving = Serving(
         top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key
     )
+    asked = parse_speculation(speculation)
     run_serve(
         base,
         teacher,
-        here=InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len),
+        here=InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len, asked),
         serving=serving,
         log_format=log_format,
         host=host,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from math import nan
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -17,11 +20,15 @@ NATS = (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 
 
 
 class Metrics:
-    """One server's metrics in a registry of their own."""
+    """One server's metrics in a registry of their own.
+
+    Args:
+        drafting: the statistics of speculation.
+    """
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, drafting: Callable[[], dict[str, Any]]) -> None:
         self._registry = CollectorRegistry()
 
         def gauge(name: str, text: str) -> Gauge:
@@ -44,6 +51,10 @@ class Metrics:
         self._inter = histogram("inter_token_latency_seconds", "Between two tokens of a completion.", INTER_TOKEN)
         self._latency = histogram("e2e_request_latency_seconds", "From submission to the last token.", LATENCY)
         self._alpha = histogram("alpha", "Weight of the teacher, a token; forced tokens left out.", ALPHA)
+        drafts = gauge("speculation_acceptance", "Share of the drafts looked at that stood; NaN before the first.")
+        drafts.set_function(lambda: drafting()["acceptance"] if drafting()["checked"] else nan)
+        gauge("speculation_accepted_tokens", "Drafts that stood.").set_function(lambda: drafting()["accepted"])
+        gauge("speculation_checked_tokens", "Drafts that were looked at.").set_function(lambda: drafting()["checked"])
         self._kl = histogram("kl_nats", "Larger of KL(q||base), KL(q||teacher), a token; forced ones left out.", NATS)
 
     def sequence_ended(self, sequence: Sequence) -> None:

@@ -19,6 +19,7 @@ from midlogit.checkpoint import Checkpoint, Model
 from midlogit.errors import EngineFailure, InvalidRequest
 from midlogit.outputs import Completion, Scores
 from midlogit.pair import Pair
+from midlogit.sampling.drafting import Drafting
 from midlogit.sampling.sequence import Request
 from midlogit.server.errors import ApiError
 from midlogit.server.gate import RETRY_AFTER, Gate, Pass
@@ -43,7 +44,7 @@ class Service:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.gate = Gate(settings.max_num_seqs, settings.max_queued)
-        self.metrics = Metrics(self.gate)
+        self.metrics = Metrics(self.gate, self._speculation)
         self.redact = Redaction()
         self.problem: str | None = "loading"
         self.started = int(time.time())
@@ -54,6 +55,11 @@ class Service:
         self._reader = ThreadPoolExecutor(1, "midlogit-prompts")
         for key in settings.api_keys:
             self.redact.hide(key, "[key]")
+
+    def _speculation(self) -> dict[str, Any]:
+        """What became of drafts so far."""
+        nothing = Drafting("off").statistics()
+        return nothing if self._pair is None else dict(self._pair.statistics()["speculation"])
 
     def open(self, pair: Pair) -> None:
         """Serves this pair from now on.

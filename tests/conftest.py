@@ -30,7 +30,7 @@ BASE, TEACHER = bundled("base"), bundled("teacher")
 
 @pytest.fixture(scope="session")
 def pair() -> Iterator[Pair]:
-    with Pair.local(dtype="float32", device="cpu") as opened:
+    with Pair.local(dtype="float32", device="cpu", speculation="off") as opened:
         yield opened
 
 

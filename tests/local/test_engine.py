@@ -212,7 +212,7 @@ def test_temperature_sharpens(pair: Pair) -> None:
 
 
 def test_one_model_as_base_and_teacher(pair: Pair) -> None:
-    with Pair.local(TEACHER, TEACHER, dtype="float32", device="cpu") as same:
+    with Pair.local(TEACHER, TEACHER, dtype="float32", device="cpu", speculation="off") as same:
         found = same.generate(QUESTIONS[:2], params(), chat=True)
         assert all(
             a == 0.5

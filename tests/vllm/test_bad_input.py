@@ -34,6 +34,18 @@ def test_known_versions_are_taken(monkeypatch: pytest.MonkeyPatch, version: str)
     assert require_vllm() == version
 
 
+def test_a_vllm_that_cannot_read_drafts_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "__version__", "0.24.0+cpu")
+    with pytest.raises(InvalidRequest, match=r"vLLM 0\.24\.0\+cpu cannot read drafts on a CPU"):
+        Pair.vllm(speculation=3)
+
+
+@pytest.mark.parametrize("speculation", [-1, 17, "fast"])
+def test_drafts_out_of_range(speculation: int | str) -> None:
+    with pytest.raises(InvalidRequest, match="Use auto, off, or 0 to 16 drafts"):
+        Pair.vllm(speculation=speculation)
+
+
 def test_missing_vllm_is_a_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "vllm", None)
     with pytest.raises(MissingExtra, match="pip install"):

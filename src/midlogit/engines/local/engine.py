@@ -114,22 +114,23 @@ class LocalEngine(SteppingEngine):
     def step(self) -> None:
         """Drafts with the base, has the teacher read the drafts, and draws each token as long as drafts stand."""
         start = time.perf_counter()
+        old = len(self._running)
         admitted = self._admit()
-        drafts = 0 if admitted else self._drafts()
+        drafts = self._drafts() if old else 0
         drafted_KN, base_KNV, teacher_KNV = self._forward(admitted, drafts)
-        alive = list(range(len(self._running)))
-        checked, stood = [0] * len(alive), [0] * len(alive)
+        checked, stood = [0] * old, [0] * old
+        alive = list(range(old + len(admitted)))
         for place in range(drafts + 1):
             self._draw(alive, base_KNV[place], teacher_KNV[place])
-            if place < drafts:
-                for n in alive:
-                    checked[n] += 1
-                    stood[n] += self._stands(n, drafted_KN[place][n])
-                alive = [n for n in alive if stood[n] > place and not self._running[n].is_finished]
-        self._roll_back(drafts, stood)
+            alive = [n for n in alive if n < old] if place < drafts else []  # nothing is drafted for admitted ones
+            for n in alive:
+                checked[n] += 1
+                stood[n] += self._stands(n, drafted_KN[place][n])
+            alive = [n for n in alive if stood[n] > place and not self._running[n].is_finished]
+        self._roll_back([drafts - n for n in stood] + [0] * len(admitted))
         self.drafting.count(drafts, stood, checked)
         if not admitted:
-            self.drafting.time(len(stood), drafts, time.perf_counter() - start)
+            self.drafting.time(old, drafts, time.perf_counter() - start)
         self._retire()
 
     def _drafts(self) -> int:
@@ -142,7 +143,7 @@ class LocalEngine(SteppingEngine):
         some = [self._running[n] for n in alive]
         if not some:
             return
-        if len(some) < len(self._running):
+        if len(some) < len(base_NV):
             base_NV, teacher_NV = base_NV[alive], teacher_NV[alive]
         decisions = decide(base_NV, teacher_NV, [sequence.next_settings for sequence in some])
         for sequence, decision in zip(some, decisions, strict=True):
@@ -153,9 +154,8 @@ class LocalEngine(SteppingEngine):
         sequence = self._running[n]
         return sequence.request.outcomes.outcome_of(sequence.token_ids[-1]) == drafted
 
-    def _roll_back(self, drafts: int, stood: list[int]) -> None:
-        """Forgets the drafts that did not stand, on both sides."""
-        surplus = [drafts - n for n in stood]
+    def _roll_back(self, surplus: list[int]) -> None:
+        """Forgets the last tokens of each running sequence, drafts that did not stand, on both sides."""
         self._base.roll_back(surplus)
         self._teacher.roll_back(surplus)
 
@@ -214,9 +214,8 @@ class LocalEngine(SteppingEngine):
     def _forward(self, admitted: list[Sequence], drafts: int) -> tuple[list[list[int]], list[Tensor], list[Tensor]]:
         """Drafted tokens, and the logits of both models behind the last token and behind each draft.
 
-        Rows are the running sequences and, behind them, the admitted ones.
+        Rows are the running sequences and, at the first place, behind them the admitted ones.
         """
-        base_parts, teacher_parts = [], []
         drafted_KN: list[list[int]] = []
         base_KNV: list[Tensor] = []
         teacher_KNV: list[Tensor] = []
@@ -228,15 +227,14 @@ class LocalEngine(SteppingEngine):
                 drafted_KN.append(draft(base_KNV[-1], ahead))
                 for tokens, token in zip(fed, drafted_KN[-1], strict=True):
                     tokens.append(token)
-            base_parts.append(self._base.advance([tokens[-1] for tokens in fed]))
-            *teacher_KNV, last_NV = self._teacher.extend(fed)
-            teacher_parts.append(last_NV)
+            base_KNV.append(self._base.advance([tokens[-1] for tokens in fed]))
+            teacher_KNV += self._teacher.extend(fed)
         if admitted:
-            base_parts.append(self._base.add([s.request.base_ids for s in admitted]))
-            teacher_parts.append(self._teacher.add([s.request.teacher_ids for s in admitted]))
+            base_KNV[:1] = [torch.cat([*base_KNV[:1], self._base.add([s.request.base_ids for s in admitted])])]
+            teacher_KNV[:1] = [
+                torch.cat([*teacher_KNV[:1], self._teacher.add([s.request.teacher_ids for s in admitted])])
+            ]
             self._running += admitted
-        base_KNV.append(torch.cat(base_parts))
-        teacher_KNV.append(torch.cat(teacher_parts))
         return drafted_KN, [rows_NV.to(self._teacher.device) for rows_NV in base_KNV], teacher_KNV
 
     def _retire(self) -> None:

@@ -88,6 +88,11 @@ def require_vllm() -> str:
     return version
 
 
+def reads_drafts(version: str) -> bool:
+    """Whether this vLLM reads drafts here; the CPU kernels of 0.24 lack an argument that its own warm-up gives them."""
+    return torch.cuda.is_available() or not version.startswith("0.24.")
+
+
 def require_options(options: Mapping[str, Any]) -> None:
     """Checks options that go to vLLM's EngineArgs.
 

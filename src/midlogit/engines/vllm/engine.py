@@ -22,7 +22,7 @@ from torch import Tensor
 from midlogit import fused
 from midlogit.checkpoint import Checkpoint
 from midlogit.engines.base import Engine, SteppingEngine
-from midlogit.engines.vllm.adapter import Core, require_options, require_vllm
+from midlogit.engines.vllm.adapter import Core, reads_drafts, require_options, require_vllm
 from midlogit.engines.vllm.drawing import ArrayDrawing, Drawing, KernelDrawing, SplitDrawing
 from midlogit.engines.vllm.memory import Need, Split, split, split_cpu
 from midlogit.errors import InvalidRequest
@@ -107,7 +107,7 @@ class VllmEngine(SteppingEngine):
     Raises:
         DoesNotFit: the two models and their caches are larger than the device.
         ModelUnavailable: vLLM cannot run one of the models.
-        InvalidRequest: an option that cannot be honoured, or another pair is open in this process.
+        InvalidRequest: an option or drafts that cannot be honoured, or another pair is open in this process.
         MissingExtra, UnsupportedVersion: no vLLM, or one that is not known.
     """
 
@@ -125,8 +125,14 @@ class VllmEngine(SteppingEngine):
         drafting: Drafting,
         options: Mapping[str, Any],
     ) -> None:
-        require_vllm()
+        version = require_vllm()
         require_options(options)
+        if drafting.choices and not reads_drafts(version):
+            if drafting.asked != "auto":
+                raise InvalidRequest(
+                    f"vLLM {version} cannot read drafts on a CPU.", "Use speculation off, or a newer vLLM."
+                )
+            drafting = Drafting("off")
         shares = _split(
             base, teacher, dtype, gpu_memory_utilization, kv_cache_memory_bytes, max_num_seqs, max_model_len,
             max(drafting.choices, default=0),

@@ -6,6 +6,7 @@ Knows the order of the checks; each check is the handshake's, each text the mode
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,11 +28,15 @@ from midlogit.engines.http.handshake import (
     special_ids,
     stop_ids,
     templated_ids,
+    why_no_drafts,
 )
 from midlogit.engines.http.served import FilesOfServed, ServedModel
 from midlogit.engines.http.side import Side
-from midlogit.errors import InvalidRequest, ModelUnavailable, PairMismatch
+from midlogit.errors import InvalidRequest, ModelUnavailable, PairMismatch, ServerUnavailable
 from midlogit.mixing import Mixing
+from midlogit.sampling.drafting import Asked, Drafting, require_speculation
+
+log = logging.getLogger("midlogit")
 
 SIDES = ("base", "teacher")
 
@@ -90,12 +95,21 @@ def open_pair(
     teacher: Spec,
     top_k: int | str,
     tolerance: float,
+    speculation: Asked,
     connection_pool_size: int,
     max_retries: int,
     timeout: float,
 ) -> tuple[Mixing, HttpEngine]:
     """See `Pair.http`."""
     k = parse_top_k(top_k)
+    require_speculation(speculation)
+    if k is None:
+        if speculation not in ("auto", "off", 0):
+            raise InvalidRequest(
+                f'speculation is {speculation} and top_k is "auto".',
+                "Drafts need lists of one length: give top_k a number, or leave speculation at auto.",
+            )
+        speculation = "off"
     for name, value in (
         ("connection_pool_size", connection_pool_size),
         ("timeout", timeout),
@@ -110,7 +124,8 @@ def open_pair(
         sides = open_sides(client, addresses, k)
         mixing = Mixing(sides[0].model, sides[1].model)
         mixing.require_mixable()
-        return mixing, open_engine(client, mixing, sides, top_k=k, tolerance=tolerance)
+        drafting = open_drafting(client, sides[0], speculation)
+        return mixing, open_engine(client, mixing, sides, top_k=k, tolerance=tolerance, drafting=drafting)
     except BaseException:
         client.close()
         raise
@@ -166,8 +181,34 @@ def open_sides(client: Client, addresses: tuple[Address, Address], top_k: int | 
     return base, teacher
 
 
+def open_drafting(client: Client, base: Served, asked: Asked) -> Drafting:
+    """How many tokens to draft, once the base's servers have shown that they can.
+
+    Raises:
+        ServerUnavailable: they cannot, and a number was asked for.
+    """
+    if asked in ("off", 0):
+        return Drafting(asked)
+    for facts in base.facts:
+        reason = client.run(why_no_drafts(client, facts))
+        if reason is None:
+            continue
+        if asked != "auto":
+            message = f"The {facts.endpoint.name} cannot draft for speculation: {reason}."
+            raise ServerUnavailable(message, "Use another server, or turn speculation off.")
+        log.warning("The %s cannot draft, so there is no speculation: %s.", facts.endpoint.name, reason)
+        return Drafting("off")
+    return Drafting(asked)
+
+
 def open_engine(
-    client: Client, mixing: Mixing, sides: tuple[Served, Served], *, top_k: int | None, tolerance: float
+    client: Client,
+    mixing: Mixing,
+    sides: tuple[Served, Served],
+    *,
+    top_k: int | None,
+    tolerance: float,
+    drafting: Drafting,
 ) -> HttpEngine:
     """The engine over sides that `open_sides` opened; `top_k` None adapts to the tolerance."""
     most = min(side.max_logprobs for side in sides)
@@ -186,6 +227,7 @@ def open_engine(
         models[1],
         vocabulary=mixing.alignment.size,
         width=width,
+        drafting=drafting,
         blocking_text=isinstance(sides[1].model, ServedModel),
     )
 

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 from midlogit.engines.base import Engine
 from midlogit.engines.http.client import CallFailed, Client
+from midlogit.engines.http.pairs import Model, Pair, Pairs, Seats
 from midlogit.engines.http.rows import Drafts, Step
-from midlogit.engines.http.side import Row, Seat, Side
+from midlogit.engines.http.side import Row
 from midlogit.errors import EngineFailure
 from midlogit.outputs import FinishReason
 from midlogit.sampling.decision import Decision, Drafted, RowSettings
 from midlogit.sampling.drafting import Drafting
-from midlogit.sampling.listed import Listed, unlisted_ids
 from midlogit.sampling.policy import Drawn, draw_listed
 from midlogit.sampling.sequence import Sequence
 
@@ -39,24 +39,14 @@ class Width:
 
     Attributes:
         start: for the first row. most: what the servers allow.
+        drafts: where the base drafts, of both; what is listed beyond `start` need not be scored.
         tolerance: on the certified bound, above which a row is asked again wider; None to stay at `start`.
     """
 
     start: int
     most: int
+    drafts: int
     tolerance: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """One side as the engine sees it: where rows come from, how many ids it has, whether it scores chosen ids."""
-
-    side: Side
-    logit_size: int
-    scores: bool
-
-    def listed(self, row: dict[int, float]) -> Listed:
-        return Listed(row, min(row.values()), self.logit_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +103,11 @@ class HttpEngine(Engine):
         self._base = base
         self._teacher = teacher
         self._vocabulary = vocabulary
+        self._pairs = Pairs(base, teacher, vocabulary)
         self._width = width
         self._blocking_text = blocking_text
         self._running: dict[int, asyncio.Task[None]] = {}
-        self._ready: list[tuple[list[tuple[Listed, Listed]], list[RowSettings], asyncio.Future[list[Draw]]]] = []
+        self._ready: list[tuple[list[Pair], list[RowSettings], asyncio.Future[list[Draw]]]] = []
         self._closed = False
         self._warned = False
 
@@ -177,7 +168,7 @@ class HttpEngine(Engine):
         if not sequence.is_finished:
             await self._tell(sequence.end, reason, None, message)
 
-    async def _write(self, sequence: Sequence, seats: tuple[Seat, Seat]) -> None:
+    async def _write(self, sequence: Sequence, seats: Seats) -> None:
         """Asks for the next rows as soon as tokens are drawn; what else there is to do with them, the servers cover."""
         k = self._width.start
         position = 0
@@ -203,14 +194,13 @@ class HttpEngine(Engine):
         finally:
             asked.cancel()  # of no use when a stop string was met
 
-    def _ask(self, sequence: Sequence, seats: tuple[Seat, Seat], position: int, k: int) -> Asked:
+    def _ask(self, sequence: Sequence, seats: Seats, position: int, k: int) -> Asked:
         """Begins a round: with the base's drafts, or with a row of each side."""
         since, batch, ahead = time.perf_counter(), len(self._running), self._drafts(sequence, position)
         if not ahead:
-            rows = self._base.side.top(seats[0], k) + self._teacher.side.top(seats[1], k)
-            return Asked(since, batch, tuple(rows))
+            return Asked(since, batch, self._pairs.top(seats, k))
         drafts = Drafts.near(sequence.request.params.temperature, ahead + 1, sequence.draft_seed(position))
-        return Asked(since, batch, drafts=drafts, steps=self._base.side.draft(seats[0], k, drafts))
+        return Asked(since, batch, drafts=drafts, steps=self._base.side.draft(seats[0], self._width.drafts, drafts))
 
     def _drafts(self, sequence: Sequence, position: int) -> int:
         """How many tokens to draft from a position on.
@@ -230,23 +220,24 @@ class HttpEngine(Engine):
             self.drafting.time(asked.batch, ahead, time.perf_counter() - asked.since)
 
     async def _check(
-        self, sequence: Sequence, seats: tuple[Seat, Seat], position: int, drafts: Drafts, steps: list[Step]
+        self, sequence: Sequence, seats: Seats, position: int, drafts: Drafts, steps: list[Step]
     ) -> list[Draw]:
-        """Has the teacher look at drafts; draws up to the first that does not stand."""
+        """Has the teacher look at drafts; draws up to the first that does not stand, scoring ids when it must."""
         drafted = self._worth_checking(sequence, steps)
-        k = len(steps[0][0])
-        asked = self._teacher.side.top(seats[1], k, drafted)
-        pairs = [
-            (self._base.listed(base), self._teacher.listed(await row))
-            for (base, _), row in zip(steps, asked, strict=False)
-        ]
+        asked = self._teacher.side.top(seats[1], self._width.drafts, drafted)
         settings = [
-            replace(sequence.settings_at(position + n), drafted=_served(drafts, *steps[n])) for n in range(len(pairs))
+            replace(sequence.settings_at(position + n), drafted=_served(drafts, *steps[n])) for n in range(len(asked))
         ]
-        draws = await self._draw(await self._score(seats, pairs, settings, drafted), settings)
-        stood = 0
-        while stood < len(drafted) and draws[stood].token_id == drafted[stood]:
-            stood += 1
+        rows = [(step[0], await row) for step, row in zip(steps, asked, strict=False)]
+        cut = [self._pairs.cut(wide, self._width.start, s) for wide, s in zip(rows, settings, strict=True)]
+        pairs, unknown = [pair for pair, _ in cut], [ids for _, ids in cut]
+        ready = next((n for n, ids in enumerate(unknown) if any(ids)), len(pairs))
+        draws = await self._draw(pairs[:ready], settings[:ready]) if ready else []
+        stood = _standing(draws, drafted)
+        if stood == ready:
+            pairs = await self._pairs.scored(seats, pairs, unknown, drafted)
+            draws += await self._draw(pairs[ready:], settings[ready:])
+            stood = _standing(draws, drafted)
         return draws[: stood + 1]
 
     def _worth_checking(self, sequence: Sequence, steps: list[Step]) -> list[int]:
@@ -259,55 +250,29 @@ class HttpEngine(Engine):
             drafted.append(token_id)
         return drafted
 
-    async def _next(
-        self, seats: tuple[Seat, Seat], settings: RowSettings, asked: tuple[Row, ...], k: int
-    ) -> tuple[Draw, int]:
+    async def _next(self, seats: Seats, settings: RowSettings, asked: tuple[Row, ...], k: int) -> tuple[Draw, int]:
         """The next token and the width to begin the one after it with."""
         width = self._width
         while True:
-            lists = self._base.listed(await asked[0]), self._teacher.listed(await asked[1])
-            draw = (await self._draw(await self._score(seats, [lists], [settings], ()), [settings]))[0]
+            pairs = [await self._pairs.listed(asked)]
+            unknown = self._pairs.unknown(pairs[0], settings)
+            if any(unknown):
+                pairs = await self._pairs.scored(seats, pairs, [unknown])
+            draw = (await self._draw(pairs, [settings]))[0]
             if width.tolerance is None:
                 return draw, k
             bound = (await draw.decision).bound
             if bound <= width.tolerance or k >= width.most:
                 break
             k = min(WIDEN * k, width.most)
-            asked = (*self._base.side.top(seats[0], k), *self._teacher.side.top(seats[1], k))
+            asked = self._pairs.top(seats, k)
         if bound > width.tolerance:
             self._warn(width.tolerance)
         elif bound <= SLACK * width.tolerance:
             k = max(k // 2, width.start)
         return draw, k
 
-    async def _score(
-        self,
-        seats: tuple[Seat, Seat],
-        pairs: list[tuple[Listed, Listed]],
-        settings: list[RowSettings],
-        drafted: tuple[int, ...] | list[int],
-    ) -> list[tuple[Listed, Listed]]:
-        """Both lists with the log-probabilities that only the other named, as far as the servers score them.
-
-        The pairs lie behind the seats' prefixes, and behind these with each further drafted token.
-        """
-        wanted = [unlisted_ids(*pair, s, self._vocabulary) for pair, s in zip(pairs, settings, strict=True)]
-        # Both sides are asked before either is waited for.
-        asked: list[list[list[Row]]] = [
-            model.side.score(seat, ids, drafted) if model.scores else [[] for _ in pairs]
-            for model, seat, ids in zip((self._base, self._teacher), seats, zip(*wanted, strict=True), strict=True)
-        ]
-        sides = []
-        for rows, scores in zip(zip(*pairs, strict=True), asked, strict=True):
-            completed = []
-            for row, parts in zip(rows, scores, strict=True):
-                for part in parts:
-                    row = replace(row, logprobs=row.logprobs | await part)
-                completed.append(row)
-            sides.append(completed)
-        return list(zip(*sides, strict=True))
-
-    async def _draw(self, pairs: list[tuple[Listed, Listed]], settings: list[RowSettings]) -> list[Draw]:
+    async def _draw(self, pairs: list[Pair], settings: list[RowSettings]) -> list[Draw]:
         """Draws for every sequence that has its rows in this turn of the loop, together."""
         draws: asyncio.Future[list[Draw]] = self._client.loop.create_future()
         self._ready.append((pairs, settings, draws))
@@ -371,6 +336,14 @@ class HttpEngine(Engine):
 def _served(drafts: Drafts, row: dict[int, float], token_id: int) -> Drafted | None:
     """A draft with the law that it has where it lies in the server's list; None where it does not, or has none."""
     return Drafted(token_id, drafts.law(row)) if drafts.temperature and token_id in row else None
+
+
+def _standing(draws: list[Draw], drafted: list[int]) -> int:
+    """How many drafts were drawn before the first that was not."""
+    pairs = zip(draws, drafted, strict=False)
+    return next(
+        (n for n, (draw, token_id) in enumerate(pairs) if draw.token_id != token_id), min(len(draws), len(drafted))
+    )
 
 
 def _give(waiting: list[asyncio.Future[T]], results: list[T]) -> None:

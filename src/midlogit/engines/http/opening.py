@@ -17,7 +17,6 @@ from pathlib import Path
 from midlogit.checkpoint import Checkpoint, Model
 from midlogit.engines.http.client import CallFailed, Client, Endpoint, endpoint, unavailable
 from midlogit.engines.http.engine import HttpEngine, Width
-from midlogit.engines.http.engine import Model as EngineModel
 from midlogit.engines.http.handshake import (
     DEFAULT_LOGPROBS,
     PROBE_TEXTS,
@@ -30,6 +29,7 @@ from midlogit.engines.http.handshake import (
     templated_ids,
     why_no_drafts,
 )
+from midlogit.engines.http.pairs import Model as EngineModel
 from midlogit.engines.http.served import FilesOfServed, ServedModel
 from midlogit.engines.http.side import Side
 from midlogit.errors import InvalidRequest, ModelUnavailable, PairMismatch, ServerUnavailable
@@ -39,6 +39,7 @@ from midlogit.sampling.drafting import Asked, Drafting, require_speculation
 log = logging.getLogger("midlogit")
 
 SIDES = ("base", "teacher")
+DRAFT_LOGPROBS = 100  # of drafts: they come at the price of 20, and then few ids are left to score
 
 
 Spec = tuple[str | Sequence[str], str | None, str | Path | None, str | None]
@@ -212,9 +213,9 @@ def open_engine(
 ) -> HttpEngine:
     """The engine over sides that `open_sides` opened; `top_k` None adapts to the tolerance."""
     most = min(side.max_logprobs for side in sides)
-    width = (
-        Width(min(DEFAULT_LOGPROBS, most), most, tolerance) if top_k is None else Width(min(top_k, most), most, None)
-    )
+    start = min(top_k or DEFAULT_LOGPROBS, most)
+    drafts = max(start, min(DRAFT_LOGPROBS, most))
+    width = Width(start, most, drafts, tolerance if top_k is None else None)
     models = [
         EngineModel(
             Side(client, [(facts.endpoint, facts.model) for facts in side.facts]), side.model.logit_size, side.scores

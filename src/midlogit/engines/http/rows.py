@@ -113,7 +113,7 @@ def read_top(answer: Any, count: int, k: int) -> list[dict[int, float]]:
         CallFailed: fewer came than were asked for. Retryable, for it happens in passing: vLLM answers so while
             some other client has it score chosen ids (it fills the lists of all others with id 0 at −∞).
     """
-    return [_most_likely(row, k) for row in read_rows(answer, count)]
+    return [_whole(row, k) for row in read_rows(answer, count)]
 
 
 def read_drafts(answer: Any, drafts: Drafts, k: int) -> list[Step]:
@@ -130,7 +130,7 @@ def read_drafts(answer: Any, drafts: Drafts, k: int) -> list[Step]:
         raise CallFailed(f"its answer holds no drafts by token id ({error!r})", retryable=False) from None
     if not len(rows) == len(tokens) == drafts.tokens:
         raise CallFailed(f"it drafted {len(tokens)} of {drafts.tokens} tokens", retryable=False)
-    steps = [(_most_likely(row, k), token) for row, token in zip(rows, tokens, strict=True)]
+    steps = [(_whole(row, k), token) for row, token in zip(rows, tokens, strict=True)]
     for row, token in zip(rows, tokens, strict=True):
         if token not in row:
             raise CallFailed(f"it drew token {token}, which its own list of {k} does not name", retryable=False)
@@ -150,12 +150,17 @@ def read_scores(answer: Any, count: int, ids: Sequence[int]) -> list[dict[int, f
     return rows
 
 
-def _most_likely(row: dict[int, float], k: int) -> dict[int, float]:
+def most_likely(row: dict[int, float], k: int) -> dict[int, float]:
+    """The `k` most likely of a row, the lower id of equals."""
+    return row if len(row) == k else dict(sorted(row.items(), key=lambda item: (-item[1], item[0]))[:k])
+
+
+def _whole(row: dict[int, float], k: int) -> dict[int, float]:
     """Exactly k of a row: vLLM adds the drawn token where it is not among them."""
     given = len(row) - (row.get(0) == -math.inf)
     if given < k:
         raise CallFailed(f"it returned {given} log-probabilities where {k} were asked for")
-    return row if len(row) == k else dict(sorted(row.items(), key=lambda item: (-item[1], item[0]))[:k])
+    return most_likely(row, k)
 
 
 def _read_row(values: dict[str, float]) -> dict[int, float]:

@@ -106,6 +106,7 @@ class Pair:
         *,
         top_k: int | Literal["auto"] = 20,
         tolerance: float = 0.05,
+        speculation: Asked = "auto",
         base_model: str | None = None,
         teacher_model: str | None = None,
         base_tokenizer: str | Path | None = None,
@@ -122,6 +123,9 @@ class Pair:
             base, teacher: the server's OpenAI URL, ending in /v1; several for replicas of one model.
             top_k: log-probabilities to ask of each side, or "auto" to ask for more where the certified bound
                 on the total variation exceeds `tolerance`.
+            speculation: tokens that the base's server drafts ahead for the teacher's to check in one call; "auto"
+                chooses as many as measured times say pay, and drafts none for requests that give a seed: over
+                HTTP the tokens at a seed depend on the number, their distribution does not (docs/speculation.md).
             base_model, teacher_model: the name served there; by default the server's first.
             base_tokenizer, teacher_tokenizer: folder or hub id of the tokenizer files; by default the folder
                 that the server was started with, if it is on this machine, else the server is asked.
@@ -133,7 +137,7 @@ class Pair:
         Raises:
             ServerUnavailable: a server that cannot be reached, refuses the key, or lacks what is needed.
             PairMismatch: tokenizers that disagree.
-            InvalidRequest: a URL, model name or top_k that cannot be honoured.
+            InvalidRequest: a URL, model name, top_k or speculation that cannot be honoured.
             MissingExtra: aiohttp is not installed.
         """
         from midlogit.engines.http.opening import open_pair
@@ -143,6 +147,7 @@ class Pair:
             teacher=(teacher, teacher_model, teacher_tokenizer, teacher_api_key),
             top_k=top_k,
             tolerance=tolerance,
+            speculation=speculation,
             connection_pool_size=connection_pool_size,
             max_retries=max_retries,
             timeout=timeout,

@@ -32,13 +32,19 @@ class Uniforms:
     def __init__(self, seed: int, sample: int) -> None:
         self._key = (seed % 2**64) << 64 | sample
         self._block = -1
-        self._values: list[Chances] = []
+        self._values: list[list[float]] = []
 
     def at(self, position: int) -> Chances:
         """The uniforms of a token position."""
+        return Chances(*self._lanes(position)[: len(Chances._fields)])
+
+    def seed_at(self, position: int) -> int:
+        """A seed below 2^53 for drafts that a server makes from this position on; from the lane that `at` leaves."""
+        return int(self._lanes(position)[-1] * 2**53)
+
+    def _lanes(self, position: int) -> list[float]:
         block, offset = divmod(position, BLOCK)
         if block != self._block:
             philox = np.random.Philox(key=self._key, counter=block * BLOCK)
-            values = np.random.Generator(philox).random((BLOCK, LANES))[:, : len(Chances._fields)]
-            self._values, self._block = [Chances(*row) for row in values.tolist()], block
+            self._values, self._block = np.random.Generator(philox).random((BLOCK, LANES)).tolist(), block
         return self._values[offset]

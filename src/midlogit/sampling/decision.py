@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from midlogit.core.outcomes import Outcomes
@@ -11,6 +12,18 @@ from midlogit.core.uniforms import Chances
 # Why nothing was drawn in a row.
 BROKEN = "the logits hold NaN or +inf, or nothing but -inf"
 EMPTY = "every token is masked"
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """A token that a server drafted, out of ids that it listed.
+
+    Attributes:
+        law: the probability with which it would have drafted each of them, given that it drafts one of them.
+    """
+
+    token_id: int
+    law: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +40,7 @@ class RowSettings:
         chances: the numbers in [0, 1) that decide the draw.
         top_logprobs: how many candidates of q, base and teacher to report.
         given: a token to score in place of a draw; its logprob is −inf where q gives it nothing.
+        drafted: the base's draft, where its server made it; None to draft here. For listed rows only.
     """
 
     rule: AlphaRule
@@ -39,6 +53,7 @@ class RowSettings:
     chances: Chances
     top_logprobs: int = 0
     given: int | None = None
+    drafted: Drafted | None = None
 
 
 Candidates = list[tuple[int, float]]  # (token id, log-probability), most likely first

@@ -106,6 +106,11 @@ class Drafting:
     def choices(self) -> list[int]:
         return [g for g in (self._choices if self._auto else (self._fixed,)) if g]
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the number was given, not left to be chosen."""
+        return not self._auto
+
     def drafts(self, batch: int) -> int:
         """γ for the next round of so many sequences."""
         if not self._auto:

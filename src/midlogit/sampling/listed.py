@@ -19,7 +19,7 @@ from midlogit.core.outcomes import Outcomes
 from midlogit.core.truncation import MASS_PRECISION
 
 if TYPE_CHECKING:
-    from midlogit.sampling.decision import RowSettings
+    from midlogit.sampling.decision import Drafted, RowSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,47 @@ class Truncation:
         drawable_NU = outcomes.drawable(ids_NU, may_end_N)
         sides = _sides(pairs, unions, width, drawable_NU, outcomes, ids_NU)
         return cls(sides[0], sides[1], ids_NU, outcomes, may_end_N, 1 / temperature_N, vocabulary, drawable_NU)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedDrafts:
+    """What a server drafted for some of N truncated rows.
+
+    Attributes:
+        served_N: the rows that have such a draft. columns_N: where it is.
+        law_NU: D, what it was drafted from. weight_N: D of it, 0 where it is in no column and so cannot stand.
+    """
+
+    served_N: Array
+    columns_N: Array
+    weight_N: Array
+    law_NU: Array
+
+    @classmethod
+    def of(cls, seen: Truncation, drafts: Sequence[Drafted | None]) -> ServedDrafts | None:
+        """On the columns of the rows, the stop class summed as the outcomes are; None when no row has a draft."""
+        if not any(drafts):
+            return None
+        ids_NU, outcomes = seen.ids_NU, seen.outcomes
+        nothing = [0.0] * ids_NU.shape[1]
+        law_NU = np.array(
+            [
+                nothing if draft is None else [draft.law.get(i, 0.0) for i in ids]
+                for draft, ids in zip(drafts, ids_NU.tolist(), strict=True)
+            ]
+        )
+        if outcomes.stop_outcome is not None:
+            stops_NU = outcomes.stop_columns(ids_NU)
+            mass_N1 = np.where(stops_NU, law_NU, 0.0).sum(axis=-1)[:, None]
+            law_NU = np.where(stops_NU, np.where(ids_NU == outcomes.stop_outcome, mass_N1, 0.0), law_NU)
+        wanted = [-2 if draft is None else outcomes.outcome_of(draft.token_id) for draft in drafts]
+        found_NU = ids_NU == np.array(wanted)[:, None]
+        return cls(
+            served_N=np.array([draft is not None for draft in drafts]),
+            columns_N=found_NU.argmax(axis=-1),
+            weight_N=np.where(found_NU, law_NU, 0.0).sum(axis=-1),
+            law_NU=law_NU,
+        )
 
 
 def _sides(

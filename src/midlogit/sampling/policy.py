@@ -33,7 +33,7 @@ from midlogit.core.speculation import accepted, residual
 from midlogit.core.support import nucleus
 from midlogit.sampling.certificate import Certificate, Weights, certify, teacher_total
 from midlogit.sampling.decision import BROKEN, EMPTY, Candidates, Decision, RowSettings, Top
-from midlogit.sampling.listed import Listed, Truncation
+from midlogit.sampling.listed import Listed, ServedDrafts, Truncation
 
 
 def decide(base_NV: Array, teacher_NV: Array, settings: Sequence[RowSettings]) -> list[Decision]:
@@ -232,7 +232,8 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> S
         alpha_N[solve_N] = rule.alpha(pair.rows(solve_N), tolerance)
     log_q_NV = log_mixture(pair, alpha_N, to_teacher_N)
     if rows[0].given is None:
-        drawn_N = _draw(xp, log_q_NV, support, mixed[0], rows)
+        served = None if seen is None else ServedDrafts.of(seen, [s.drafted for s in rows])
+        drawn_N = _draw(xp, log_q_NV, support, mixed[0], served, rows)
     else:  # scored rows are whole rows: a column is an id
         drawn_N = column([outcomes.outcome_of(s.given) for s in rows if s.given is not None])
     logprob_N = _at(xp, log_q_NV, support, drawn_N)
@@ -306,12 +307,18 @@ def _decision(values: list[float], settings: RowSettings, top: Top | None) -> De
 
 
 def _draw(
-    xp: Namespace, log_q_NV: Array, support: tuple[Array, Array] | None, base_NV: Array, rows: list[RowSettings]
+    xp: Namespace,
+    log_q_NV: Array,
+    support: tuple[Array, Array] | None,
+    base_NV: Array,
+    served: ServedDrafts | None,
+    rows: list[RowSettings],
 ) -> Array:
     """The drawn column of each row: the base's draft where it stands, else one of the residual.
 
     Args:
         log_q_NV: log q, over the columns of the support if there is one. base_NV: what the base drafts from.
+        served: the drafts of rows for which they were made elsewhere.
     """
     draft_uniform_N, accept_uniform_N, redraw_uniform_N = (
         xp.asarray(np.asarray(uniforms), device=device(log_q_NV))
@@ -325,6 +332,11 @@ def _draw(
     total_N = xp.where(total_N > 0, total_N, xp.ones_like(total_N))
     drafted_N = inverse_cdf(draft_NV, draft_uniform_N)
     weight_N = xp.astype(take_columns(draft_NV, drafted_N[:, None])[:, 0], xp.float64) / total_N
+    if served is not None:
+        drafted_N = np.where(served.served_N, served.columns_N, drafted_N)
+        weight_N = np.where(served.served_N, served.weight_N, weight_N)
+        draft_NV = np.where(served.served_N[:, None], served.law_NU, draft_NV)
+        total_N = np.where(served.served_N, 1.0, total_N)
     stands_N = accepted(xp.exp(_at(xp, log_q_NV, support, drafted_N)), weight_N, accept_uniform_N)
     rejected_K = xp.nonzero(~stands_N)[0]
     if rejected_K.shape[0]:

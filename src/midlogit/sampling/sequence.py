@@ -94,9 +94,17 @@ class Sequence:
             top_logprobs=params.top_logprobs,
         )
 
-    def ends_with(self, token_id: int) -> bool:
-        """Whether this token, as the next, is the last in any case; the text may make it the last of other cases."""
-        return token_id in self.request.outcomes.ending_ids or self._is_full(len(self.token_ids) + 1)
+    def draft_seed(self, position: int) -> int:
+        """For a server that drafts the tokens from this position on."""
+        return self._uniforms.seed_at(position)
+
+    def ends_with(self, token_id: int, position: int) -> bool:
+        """Whether this token, there, is the last in any case; the text may make it the last of other cases."""
+        return token_id in self.request.outcomes.ending_ids or not self.room_from(position + 1)
+
+    def room_from(self, position: int) -> int:
+        """How many tokens fit from this position on."""
+        return max(min(self.request.params.max_tokens, self.request.room) - position, 0)
 
     def append(self, decision: Decision) -> None:
         """Takes the drawn token; ends the sequence if it stops here."""
@@ -119,7 +127,7 @@ class Sequence:
             reason, stop_reason = "stop", token_id if token_id in outcomes.stop_token_ids else None
         elif self._text.stop_reason is not None:
             reason, stop_reason = "stop", self._text.stop_reason
-        elif self._is_full(len(self.token_ids)):
+        elif not self.room_from(len(self.token_ids)):
             reason = "length"
         if reason is not None:
             released += self._text.finish()
@@ -150,9 +158,6 @@ class Sequence:
             error=error,
         )
         self._listener(self.completion)
-
-    def _is_full(self, tokens: int) -> bool:
-        return tokens >= min(self.request.params.max_tokens, self.request.room)
 
     def _token(self, decision: Decision, text: str, reason: FinishReason | None) -> Token:
         return Token(

@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from midlogit.engines.base import Engine
 from midlogit.engines.http.client import CallFailed, Client
-from midlogit.engines.http.side import Seat, Side
+from midlogit.engines.http.pairs import Model, Pair, Pairs, Seats
+from midlogit.engines.http.rows import Drafts, Step
+from midlogit.engines.http.side import Row
 from midlogit.errors import EngineFailure
 from midlogit.outputs import FinishReason
-from midlogit.sampling.decision import Decision, RowSettings
+from midlogit.sampling.decision import Decision, Drafted, RowSettings
 from midlogit.sampling.drafting import Drafting
-from midlogit.sampling.listed import Listed, unlisted_ids
 from midlogit.sampling.policy import Drawn, draw_listed
 from midlogit.sampling.sequence import Sequence
 
 T = TypeVar("T")
-Rows = tuple[asyncio.Future[dict[int, float]], asyncio.Future[dict[int, float]]]  # of base and teacher
 
 log = logging.getLogger("midlogit")
 
@@ -38,24 +39,34 @@ class Width:
 
     Attributes:
         start: for the first row. most: what the servers allow.
+        drafts: where the base drafts, of both; what is listed beyond `start` need not be scored.
         tolerance: on the certified bound, above which a row is asked again wider; None to stay at `start`.
     """
 
     start: int
     most: int
+    drafts: int
     tolerance: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """One side as the engine sees it: where rows come from, how many ids it has, whether it scores chosen ids."""
+class Asked:
+    """What a sequence has asked for its next round.
 
-    side: Side
-    logit_size: int
-    scores: bool
+    Attributes:
+        rows: of base and teacher, when nothing is drafted. drafts, steps: what the base drafts, else.
+        since, batch: when it was asked for, and how many sequences ran.
+    """
 
-    def listed(self, row: dict[int, float]) -> Listed:
-        return Listed(row, min(row.values()), self.logit_size)
+    since: float
+    batch: int
+    rows: tuple[Row, ...] = ()
+    drafts: Drafts | None = None
+    steps: asyncio.Future[list[Step]] | None = None
+
+    def cancel(self) -> None:
+        for future in self.rows if self.steps is None else (self.steps,):
+            future.cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +83,31 @@ class HttpEngine(Engine):
     Args:
         client: in whose loop everything runs; closed with the engine.
         vocabulary: ids below it are drawn from.
+        drafting: how many tokens the base's server drafts ahead; none while `width` adapts.
         blocking_text: whether the sequences' text comes from a server, so that it must be made off the loop.
     """
 
     def __init__(
-        self, client: Client, base: Model, teacher: Model, *, vocabulary: int, width: Width, blocking_text: bool
+        self,
+        client: Client,
+        base: Model,
+        teacher: Model,
+        *,
+        vocabulary: int,
+        width: Width,
+        drafting: Drafting,
+        blocking_text: bool,
     ) -> None:
-        super().__init__(Drafting("off"))
+        super().__init__(drafting)
         self._client = client
         self._base = base
         self._teacher = teacher
         self._vocabulary = vocabulary
+        self._pairs = Pairs(base, teacher, vocabulary)
         self._width = width
         self._blocking_text = blocking_text
         self._running: dict[int, asyncio.Task[None]] = {}
-        self._ready: list[tuple[tuple[Listed, Listed], RowSettings, asyncio.Future[Draw]]] = []
+        self._ready: list[tuple[list[Pair], list[RowSettings], asyncio.Future[list[Draw]]]] = []
         self._closed = False
         self._warned = False
 
@@ -147,80 +168,133 @@ class HttpEngine(Engine):
         if not sequence.is_finished:
             await self._tell(sequence.end, reason, None, message)
 
-    async def _write(self, sequence: Sequence, seats: tuple[Seat, Seat]) -> None:
-        """Asks for the next rows as soon as a token is drawn; what else there is to do with it, the servers cover."""
+    async def _write(self, sequence: Sequence, seats: Seats) -> None:
+        """Asks for the next rows as soon as tokens are drawn; what else there is to do with them, the servers cover."""
         k = self._width.start
-        rows = self._ask(seats, k)
+        position = 0
+        asked = self._ask(sequence, seats, position, k)
         try:
             while not sequence.is_finished:
-                draw, k = await self._next(seats, sequence.next_settings, rows, k)
-                if draw.token_id is not None and not sequence.ends_with(draw.token_id):
-                    for seat in seats:
-                        seat.prefix.append(draw.token_id)
-                    rows = self._ask(seats, k)
-                await self._tell(sequence.append, await draw.decision)
+                if asked.drafts is None or asked.steps is None:
+                    draw, k = await self._next(seats, sequence.settings_at(position), asked.rows, k)
+                    draws = [draw]
+                else:
+                    draws = await self._check(sequence, seats, position, asked.drafts, await asked.steps)
+                self._measure(asked, position, draws)
+                token_ids = [draw.token_id for draw in draws if draw.token_id is not None]
+                for seat in seats:
+                    seat.prefix += token_ids
+                position += len(draws)
+                if len(token_ids) == len(draws) and not sequence.ends_with(token_ids[-1], position - 1):
+                    asked = self._ask(sequence, seats, position, k)
+                for draw in draws:
+                    await self._tell(sequence.append, await draw.decision)
+                    if sequence.is_finished:
+                        break
         finally:
-            for row in rows:
-                row.cancel()  # of no use when a stop string was met
+            asked.cancel()  # of no use when a stop string was met
 
-    def _ask(self, seats: tuple[Seat, Seat], k: int) -> Rows:
-        return self._base.side.top(seats[0], k), self._teacher.side.top(seats[1], k)
+    def _ask(self, sequence: Sequence, seats: Seats, position: int, k: int) -> Asked:
+        """Begins a round: with the base's drafts, or with a row of each side."""
+        since, batch, ahead = time.perf_counter(), len(self._running), self._drafts(sequence, position)
+        if not ahead:
+            return Asked(since, batch, self._pairs.top(seats, k))
+        drafts = Drafts.near(sequence.request.params.temperature, ahead + 1, sequence.draft_seed(position))
+        return Asked(since, batch, drafts=drafts, steps=self._base.side.draft(seats[0], self._width.drafts, drafts))
 
-    async def _next(self, seats: tuple[Seat, Seat], settings: RowSettings, asked: Rows, k: int) -> tuple[Draw, int]:
+    def _drafts(self, sequence: Sequence, position: int) -> int:
+        """How many tokens to draft from a position on.
+
+        None for the first token, whose prompts are read; none where they would change what a seed draws.
+        """
+        params = sequence.request.params
+        if position == 0 or (params.seed is not None and params.temperature and not self.drafting.fixed):
+            return 0
+        return min(self.drafting.drafts(len(self._running)), sequence.room_from(position) - 1)
+
+    def _measure(self, asked: Asked, position: int, draws: list[Draw]) -> None:
+        """Tells what a round brought and took; the first reads prompts, which says nothing of the others."""
+        ahead = 0 if asked.drafts is None else asked.drafts.ahead
+        self.drafting.count(ahead, [len(draws) - 1])
+        if position and asked.batch.bit_length() == len(self._running).bit_length():
+            self.drafting.time(asked.batch, ahead, time.perf_counter() - asked.since)
+
+    async def _check(
+        self, sequence: Sequence, seats: Seats, position: int, drafts: Drafts, steps: list[Step]
+    ) -> list[Draw]:
+        """Has the teacher look at drafts; draws up to the first that does not stand, scoring ids when it must."""
+        drafted = self._worth_checking(sequence, steps)
+        asked = self._teacher.side.top(seats[1], self._width.drafts, drafted)
+        settings = [
+            replace(sequence.settings_at(position + n), drafted=_served(drafts, *steps[n])) for n in range(len(asked))
+        ]
+        rows = [(step[0], await row) for step, row in zip(steps, asked, strict=False)]
+        cut = [self._pairs.cut(wide, self._width.start, s) for wide, s in zip(rows, settings, strict=True)]
+        pairs, unknown = [pair for pair, _ in cut], [ids for _, ids in cut]
+        ready = next((n for n, ids in enumerate(unknown) if any(ids)), len(pairs))
+        draws = await self._draw(pairs[:ready], settings[:ready]) if ready else []
+        stood = _standing(draws, drafted)
+        if stood == ready:
+            pairs = await self._pairs.scored(seats, pairs, unknown, drafted)
+            draws += await self._draw(pairs[ready:], settings[ready:])
+            stood = _standing(draws, drafted)
+        return draws[: stood + 1]
+
+    def _worth_checking(self, sequence: Sequence, steps: list[Step]) -> list[int]:
+        """The drafts before one that ends the sequence, cannot be drawn or was not listed; nothing follows the last."""
+        hidden = sequence.request.outcomes.hidden_before_end
+        drafted: list[int] = []
+        for row, token_id in steps[:-1]:
+            if token_id not in row or token_id in hidden or token_id >= self._vocabulary:
+                break
+            drafted.append(token_id)
+        return drafted
+
+    async def _next(self, seats: Seats, settings: RowSettings, asked: tuple[Row, ...], k: int) -> tuple[Draw, int]:
         """The next token and the width to begin the one after it with."""
         width = self._width
         while True:
-            lists = self._base.listed(await asked[0]), self._teacher.listed(await asked[1])
-            pair = await self._score(seats, *lists, settings)
-            draw = await self._draw(pair, settings)
+            pairs = [await self._pairs.listed(asked)]
+            unknown = self._pairs.unknown(pairs[0], settings)
+            if any(unknown):
+                pairs = await self._pairs.scored(seats, pairs, [unknown])
+            draw = (await self._draw(pairs, [settings]))[0]
             if width.tolerance is None:
                 return draw, k
             bound = (await draw.decision).bound
             if bound <= width.tolerance or k >= width.most:
                 break
             k = min(WIDEN * k, width.most)
-            asked = self._ask(seats, k)
+            asked = self._pairs.top(seats, k)
         if bound > width.tolerance:
             self._warn(width.tolerance)
         elif bound <= SLACK * width.tolerance:
             k = max(k // 2, width.start)
         return draw, k
 
-    async def _score(
-        self, seats: tuple[Seat, Seat], base: Listed, teacher: Listed, settings: RowSettings
-    ) -> tuple[Listed, Listed]:
-        """Both lists with the log-probabilities that only the other named, as far as the servers score them."""
-        wanted = unlisted_ids(base, teacher, settings, self._vocabulary)
-        sides = zip((base, teacher), (self._base, self._teacher), seats, wanted, strict=True)
-        # Both sides are asked before either is waited for.
-        asked = [(row, model.side.score(seat, ids) if model.scores else []) for row, model, seat, ids in sides]
-        lists = []
-        for row, parts in asked:
-            for part in parts:
-                row = replace(row, logprobs=row.logprobs | await part)
-            lists.append(row)
-        return lists[0], lists[1]
-
-    async def _draw(self, pair: tuple[Listed, Listed], settings: RowSettings) -> Draw:
+    async def _draw(self, pairs: list[Pair], settings: list[RowSettings]) -> list[Draw]:
         """Draws for every sequence that has its rows in this turn of the loop, together."""
-        draw: asyncio.Future[Draw] = self._client.loop.create_future()
-        self._ready.append((pair, settings, draw))
+        draws: asyncio.Future[list[Draw]] = self._client.loop.create_future()
+        self._ready.append((pairs, settings, draws))
         if len(self._running) == 1:  # nobody to wait for
             self._draw_all()
         elif len(self._ready) == 1:
             self._client.loop.call_soon(self._draw_all)
-        return await draw
+        return await draws
 
     def _draw_all(self) -> None:
         ready, self._ready = self._ready, []
-        waiting = [draw for _, _, draw in ready]
+        waiting = [draws for _, _, draws in ready]
+        pairs = [pair for some, _, _ in ready for pair in some]
+        settings = [s for _, some, _ in ready for s in some]
         try:
-            drawn = draw_listed([pair for pair, _, _ in ready], [s for _, s, _ in ready], self._vocabulary)
+            drawn = draw_listed(pairs, settings, self._vocabulary)
             draws = [Draw(token_id, self._client.loop.create_future()) for token_id in drawn.token_ids()]
         except Exception as error:  # it must reach the sequences that wait
             _fail(waiting, error)
             return
-        _give(waiting, draws)
+        one_by_one = iter(draws)
+        _give(waiting, [[next(one_by_one) for _ in some] for some, _, _ in ready])
         turns = SENDING if self._width.tolerance is None else 0
         self._describe(turns, drawn, [draw.decision for draw in draws])
 
@@ -257,6 +331,19 @@ class HttpEngine(Engine):
                 tolerance,
                 self._width.most,
             )
+
+
+def _served(drafts: Drafts, row: dict[int, float], token_id: int) -> Drafted | None:
+    """A draft with the law that it has where it lies in the server's list; None where it does not, or has none."""
+    return Drafted(token_id, drafts.law(row)) if drafts.temperature and token_id in row else None
+
+
+def _standing(draws: list[Draw], drafted: list[int]) -> int:
+    """How many drafts were drawn before the first that was not."""
+    pairs = zip(draws, drafted, strict=False)
+    return next(
+        (n for n, (draw, token_id) in enumerate(pairs) if draw.token_id != token_id), min(len(draws), len(drafted))
+    )
 
 
 def _give(waiting: list[asyncio.Future[T]], results: list[T]) -> None:

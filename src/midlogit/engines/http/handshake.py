@@ -8,12 +8,26 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from midlogit.engines.http.client import BACKOFF, CallFailed, Client, Endpoint, unavailable
-from midlogit.engines.http.rows import EXPLICIT, read_scores, read_top, score_body, top_body
+from midlogit.engines.http.rows import (
+    EXPLICIT,
+    HOTTEST,
+    Drafts,
+    draft_body,
+    read_drafts,
+    read_scores,
+    read_top,
+    score_body,
+    top_body,
+)
 from midlogit.errors import InvalidRequest, ServerUnavailable
+
+T = TypeVar("T")
 
 DEFAULT_LOGPROBS = 20  # vLLM's own --max-logprobs
 PROBE = (5, 6, 7)  # ids of some prompt
@@ -101,6 +115,27 @@ async def shake_hands(client: Client, server: Endpoint, model: str | None, top_k
         tokenizes=tokenizes,
         version=version,
     )
+
+
+async def why_no_drafts(client: Client, facts: Facts) -> str | None:
+    """What keeps a server from drafting for speculation: it must draw by temperature and seed; None when it does."""
+    k = min(DEFAULT_LOGPROBS, facts.max_logprobs)
+    drawn = []
+    for seed in (1, 1, 2):
+        drafts = Drafts(16, HOTTEST, seed)  # nothing that is drawn twice by chance
+        body = draft_body(facts.model, PROBE, k, drafts)
+        try:
+            steps = await _ask(client, facts.endpoint, body, partial(read_drafts, drafts=drafts, k=k))
+        except CallFailed as failure:
+            if failure.retryable:
+                raise unavailable(facts.endpoint, failure) from failure
+            return failure.message
+        drawn.append([token_id for _, token_id in steps])
+    if drawn[0] != drawn[1]:
+        return "it draws other tokens from the same seed"
+    if drawn[0] == drawn[2]:
+        return "it draws the same tokens whatever temperature and seed"
+    return None
 
 
 async def probe_tokens(client: Client, facts: Facts) -> list[list[int]]:
@@ -195,25 +230,31 @@ async def _number_in_refusal(client: Client, server: Endpoint, body: dict[str, A
 
 
 async def _require_rows(client: Client, server: Endpoint, model: str, k: int) -> None:
-    """Refuses a server whose rows cannot be used; a list cut short in passing is asked for again."""
+    """Refuses a server whose rows cannot be used."""
     hint = "midlogit needs a vLLM server that honours return_tokens_as_token_ids and logprobs."
-    for wait in (*BACKOFF[:2], None):
-        try:
-            answer = await client.call(server, "/completions", top_body(model, [list(PROBE), list(PROBE[:2])], k))
-        except CallFailed as failure:
-            raise unavailable(server, failure, hint) from failure
-        try:
-            rows = read_top(answer, 2, k)
-            break
-        except CallFailed as failure:
-            if wait is None or not failure.retryable:
-                raise unavailable(server, failure, hint) from failure
-        await asyncio.sleep(wait)
+    body = top_body(model, [list(PROBE), list(PROBE[:2])], k)
+    try:
+        rows = await _ask(client, server, body, lambda answer: read_top(answer, 2, k))
+    except CallFailed as failure:
+        raise unavailable(server, failure, hint) from failure
     if any(math.fsum(map(math.exp, row.values())) > 1.001 for row in rows):
         raise ServerUnavailable(
             f"The {server.name} returns values that are no log-probabilities: they sum to more than 1.",
             "Start it without --logprobs-mode.",
         )
+
+
+async def _ask(client: Client, server: Endpoint, body: dict[str, Any], read: Callable[[Any], T]) -> T:
+    """What `read` finds in the answer; a list cut short in passing is asked for again."""
+    for wait in (*BACKOFF[:2], None):
+        answer = await client.call(server, "/completions", body)
+        try:
+            return read(answer)
+        except CallFailed as failure:
+            if wait is None or not failure.retryable:
+                raise
+        await asyncio.sleep(wait)
+    raise AssertionError
 
 
 async def _can_score(client: Client, server: Endpoint, model: str, logit_size: int) -> bool:

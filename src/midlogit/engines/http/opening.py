@@ -6,6 +6,7 @@ Knows the order of the checks; each check is the handshake's, each text the mode
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,6 @@ from pathlib import Path
 from midlogit.checkpoint import Checkpoint, Model
 from midlogit.engines.http.client import CallFailed, Client, Endpoint, endpoint, unavailable
 from midlogit.engines.http.engine import HttpEngine, Width
-from midlogit.engines.http.engine import Model as EngineModel
 from midlogit.engines.http.handshake import (
     DEFAULT_LOGPROBS,
     PROBE_TEXTS,
@@ -27,13 +27,19 @@ from midlogit.engines.http.handshake import (
     special_ids,
     stop_ids,
     templated_ids,
+    why_no_drafts,
 )
+from midlogit.engines.http.pairs import Model as EngineModel
 from midlogit.engines.http.served import FilesOfServed, ServedModel
 from midlogit.engines.http.side import Side
-from midlogit.errors import InvalidRequest, ModelUnavailable, PairMismatch
+from midlogit.errors import InvalidRequest, ModelUnavailable, PairMismatch, ServerUnavailable
 from midlogit.mixing import Mixing
+from midlogit.sampling.drafting import Asked, Drafting, require_speculation
+
+log = logging.getLogger("midlogit")
 
 SIDES = ("base", "teacher")
+DRAFT_LOGPROBS = 100  # of drafts: they come at the price of 20, and then few ids are left to score
 
 
 Spec = tuple[str | Sequence[str], str | None, str | Path | None, str | None]
@@ -90,12 +96,21 @@ def open_pair(
     teacher: Spec,
     top_k: int | str,
     tolerance: float,
+    speculation: Asked,
     connection_pool_size: int,
     max_retries: int,
     timeout: float,
 ) -> tuple[Mixing, HttpEngine]:
     """See `Pair.http`."""
     k = parse_top_k(top_k)
+    require_speculation(speculation)
+    if k is None:
+        if speculation not in ("auto", "off", 0):
+            raise InvalidRequest(
+                f'speculation is {speculation} and top_k is "auto".',
+                "Drafts need lists of one length: give top_k a number, or leave speculation at auto.",
+            )
+        speculation = "off"
     for name, value in (
         ("connection_pool_size", connection_pool_size),
         ("timeout", timeout),
@@ -110,7 +125,8 @@ def open_pair(
         sides = open_sides(client, addresses, k)
         mixing = Mixing(sides[0].model, sides[1].model)
         mixing.require_mixable()
-        return mixing, open_engine(client, mixing, sides, top_k=k, tolerance=tolerance)
+        drafting = open_drafting(client, sides[0], speculation)
+        return mixing, open_engine(client, mixing, sides, top_k=k, tolerance=tolerance, drafting=drafting)
     except BaseException:
         client.close()
         raise
@@ -166,14 +182,40 @@ def open_sides(client: Client, addresses: tuple[Address, Address], top_k: int | 
     return base, teacher
 
 
+def open_drafting(client: Client, base: Served, asked: Asked) -> Drafting:
+    """How many tokens to draft, once the base's servers have shown that they can.
+
+    Raises:
+        ServerUnavailable: they cannot, and a number was asked for.
+    """
+    if asked in ("off", 0):
+        return Drafting(asked)
+    for facts in base.facts:
+        reason = client.run(why_no_drafts(client, facts))
+        if reason is None:
+            continue
+        if asked != "auto":
+            message = f"The {facts.endpoint.name} cannot draft for speculation: {reason}."
+            raise ServerUnavailable(message, "Use another server, or turn speculation off.")
+        log.warning("The %s cannot draft, so there is no speculation: %s.", facts.endpoint.name, reason)
+        return Drafting("off")
+    return Drafting(asked)
+
+
 def open_engine(
-    client: Client, mixing: Mixing, sides: tuple[Served, Served], *, top_k: int | None, tolerance: float
+    client: Client,
+    mixing: Mixing,
+    sides: tuple[Served, Served],
+    *,
+    top_k: int | None,
+    tolerance: float,
+    drafting: Drafting,
 ) -> HttpEngine:
     """The engine over sides that `open_sides` opened; `top_k` None adapts to the tolerance."""
     most = min(side.max_logprobs for side in sides)
-    width = (
-        Width(min(DEFAULT_LOGPROBS, most), most, tolerance) if top_k is None else Width(min(top_k, most), most, None)
-    )
+    start = min(top_k or DEFAULT_LOGPROBS, most)
+    drafts = max(start, min(DRAFT_LOGPROBS, most))
+    width = Width(start, most, drafts, tolerance if top_k is None else None)
     models = [
         EngineModel(
             Side(client, [(facts.endpoint, facts.model) for facts in side.facts]), side.model.logit_size, side.scores
@@ -186,6 +228,7 @@ def open_engine(
         models[1],
         vocabulary=mixing.alignment.size,
         width=width,
+        drafting=drafting,
         blocking_text=isinstance(sides[1].model, ServedModel),
     )
 

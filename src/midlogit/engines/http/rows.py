@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from midlogit.engines.http.client import CallFailed
@@ -15,6 +16,7 @@ from midlogit.engines.http.client import CallFailed
 MAX_SCORED = 128  # ids in one logprob_token_ids
 KEY = "token_id:"
 NOTHING = -9999.0  # how vLLM writes −∞
+COLDEST, HOTTEST = 0.01, 2.0  # vLLM takes lower temperatures above 0 for the first, and refuses higher ones
 
 # A server takes what is left out from the model's generation_config.json, so nothing is.
 # Greedy, because then the drawn token is in the list and a repeated call returns the same one.
@@ -38,6 +40,35 @@ EXPLICIT = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """Tokens that a server shall draw, one behind the other: how many, at which temperature, from which seed."""
+
+    tokens: int
+    temperature: float
+    seed: int
+
+    @classmethod
+    def near(cls, temperature: float, tokens: int, seed: int) -> Drafts:
+        """At the nearest temperature that servers draw at."""
+        return cls(tokens, min(max(temperature, COLDEST), HOTTEST) if temperature else 0.0, seed)
+
+    @property
+    def ahead(self) -> int:
+        """How many of them another may follow in the same round: all but the last."""
+        return self.tokens - 1
+
+    def law(self, row: dict[int, float]) -> dict[int, float]:
+        """The probability with which each id of a list is drawn, given that one of them is."""
+        peak = max(row.values())
+        weights = {i: math.exp((logprob - peak) / self.temperature) for i, logprob in row.items()}
+        total = math.fsum(weights.values())
+        return {i: weight / total for i, weight in weights.items()}
+
+
+Step = tuple[dict[int, float], int]  # the most likely ids of a position, and the token drawn there
+
+
 def top_body(model: str, prompts: Sequence[Sequence[int]], k: int) -> dict[str, Any]:
     """Asks for the `k` most likely next ids of each prompt."""
     return {"model": model, "prompt": prompts, "logprobs": k, **EXPLICIT}
@@ -46,6 +77,15 @@ def top_body(model: str, prompts: Sequence[Sequence[int]], k: int) -> dict[str, 
 def score_body(model: str, prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> dict[str, Any]:
     """Asks for chosen next ids of each prompt."""
     return {"model": model, "prompt": prompts, "logprobs": 1, "logprob_token_ids": ids, **EXPLICIT}
+
+
+def draft_body(model: str, prompt: Sequence[int], k: int, drafts: Drafts) -> dict[str, Any]:
+    """Asks for drafts, and the `k` most likely ids where each was drawn.
+
+    One prompt a call: all prompts of a call share its seed, and with it their luck.
+    """
+    drawn = {"max_tokens": drafts.tokens, "temperature": drafts.temperature, "seed": drafts.seed}
+    return {"model": model, "prompt": [prompt], "logprobs": k, **EXPLICIT, **drawn}
 
 
 def read_rows(answer: Any, count: int) -> list[dict[int, float]]:
@@ -73,14 +113,28 @@ def read_top(answer: Any, count: int, k: int) -> list[dict[int, float]]:
         CallFailed: fewer came than were asked for. Retryable, for it happens in passing: vLLM answers so while
             some other client has it score chosen ids (it fills the lists of all others with id 0 at −∞).
     """
-    rows = read_rows(answer, count)
-    for row in rows:
-        given = len(row) - (row.get(0) == -math.inf)
-        if given < k:
-            raise CallFailed(f"it returned {given} log-probabilities where {k} were asked for")
-    return [
-        row if len(row) == k else dict(sorted(row.items(), key=lambda item: (-item[1], item[0]))[:k]) for row in rows
-    ]
+    return [_whole(row, k) for row in read_rows(answer, count)]
+
+
+def read_drafts(answer: Any, drafts: Drafts, k: int) -> list[Step]:
+    """What each draft was drawn from, and the draft; one that is not among the `k` most likely is in no list.
+
+    Raises:
+        CallFailed: as `read_top`; or a token that its own list does not name.
+    """
+    try:
+        logprobs = answer["choices"][0]["logprobs"]
+        rows = [_read_row(values) for values in logprobs["top_logprobs"]]
+        tokens = [int(token[len(KEY) :]) for token in logprobs["tokens"]]
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        raise CallFailed(f"its answer holds no drafts by token id ({error!r})", retryable=False) from None
+    if not len(rows) == len(tokens) == drafts.tokens:
+        raise CallFailed(f"it drafted {len(tokens)} of {drafts.tokens} tokens", retryable=False)
+    steps = [(_whole(row, k), token) for row, token in zip(rows, tokens, strict=True)]
+    for row, token in zip(rows, tokens, strict=True):
+        if token not in row:
+            raise CallFailed(f"it drew token {token}, which its own list of {k} does not name", retryable=False)
+    return steps
 
 
 def read_scores(answer: Any, count: int, ids: Sequence[int]) -> list[dict[int, float]]:
@@ -94,6 +148,19 @@ def read_scores(answer: Any, count: int, ids: Sequence[int]) -> list[dict[int, f
         if not all(i in row for i in ids):
             raise CallFailed("it did not score the ids that were asked for", retryable=False)
     return rows
+
+
+def most_likely(row: dict[int, float], k: int) -> dict[int, float]:
+    """The `k` most likely of a row, the lower id of equals."""
+    return row if len(row) == k else dict(sorted(row.items(), key=lambda item: (-item[1], item[0]))[:k])
+
+
+def _whole(row: dict[int, float], k: int) -> dict[int, float]:
+    """Exactly k of a row: vLLM adds the drawn token where it is not among them."""
+    given = len(row) - (row.get(0) == -math.inf)
+    if given < k:
+        raise CallFailed(f"it returned {given} log-probabilities where {k} were asked for")
+    return most_likely(row, k)
 
 
 def _read_row(values: dict[str, float]) -> dict[int, float]:

@@ -12,10 +12,21 @@ from time import monotonic
 from typing import Any
 
 from midlogit.engines.http.client import CallFailed, Client, Endpoint
-from midlogit.engines.http.rows import MAX_SCORED, read_scores, read_top, score_body, top_body
+from midlogit.engines.http.rows import (
+    MAX_SCORED,
+    Drafts,
+    Step,
+    draft_body,
+    read_drafts,
+    read_scores,
+    read_top,
+    score_body,
+    top_body,
+)
 
 MAX_CALLS = 4  # row calls in flight to one replica: a long prompt holds up its own call, not the others
 MAX_ROWS = 256  # prompts of one call
+MAX_DRAFTING = 64  # draft calls in flight to one replica: they cannot be gathered, the server batches them
 COOL_DOWN = 10.0  # seconds for which a replica that failed is passed over while another is there
 
 
@@ -23,14 +34,15 @@ COOL_DOWN = 10.0  # seconds for which a replica that failed is passed over while
 class Replica:
     """One server of the side, what waits for it and how it fares.
 
-    `scoring` tells the kind of its calls in flight, never of both kinds: vLLM spoils the top-K lists of a
-    batch in which it scores chosen ids.
+    `calls` and `drafting` count its calls in flight, gathered ones and those for drafts. `scoring` tells their
+    kind, never of both kinds: vLLM spoils the top-K lists of a batch in which it scores chosen ids.
     """
 
     endpoint: Endpoint
     model: str
     waiting: list[Ask] = field(default_factory=list)
     calls: int = 0
+    drafting: int = 0
     scoring: bool = False
     seats: int = 0
     flushing: bool = False
@@ -48,12 +60,17 @@ class Seat:
 
 @dataclass(eq=False, slots=True)
 class Ask:
-    """One row wanted: the `k` most likely ids behind a prefix, or the scores of chosen ids when `k` is 0."""
+    """What is wanted behind a prefix: the `k` most likely ids, with drafts or without; scores of `ids` when k is 0."""
 
     seat: Seat
+    prefix: Sequence[int]
     k: int
     ids: tuple[int, ...]
-    answer: asyncio.Future[dict[int, float]]
+    drafts: Drafts | None
+    answer: asyncio.Future[Any]
+
+
+Row = asyncio.Future[dict[int, float]]
 
 
 class Side:
@@ -79,24 +96,36 @@ class Side:
     def leave(self, seat: Seat) -> None:
         seat.replica.seats -= 1
 
-    def top(self, seat: Seat, k: int) -> asyncio.Future[dict[int, float]]:
-        """The `k` most likely ids behind the seat's prefix."""
-        return self._ask(Ask(seat, k, (), self._client.loop.create_future()))
+    def top(self, seat: Seat, k: int, drafted: Sequence[int] = ()) -> list[Row]:
+        """The `k` most likely ids behind the seat's prefix, and behind it with each further drafted token."""
+        future = self._client.loop.create_future
+        return self._ask(seat, [Ask(seat, prefix, k, (), None, future()) for prefix in _growing(seat, drafted)])
 
-    def score(self, seat: Seat, ids: Sequence[int]) -> list[asyncio.Future[dict[int, float]]]:
-        """Log-probabilities of chosen ids, in as many parts as a server takes at once."""
-        parts = [tuple(ids[at : at + MAX_SCORED]) for at in range(0, len(ids), MAX_SCORED)]
-        return [self._ask(Ask(seat, 0, part, self._client.loop.create_future())) for part in parts]
+    def score(self, seat: Seat, wanted: Sequence[Sequence[int]], drafted: Sequence[int] = ()) -> list[list[Row]]:
+        """Log-probabilities of chosen ids behind each of the prefixes of `top`, in as many parts as a call takes."""
+        future = self._client.loop.create_future
+        asks = [
+            [
+                Ask(seat, prefix, 0, tuple(ids[at : at + MAX_SCORED]), None, future())
+                for at in range(0, len(ids), MAX_SCORED)
+            ]
+            for prefix, ids in zip(_growing(seat, drafted), wanted, strict=True)
+        ]
+        self._ask(seat, [ask for parts in asks for ask in parts])
+        return [[ask.answer for ask in parts] for parts in asks]
 
-    def _ask(self, ask: Ask) -> asyncio.Future[dict[int, float]]:
-        replica = ask.seat.replica
-        replica.waiting.append(ask)
-        self._wake(replica)
-        return ask.answer
+    def draft(self, seat: Seat, k: int, drafts: Drafts) -> asyncio.Future[list[Step]]:
+        """Drafts behind the seat's prefix, each with the `k` most likely ids there."""
+        return self._ask(seat, [Ask(seat, seat.prefix, k, (), drafts, self._client.loop.create_future())])[0]
+
+    def _ask(self, seat: Seat, asks: list[Ask]) -> list[asyncio.Future[Any]]:
+        seat.replica.waiting += asks
+        self._wake(seat.replica)
+        return [ask.answer for ask in asks]
 
     def _wake(self, replica: Replica) -> None:
         """Sends what waits after every sequence that is ready now has asked: rows gather, a lone one goes at once."""
-        if replica.waiting and not replica.flushing and replica.calls < self.max_calls:
+        if replica.waiting and not replica.flushing:
             if replica.seats == 1:
                 self._flush(replica)
             else:
@@ -105,11 +134,11 @@ class Side:
 
     def _flush(self, replica: Replica) -> None:
         replica.flushing = False
-        while replica.waiting and replica.calls < self.max_calls:
-            asks = self._next_call(replica)
-            if not asks:
-                return
-            replica.calls += 1
+        while asks := self._next_call(replica):
+            if asks[0].drafts is None:
+                replica.calls += 1
+            else:
+                replica.drafting += 1
             replica.scoring = asks[0].k == 0
             task = self._client.loop.create_task(self._carry(replica, asks))
             self._tasks.add(task)
@@ -118,18 +147,24 @@ class Side:
     def _next_call(self, replica: Replica) -> list[Ask]:
         """Takes waiting asks that can share a call: the same K, or chosen ids that fit into one list.
 
-        First rows have prompts to read, so they do not hold up the others.
+        First rows have prompts to read, so they do not hold up the others. Drafts share no call.
         """
         replica.waiting = [ask for ask in replica.waiting if not ask.answer.done()]
-        if replica.waiting and replica.calls and (replica.waiting[0].k == 0) != replica.scoring:
+        if not replica.waiting:
+            return []
+        oldest = replica.waiting[0]
+        if (replica.calls or replica.drafting) and (oldest.k == 0) != replica.scoring:
+            return []
+        if oldest.drafts is not None:
+            return [replica.waiting.pop(0)] if replica.drafting < MAX_DRAFTING else []
+        if replica.calls >= self.max_calls:
             return []
         taken: list[Ask] = []
         left: list[Ask] = []
         scored: set[int] = set()
         for ask in replica.waiting:
-            first = taken[0] if taken else ask
-            alike = ask.k == first.k and ask.seat.fresh == first.seat.fresh and len(taken) < self.max_rows
-            if alike and len(scored | set(ask.ids)) <= MAX_SCORED:
+            alike = ask.k == oldest.k and ask.seat.fresh == oldest.seat.fresh and ask.drafts is None
+            if alike and len(taken) < self.max_rows and len(scored | set(ask.ids)) <= MAX_SCORED:
                 taken.append(ask)
                 scored |= set(ask.ids)
             else:
@@ -155,7 +190,10 @@ class Side:
                 ask.seat.fresh = False
                 _answer(ask, row)
         finally:
-            replica.calls -= 1
+            if asks[0].drafts is None:
+                replica.calls -= 1
+            else:
+                replica.drafting -= 1
             self._wake(replica)
 
     async def _carry_alone(self, ask: Ask) -> None:
@@ -167,7 +205,7 @@ class Side:
         else:
             _answer(ask, row)
 
-    async def _persist(self, asks: list[Ask]) -> list[dict[int, float]]:
+    async def _persist(self, asks: list[Ask]) -> list[Any]:
         """Calls until there is an answer, moving to another replica when one fails.
 
         Raises:
@@ -195,15 +233,19 @@ class Side:
                 replica.down_until = 0.0
                 return rows
 
-    async def _call(self, replica: Replica, asks: list[Ask]) -> list[dict[int, float]]:
-        prompts = [ask.seat.prefix for ask in asks]
-        body: dict[str, Any]
-        if asks[0].k:
-            body = top_body(replica.model, prompts, asks[0].k)
-            return read_top(await self._client.once(replica.endpoint, "/completions", body), len(asks), asks[0].k)
+    async def _call(self, replica: Replica, asks: list[Ask]) -> list[Any]:
+        prompts, k, drafts = [ask.prefix for ask in asks], asks[0].k, asks[0].drafts
         ids = sorted({i for ask in asks for i in ask.ids})
-        body = score_body(replica.model, prompts, ids)
-        return read_scores(await self._client.once(replica.endpoint, "/completions", body), len(asks), ids)
+        if drafts is not None:
+            body = draft_body(replica.model, prompts[0], k, drafts)
+        elif k:
+            body = top_body(replica.model, prompts, k)
+        else:
+            body = score_body(replica.model, prompts, ids)
+        answer = await self._client.once(replica.endpoint, "/completions", body)
+        if drafts is not None:
+            return [read_drafts(answer, drafts, k)]
+        return read_top(answer, len(asks), k) if k else read_scores(answer, len(asks), ids)
 
     def _living(self) -> list[Replica]:
         now = monotonic()
@@ -215,7 +257,12 @@ class Side:
         seat.replica = replica
 
 
-def _answer(ask: Ask, row: dict[int, float]) -> None:
+def _growing(seat: Seat, drafted: Sequence[int]) -> list[list[int]]:
+    """The seat's prefix, and with each further drafted token."""
+    return [seat.prefix, *([*seat.prefix, *drafted[: n + 1]] for n in range(len(drafted)))]
+
+
+def _answer(ask: Ask, row: Any) -> None:
     if not ask.answer.done():
         ask.answer.set_result(row if ask.k else {i: row[i] for i in ask.ids})
 

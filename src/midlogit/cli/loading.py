@@ -96,6 +96,7 @@ class Serving:
     teacher_tokenizer: str | None = None
     base_api_key: str | None = field(default=None, repr=False)
     teacher_api_key: str | None = field(default=None, repr=False)
+    speculation: Asked = "auto"
 
     def options(self) -> dict[str, Any]:
         """As `Pair.http` takes them."""
@@ -111,7 +112,7 @@ class Serving:
             top_k: int | str = self.top_k if self.top_k == "auto" else int(self.top_k)
         except ValueError:
             raise InvalidRequest(f"--top-k is {self.top_k!r}.", "Give a number or auto.") from None
-        return {"top_k": top_k, **{name: getattr(self, name) for name in names}}
+        return {"top_k": top_k, "speculation": self.speculation, **{name: getattr(self, name) for name in names}}
 
 
 def are_urls(base: str | None, teacher: str | None) -> bool:

@@ -141,10 +141,10 @@ def generate(
         **changes,
     )
     job = Job(prompts or [], base_prompt, chat, params, stream, json)
-    serving = Serving(
-        top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key
-    )
     asked = parse_speculation(speculation)
+    serving = Serving(
+        top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key, asked
+    )
     here = InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len, asked)
     raise typer.Exit(run_generate(job, base=base, teacher=teacher, here=here, serving=serving))
 
@@ -208,10 +208,10 @@ def serve(
     from midlogit.cli.loading import InProcess, Serving, parse_speculation
     from midlogit.cli.serve import run_serve
 
-    serving = Serving(
-        top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key
-    )
     asked = parse_speculation(speculation)
+    serving = Serving(
+        top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key, asked
+    )
     run_serve(
         base,
         teacher,

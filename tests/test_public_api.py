@@ -12,7 +12,8 @@ from midlogit import errors
 
 SIGNATURES = {
     "local": "(base: 'str | Path | None' = None, teacher: 'str | Path | None' = None, *, "
-    "device: 'str | tuple[str, str]' = 'auto', dtype: 'str' = 'auto', max_num_seqs: 'int' = 16) -> 'Self'",
+    "device: 'str | tuple[str, str]' = 'auto', dtype: 'str' = 'auto', max_num_seqs: 'int' = 16, "
+    "speculation: 'Asked' = 'auto') -> 'Self'",
     "generate": "(self, prompts: 'Sequence[Prompt] | None' = None, params: 'SamplingParams | None' = None, *, "
     "base_prompts: 'Sequence[Prompt] | None' = None, teacher_prompts: 'Sequence[Prompt] | None' = None, "
     "chat: 'bool' = False, progress: 'bool | None' = None) -> 'list[Completion]'",

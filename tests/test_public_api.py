@@ -20,7 +20,7 @@ SIGNATURES = {
     "stream": "(self, prompt: 'Prompt | None' = None, params: 'SamplingParams | None' = None, *, "
     "base_prompt: 'Prompt | None' = None, teacher_prompt: 'Prompt | None' = None, chat: 'bool' = False) "
     "-> 'Iterator[Event]'",
-    "statistics": "(self) -> 'dict[str, float]'",
+    "statistics": "(self) -> 'dict[str, Any]'",
 }
 FIELDS = {
     "SamplingParams": (

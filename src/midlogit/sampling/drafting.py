@@ -164,7 +164,7 @@ class Drafting:
         """Counts since the start.
 
         Returns:
-            rounds: of single sequences that drafted; drafted, accepted: tokens; acceptance: their quotient, None
+            rounds: of single sequences that drafted; checked, accepted: drafts; acceptance: their quotient, None
             before the first; accepted_per_round; acceptance_by_position: from the first draft of a round on;
             drafts_in_use: the γ last chosen, by largest batch size.
         """

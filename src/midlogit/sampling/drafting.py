@@ -84,13 +84,11 @@ class Drafting:
         choices: the γ that the engine can run, in order, 0 among them; "auto" chooses among these.
 
     Attributes:
-        asked: as given.
         choices: the γ above 0 that a round may have, in order.
     """
 
     def __init__(self, asked: Asked, choices: Sequence[int] = range(9)) -> None:
         require_speculation(asked)
-        self.asked = asked
         self._auto = asked == "auto"
         self._fixed = 0 if isinstance(asked, str) else asked
         self._choices = list(choices)

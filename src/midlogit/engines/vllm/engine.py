@@ -128,7 +128,7 @@ class VllmEngine(SteppingEngine):
         version = require_vllm()
         require_options(options)
         if drafting.choices and not reads_drafts(version):
-            if drafting.asked != "auto":
+            if drafting.fixed:
                 raise InvalidRequest(
                     f"vLLM {version} cannot read drafts on a CPU.", "Use speculation off, or a newer vLLM."
                 )

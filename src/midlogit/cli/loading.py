@@ -99,7 +99,7 @@ class Serving:
     speculation: Asked = "auto"
 
     def options(self) -> dict[str, Any]:
-        """As `Pair.http` takes them."""
+        """As `Pair.http` and the handshake take them."""
         names = (
             "base_model",
             "teacher_model",
@@ -112,7 +112,7 @@ class Serving:
             top_k: int | str = self.top_k if self.top_k == "auto" else int(self.top_k)
         except ValueError:
             raise InvalidRequest(f"--top-k is {self.top_k!r}.", "Give a number or auto.") from None
-        return {"top_k": top_k, "speculation": self.speculation, **{name: getattr(self, name) for name in names}}
+        return {"top_k": top_k, **{name: getattr(self, name) for name in names}}
 
 
 def are_urls(base: str | None, teacher: str | None) -> bool:
@@ -153,7 +153,8 @@ def open_pair(
             )
         if find_spec("transformers") is not None:
             quiet_transformers()
-        return Pair.http(base.split(","), teacher.split(","), **(serving or Serving()).options())
+        serving = serving or Serving()
+        return Pair.http(base.split(","), teacher.split(","), speculation=serving.speculation, **serving.options())
     quiet_transformers()
     if sys.stderr.isatty():
         print(f"Loading {base or 'the bundled base'} and {teacher or 'teacher'} ...", file=sys.stderr)

@@ -175,6 +175,32 @@ def test_replicas_keep_their_sequences(urls: Urls) -> None:
         assert sum(at) == 1
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_list_cut_short_in_passing_moves_no_sequence(urls: Urls, undisturbed: list[list[int]]) -> None:
+    """The server is well: another of its clients had chosen ids scored."""
+    lists: list[dict[str, float]] = []
+
+    def cut_third(path: str, body: dict[str, object]) -> dict[str, object]:
+        rows = [choice["logprobs"]["top_logprobs"] for choice in body.get("choices", []) if choice["logprobs"]]
+        for row in [row[0] for row in rows if len(row[0]) == 20]:
+            lists.append(row)
+            if len(lists) == 3:
+                row.popitem()
+        return body
+
+    with (
+        Proxy(urls.teacher) as first,
+        Proxy(urls.teacher) as second,
+        Pair.http(urls.base, [first.url, second.url]) as pair,
+    ):
+        first.rewrite_answer = second.rewrite_answer = cut_third
+        calls = first.calls, second.calls
+        completion = pair.generate(PROMPTS[:1], PARAMS, progress=False)[0]
+        assert completion.token_ids == undisturbed[0]
+        assert len(lists) == PARAMS.max_tokens + 1
+        assert sorted([first.calls - calls[0], second.calls - calls[1]])[0] == 0
+
+
 def test_a_sampling_default_of_the_server_changes_nothing(
     proxies: tuple[Proxy, Proxy], undisturbed: list[list[int]]
 ) -> None:

@@ -74,16 +74,24 @@ class CallFailed(Exception):
     Attributes:
         message: what happened, without side and URL. status: of the HTTP answer, None when there was none.
         retryable: whether the same call may succeed. wait: seconds the server asked to wait, None if it did not.
+        healthy: whether the server is well all the same, and may be asked again.
     """
 
     def __init__(
-        self, message: str, *, status: int | None = None, retryable: bool = True, wait: float | None = None
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retryable: bool = True,
+        wait: float | None = None,
+        healthy: bool = False,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.status = status
         self.retryable = retryable
         self.wait = wait
+        self.healthy = healthy
 
 
 class Client:

@@ -159,7 +159,7 @@ def _whole(row: dict[int, float], k: int) -> dict[int, float]:
     """Exactly k of a row: vLLM adds the drawn token where it is not among them."""
     given = len(row) - (row.get(0) == -math.inf)
     if given < k:
-        raise CallFailed(f"it returned {given} log-probabilities where {k} were asked for")
+        raise CallFailed(f"it returned {given} log-probabilities where {k} were asked for", healthy=True)
     return most_likely(row, k)
 
 

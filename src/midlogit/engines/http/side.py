@@ -221,17 +221,24 @@ class Side:
                     tries = f" ({attempt + 1} attempts)" if attempt else ""
                     message = f"{replica.endpoint.name}: {failure.message}{tries}"
                     raise CallFailed(message, status=failure.status, retryable=failure.retryable) from failure
-                replica.down_until = monotonic() + COOL_DOWN
-                refuge = min(self._living(), key=lambda other: other.seats, default=None)
-                if refuge is None:
-                    await asyncio.sleep(self._client.wait(max(0, attempt - len(self.replicas) + 1), failure))
-                    refuge = self.replicas[(self.replicas.index(replica) + 1) % len(self.replicas)]
+                refuge = await self._refuge(replica, failure, attempt)
                 for ask in asks:
                     self._move(ask.seat, refuge)
                 attempt += 1
             else:
                 replica.down_until = 0.0
                 return rows
+
+    async def _refuge(self, replica: Replica, failure: CallFailed, attempt: int) -> Replica:
+        """Where to try again: at once where another replica lives, else after a wait; a healthy one keeps its own."""
+        again = replica
+        if not failure.healthy:
+            replica.down_until = monotonic() + COOL_DOWN
+            if living := self._living():
+                return min(living, key=lambda other: other.seats)
+            again = self.replicas[(self.replicas.index(replica) + 1) % len(self.replicas)]
+        await asyncio.sleep(self._client.wait(max(0, attempt - len(self.replicas) + 1), failure))
+        return again
 
     async def _call(self, replica: Replica, asks: list[Ask]) -> list[Any]:
         prompts, k, drafts = [ask.prefix for ask in asks], asks[0].k, asks[0].drafts

@@ -8,16 +8,22 @@ TESTS := $(VENV)/.tests
 VLLM := .cache/vllm-cpu
 VLLM_TESTS := $(VLLM)/.tests
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-http test-vllm check bench clean
 
 demo: $(RUNS)
 	@$(BIN)/midlogit demo
 
-# First all that needs this process alone, then what needs two vLLM servers, then vLLM inside the process. vLLM pins
-# torch and much else, so it is installed (once) into an environment of its own below .cache.
+# First all that needs no vLLM; then, side by side, what needs two vLLM servers and what runs vLLM inside the process.
+# vLLM pins torch and much else, so it is installed (once) into an environment of its own below .cache.
 test: $(TESTS) $(VLLM_TESTS)
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm
+	@echo "tests/http and tests/vllm run side by side; each reports when it has ended ..."
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-http test-vllm
+
+test-http: $(TESTS) $(VLLM_TESTS)
 	$(BIN)/pytest tests/http
+
+test-vllm: $(VLLM_TESTS)
 	$(VLLM)/bin/pytest tests/vllm
 
 check: $(TESTS)

@@ -8,13 +8,11 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from scipy.stats import chi2_contingency
 
 from midlogit import Completion, InvalidRequest, Pair, SamplingParams
 from midlogit.engines.http import client
@@ -22,8 +20,9 @@ from midlogit.errors import ServerUnavailable
 from tests.http.conftest import WHOLE, Urls
 from tests.http.proxy import Proxy
 from tests.http.test_engine import BASE_PROMPTS, GREEDY, PROMPTS
+from tests.law import continuations, same_law_ps
 
-CONTINUATIONS = int(os.environ.get("MIDLOGIT_CONTINUATIONS", "96"))
+CONTINUATIONS = int(os.environ.get("MIDLOGIT_CONTINUATIONS", "64"))
 SAMPLED = SamplingParams(max_tokens=16, seed=11, ignore_eos=True)
 
 
@@ -73,26 +72,12 @@ def test_greedy_text_is_that_of_lockstep(urls: Urls, lockstep: Pair, top_k: int,
                 assert getattr(b.diagnostics, name) == pytest.approx(getattr(a.diagnostics, name), abs=1e-3), name
 
 
-def same_law(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
-    """p-value of two samples coming from one distribution; values seen fewer than ten times count as one."""
-    counts = Counter(first), Counter(second)
-    common = [value for value in counts[0] | counts[1] if counts[0][value] + counts[1][value] >= 10]
-    table = [[c[value] for value in common] + [c.total() - sum(c[v] for v in common)] for c in counts]
-    columns = [column for column in zip(*table, strict=True) if sum(column)]
-    return float(chi2_contingency(list(zip(*columns, strict=True))).pvalue) if len(columns) > 1 else 1.0
-
-
 def test_sampled_continuations_follow_the_law_of_lockstep(lockstep: Pair, four: Pair) -> None:
-    found: list[list[Completion]] = []
-    for pair, seed in ((lockstep, 1), (four, 2)):
-        params = SamplingParams.preset("exploratory", max_tokens=21, seed=seed, n=CONTINUATIONS)
-        found.append(pair.generate(["Once upon a time there was a fox. One day"], params, progress=False))
-    assert not any(c.error for completions in found for c in completions)
-    lengths = [[len(c.token_ids) // 3 for c in completions] for completions in found]
-    assert same_law(*lengths) > 1e-3
-    for position in (1, 2, 5, 20):
-        tokens = [[c.token_ids[position] for c in some if len(c.token_ids) > position] for some in found]
-        assert same_law(*tokens) > 1e-3, position
+    together = min(CONTINUATIONS, 250)
+    samples = [continuations(pair, seed, CONTINUATIONS, together) for pair, seed in ((lockstep, 1), (four, 2))]
+    ps = same_law_ps(*samples)
+    print(f"p-values of {len(samples[0])} and {len(samples[1])} continuations: {ps}")
+    assert min(ps.values()) > 1e-3
 
 
 @pytest.mark.usefixtures("quick")
@@ -129,6 +114,7 @@ def test_sequences_move_from_a_killed_replica(urls: Urls, undisturbed: list[list
             time.sleep(0.01)
         first.dead = True
         completions = sorted(batch, key=lambda c: c.index)
+    assert [c.error for c in completions] == [None] * len(completions)
     assert [c.token_ids for c in completions] == undisturbed
 
 

@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--base", required=True)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--top-k", type=int, default=20)
-    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--preset", default="balanced")

@@ -64,7 +64,7 @@ def drawn(settings: RowSettings, seed: int, law: Mapping[int, float], sampled: n
         replace(settings, chances=Chances(*chances), drafted=drafts.get(token_id))
         for chances, token_id in zip(rng.random((RUNS, 3)).tolist(), sampled.tolist(), strict=True)
     ]
-    tokens = draw_listed([(base, teacher)] * RUNS, asked, VOCABULARY).token_ids()
+    tokens = draw_listed([(base, teacher)] * RUNS, asked, VOCABULARY).token_ids
     return np.bincount([settings.outcomes.outcome_of(i) for i in tokens], minlength=VOCABULARY)
 
 
@@ -105,6 +105,6 @@ def test_rows_with_and_without_drafts_share_a_draw() -> None:
     law = {1: 0.5, 2: 0.5}
     some = [replace(PLAIN, chances=Chances(*c)) for c in rng.random((40, 3)).tolist()]
     mixed = [replace(s, drafted=Drafted(1 + n % 2, law)) if n % 3 else s for n, s in enumerate(some)]
-    together = draw_listed([(base, teacher)] * 40, mixed, VOCABULARY).token_ids()
-    alone = [draw_listed([(base, teacher)], [s], VOCABULARY).token_ids()[0] for s in mixed]
+    together = draw_listed([(base, teacher)] * 40, mixed, VOCABULARY).token_ids
+    alone = [draw_listed([(base, teacher)], [s], VOCABULARY).token_ids[0] for s in mixed]
     assert together == alone

@@ -67,13 +67,6 @@ class LoneRow:
     common: list[float]
     ratio: list[float]
 
-    @classmethod
-    def of(cls, pair: LogPair) -> LoneRow:
-        """The one row of a pair."""
-        both = zip(pair.common_NV[0].tolist(), pair.ratio_NV[0].tolist(), strict=True)
-        common, ratio = zip(*((c, r) for c, r in both if c > -math.inf), strict=True)
-        return cls(list(common), list(ratio))
-
     def moments(self, alpha: float) -> tuple[float, float, float]:
         ratio = self.ratio
         exponent = [c + alpha * r for c, r in zip(self.common, ratio, strict=True)]

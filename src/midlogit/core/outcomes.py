@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class Outcomes:
     stop_ids: tuple[int, ...] = ()
     merge: bool = True
     stop_token_ids: tuple[int, ...] = ()
-    _masks: dict[object, Array] = field(default_factory=dict, repr=False)
+    _masks: dict[object, Any] = field(default_factory=dict, repr=False)
 
     @property
     def merged(self) -> bool:
@@ -38,6 +39,11 @@ class Outcomes:
     def stop_outcome(self) -> int | None:
         """The column that stands for the merged stop class, None when nothing is merged."""
         return self.stop_ids[0] if self.merged else None
+
+    @cached_property
+    def merged_stops(self) -> frozenset[int]:
+        """The members of the merged stop class; none when nothing is merged."""
+        return frozenset(self.stop_ids if self.merged else ())
 
     @property
     def ending_ids(self) -> tuple[int, ...]:
@@ -111,20 +117,19 @@ class Outcomes:
         """Which columns of given ids belong to the merged stop class (NumPy)."""
         return self._among(ids_NV, "stop")
 
-    def hidden_count(self, ending_N: Array, vocabulary: int) -> Array:
-        """How many ids below `vocabulary` may not be drawn in each row (NumPy)."""
-        key = ("count", vocabulary)
+    def hidden_count(self, may_end: bool, vocabulary: int) -> int:
+        """How many ids below `vocabulary` may not be drawn."""
+        key = ("count", may_end, vocabulary)
         if key not in self._masks:
-            sets = (self.hidden_before_end, self.hidden)
-            self._masks[key] = np.asarray([sum(i < vocabulary for i in hidden) for hidden in sets])
-        return self._masks[key][ending_N.astype(np.int64)]
+            self._masks[key] = sum(i < vocabulary for i in (self.hidden if may_end else self.hidden_before_end))
+        return int(self._masks[key])
 
     def _among(self, ids_NV: Array, kind: str) -> Array:
         if ("ids", kind) not in self._masks:
             members = {
                 "masked": self.masked_ids,
                 "ending": self.ending_ids,
-                "stop": self.stop_ids if self.merged else (),
+                "stop": self.merged_stops,
             }[kind]
             row_V = np.zeros(2 + max(members, default=0), dtype=bool)
             row_V[list(members)] = True

@@ -25,8 +25,11 @@ class AlphaRule(ABC):
         """The rule as text, as `parse_rule` reads it."""
 
     @abstractmethod
-    def alpha(self, pair: LogPair, tolerance: float) -> Array:
-        """α of each row in float64, within `tolerance` (docs/theory.md (11)); every row has a common support."""
+    def alpha(self, pair: LogPair | LoneRow, tolerance: float) -> Array:
+        """α of each row in float64, within `tolerance` (docs/theory.md (11)); every row has a common support.
+
+        A plain number for a LoneRow.
+        """
 
     @abstractmethod
     def certify(self, boxes: Boxes, alpha_N: Array) -> tuple[Array, Array]:
@@ -45,7 +48,7 @@ class EqualKL(AlphaRule):
     def spec(self) -> str:
         return "equal-kl"
 
-    def alpha(self, pair: LogPair, tolerance: float) -> Array:
+    def alpha(self, pair: LogPair | LoneRow, tolerance: float) -> Array:
         def slope_of_F(rows: LogPair | LoneRow, alpha_N: Array) -> tuple[Array, Array]:
             _, first_N, second_N = moments(rows, alpha_N)
             return first_N, second_N
@@ -70,7 +73,9 @@ class FixedAlpha(AlphaRule):
     def spec(self) -> str:
         return f"fixed:{self.value:g}"
 
-    def alpha(self, pair: LogPair, tolerance: float) -> Array:
+    def alpha(self, pair: LogPair | LoneRow, tolerance: float) -> Array:
+        if isinstance(pair, LoneRow):
+            return self.value
         xp = array_namespace(pair.base_NV)
         rows = pair.base_NV.shape[0]
         return xp.full(rows, self.value, dtype=xp.float64, device=device(pair.base_NV))
@@ -94,7 +99,7 @@ class KLBudget(AlphaRule):
     def spec(self) -> str:
         return f"kl-budget:{self.epsilon:g}"
 
-    def alpha(self, pair: LogPair, tolerance: float) -> Array:
+    def alpha(self, pair: LogPair | LoneRow, tolerance: float) -> Array:
         def excess(rows: LogPair | LoneRow, alpha_N: Array) -> tuple[Array, Array]:
             value_N, first_N, second_N = moments(rows, alpha_N)
             return alpha_N * first_N - value_N - self.epsilon, alpha_N * second_N

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from midlogit.core.arrays import Array, array_namespace, device, resolution
 from midlogit.core.mixture import LogPair, LoneRow
 
@@ -18,10 +16,10 @@ Function = Callable[[LogPair | LoneRow, Array], tuple[Array, Array]]
 NEWTON_STEPS = 40  # after so many, bisection alone, which reaches the spacing of float64 in 53
 NO_SLOPE = 1e-300
 MAX_STEPS = NEWTON_STEPS + 53
-NARROW = 40  # columns up to which plain numbers cost less than arrays
+FLOAT64 = 2.0**-52  # its resolution
 
 
-def increasing_root(function: Function, pair: LogPair, tolerance: float) -> Array:
+def increasing_root(function: Function, pair: LogPair | LoneRow, tolerance: float) -> Array:
     """The root of each row's function on [0, 1], or the end nearest to it.
 
     A function that is zero at both ends, as far as the rows' dtype can tell, is zero everywhere: α = 0.5.
@@ -31,11 +29,11 @@ def increasing_root(function: Function, pair: LogPair, tolerance: float) -> Arra
         tolerance: stop when |value| ≤ tolerance · min(1, slope) (docs/theory.md (11)).
 
     Returns:
-        α_N in float64.
+        α_N in float64; a plain number for a LoneRow.
     """
+    if isinstance(pair, LoneRow):
+        return _lone_root(function, pair, tolerance)
     xp = array_namespace(pair.base_NV)
-    if xp is np and len(pair.base_NV) == 1 and pair.base_NV.shape[-1] <= NARROW:
-        return np.asarray([_lone_root(function, LoneRow.of(pair), tolerance, resolution(pair.base_NV))])
     rows, where = pair.base_NV.shape[0], device(pair.base_NV)
     zeros_N = xp.zeros(rows, dtype=xp.float64, device=where)
     ones_N = xp.ones(rows, dtype=xp.float64, device=where)
@@ -79,10 +77,10 @@ def increasing_root(function: Function, pair: LogPair, tolerance: float) -> Arra
     return alpha_N
 
 
-def _lone_root(function: Function, row: LoneRow, tolerance: float, floor: float) -> float:
-    """`increasing_root` of one narrow row: the same steps on plain numbers."""
+def _lone_root(function: Function, row: LoneRow, tolerance: float) -> float:
+    """`increasing_root` of one row: the same steps on plain numbers."""
     (low_value, _), (high_value, _) = function(row, 0.0), function(row, 1.0)
-    if max(abs(low_value), abs(high_value)) <= 16 * floor:
+    if max(abs(low_value), abs(high_value)) <= 16 * FLOAT64:
         return 0.5
     if low_value >= 0 or high_value <= 0:
         return 0.0 if low_value >= 0 else 1.0
@@ -91,7 +89,7 @@ def _lone_root(function: Function, row: LoneRow, tolerance: float, floor: float)
     for step in range(MAX_STEPS):
         value, slope = function(row, alpha)
         low, high = (alpha, high) if value < 0 else (low, alpha)
-        if abs(value) <= max(tolerance * min(slope, 1.0), floor) or high - low <= 2.3e-16:
+        if abs(value) <= max(tolerance * min(slope, 1.0), FLOAT64) or high - low <= 2.3e-16:
             break
         newton = alpha - value / slope if slope > 0 and step < NEWTON_STEPS else low
         alpha = newton if low < newton < high else 0.5 * (low + high)

@@ -77,7 +77,7 @@ def teacher_total(rows: Truncation) -> Array:
     log_NU, peak_N = _scaled(rows, rows.teacher, known_NU)
     least_N, most_N = _unlisted(rows, rows.teacher, known_NU, peak_N)
     unseen_N = np.where(rows.heat_N >= 1, most_N, least_N)
-    return np.log(row_sum(np, np.exp(log_NU)) + unseen_N) + peak_N * rows.heat_N
+    return _log(row_sum(np, np.exp(log_NU)) + unseen_N) + peak_N * rows.heat_N
 
 
 def _scaled(rows: Truncation, side: Side, known_NU: Array) -> tuple[Array, Array]:
@@ -91,7 +91,8 @@ def _scaled(rows: Truncation, side: Side, known_NU: Array) -> tuple[Array, Array
 def _unlisted(rows: Truncation, side: Side, known_NU: Array, peak_N: Array) -> tuple[Array, Array]:
     """Ends of the sum of what is not listed, on the scale of `Weights`."""
     listed_N = side.known_NU.sum(axis=-1)
-    hidden_N = rows.outcomes.hidden_count(rows.may_end_N, rows.vocabulary) + side.sizes_N - rows.vocabulary
+    counts = (rows.outcomes.hidden_count(may_end, rows.vocabulary) for may_end in (True, False))
+    hidden_N = np.where(rows.may_end_N, *counts) + side.sizes_N - rows.vocabulary
     hidden_N = np.maximum(hidden_N - (listed_N - known_NU.sum(axis=-1)), 0)
     allowed_N = np.maximum(side.sizes_N - listed_N - hidden_N, 0)
     scale_N = np.exp(-peak_N)

@@ -85,7 +85,7 @@ class Truncation:
             pairs: base and teacher lists of each row.
             vocabulary: ids below it are drawn from; the rest is some model's padding.
         """
-        stops = set(outcomes.stop_ids) if outcomes.merged else set()
+        stops = outcomes.merged_stops
         unions = []
         for base, teacher in pairs:
             union = base.logprobs.keys() | teacher.logprobs.keys()
@@ -159,9 +159,10 @@ def _sides(
     known_NU = ~np.isnan(values_NU)
     sizes_N = np.array([row.size for row in lists])
     seen_N = np.exp(np.where(known_NU, values_NU, -np.inf)).sum(axis=-1)
-    whole_N = known_NU.sum(axis=-1) >= sizes_N
+    floor_N = np.exp([row.floor for row in lists])
+    whole_N = (known_NU.sum(axis=-1) >= sizes_N) | (floor_N == 0)  # of what is not listed nothing has mass
     mass_N = np.where(whole_N, 0.0, np.maximum(1.0 - seen_N, 0.0) + MASS_PRECISION)
-    cap_N = np.minimum(np.exp([row.floor for row in lists]), mass_N)
+    cap_N = np.minimum(floor_N, mass_N)
 
     # Of a stop class that is partly listed the rest is left out; of one that is not, one member stands for it.
     missing_NU = drawable_NU & ~known_NU
@@ -190,7 +191,7 @@ def unlisted_ids(base: Listed, teacher: Listed, settings: RowSettings, vocabular
     """
     outcomes = settings.outcomes
     hidden = outcomes.hidden if settings.may_end else outcomes.hidden_before_end
-    stops = outcomes.stop_ids if outcomes.merged and settings.may_end else ()
+    stops = outcomes.merged_stops if settings.may_end else frozenset()
     if settings.top_p is None:
         wanted = base.logprobs.keys() | teacher.logprobs.keys()
     else:

@@ -9,7 +9,7 @@ same whether it does or not (docs/speculation.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from midlogit.core.support import nucleus
 from midlogit.sampling.certificate import Certificate, Weights, certify, teacher_total
 from midlogit.sampling.decision import BROKEN, EMPTY, Candidates, Decision, RowSettings, Top
 from midlogit.sampling.listed import Listed, ServedDrafts, Truncation
+from midlogit.sampling.lone import NARROW, draw_alone
 
 
 def decide(base_NV: Array, teacher_NV: Array, settings: Sequence[RowSettings]) -> list[Decision]:
@@ -55,7 +56,7 @@ def decide(base_NV: Array, teacher_NV: Array, settings: Sequence[RowSettings]) -
         taken = (xp.take(x_NV, index_N, axis=0) for x_NV in (base_NV, teacher_NV))
         return _decide_alike(xp, Columns.whole(*taken), alike)
 
-    return Drawn(settings, some).decisions()
+    return Drawn.together(settings, some).decisions()
 
 
 def draft(base_NV: Array, settings: Sequence[RowSettings]) -> list[int]:
@@ -98,39 +99,50 @@ def draw_listed(pairs: Sequence[tuple[Listed, Listed]], settings: Sequence[RowSe
         seen = Truncation.of([pairs[row] for row in rows], alike[0].outcomes, may_end_N, temperature_N, vocabulary)
         return _decide_alike(np, Columns.listed(seen), alike)
 
-    return Drawn(settings, some)
+    if len(pairs) == 1 and max(len(one.logprobs) for one in pairs[0]) <= NARROW:
+        token_id = draw_alone(pairs[0], settings[0], vocabulary)
+        known = [replace(settings[0], given=token_id)]
+        return Drawn([token_id], lambda: Drawn.together(known, some).decisions())
+    return Drawn.together(settings, some)
 
 
 Steps = Generator[tuple[Array, Array], None, list[Decision]]  # (drawn ids, rows where none could be), then Decisions
 
 
+@dataclass(frozen=True, slots=True)
 class Drawn:
-    """The tokens of some rows, drawn for groups that share rule, outcomes, kind of support and the rest."""
+    """The tokens of some rows.
 
-    def __init__(self, settings: Sequence[RowSettings], some: Callable[[list[int], list[RowSettings]], Steps]) -> None:
+    Attributes:
+        token_ids: the id drawn for each row; None where nothing could be.
+        decisions: makes all that is known of each row; to be called once.
+    """
+
+    token_ids: list[int | None]
+    decisions: Callable[[], list[Decision]]
+
+    @classmethod
+    def together(cls, settings: Sequence[RowSettings], some: Callable[[list[int], list[RowSettings]], Steps]) -> Drawn:
+        """Draws for groups that share rule, outcomes, kind of support and the rest."""
         groups = _alike(
             settings, lambda s: (s.rule, id(s.outcomes), s.top_p is None, s.alpha_tol, s.top_logprobs, s.given is None)
         )
-        self._steps = [(rows, some(rows, [settings[row] for row in rows])) for rows in groups]
-        self._drawn = [next(steps) for _, steps in self._steps]
+        running = [(rows, some(rows, [settings[row] for row in rows])) for rows in groups]
+        token_ids: list[int | None] = [None] * len(settings)
+        for rows, steps in running:
+            for row, token, empty in zip(rows, *(x_N.tolist() for x_N in next(steps)), strict=True):
+                token_ids[row] = None if empty else token
 
-    def token_ids(self) -> list[int | None]:
-        """The id drawn for each row; None where nothing could be."""
-        found: dict[int, int | None] = {}
-        for (rows, _), (token_N, empty_N) in zip(self._steps, self._drawn, strict=True):
-            for row, token, empty in zip(rows, token_N.tolist(), empty_N.tolist(), strict=True):
-                found[row] = None if empty else token
-        return [found[row] for row in range(len(found))]
+        def decisions() -> list[Decision]:
+            found: dict[int, Decision] = {}
+            for rows, steps in running:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    found.update(zip(rows, end.value, strict=True))
+            return [found[row] for row in range(len(found))]
 
-    def decisions(self) -> list[Decision]:
-        """All that is known of each row; once."""
-        found: dict[int, Decision] = {}
-        for rows, steps in self._steps:
-            try:
-                next(steps)
-            except StopIteration as end:
-                found.update(zip(rows, end.value, strict=True))
-        return [found[row] for row in range(len(found))]
+        return cls(token_ids, decisions)
 
 
 def _alike(settings: Sequence[RowSettings], key: Callable[[RowSettings], object]) -> list[list[int]]:
@@ -167,6 +179,9 @@ class Columns:
     def listed(cls, seen: Truncation) -> Columns:
         nothing_N = np.zeros(len(seen.ids_NU))
         return cls(seen.base.values_NU, seen.teacher.values_NU, nothing_N, nothing_N, seen.ids_NU, seen)
+
+    def column_of(self, ids_N: Array) -> Array:
+        return ids_N if self.ids_NV is None else np.argmax(self.ids_NV == ids_N[:, None], axis=-1)
 
     def id_of(self, columns_N: Array) -> Array:
         return columns_N if self.ids_NV is None else take_columns(self.ids_NV, columns_N[:, None])[:, 0]
@@ -234,8 +249,8 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> S
     if rows[0].given is None:
         served = None if seen is None else ServedDrafts.of(seen, [s.drafted for s in rows])
         drawn_N = _draw(xp, log_q_NV, support, mixed[0], served, rows)
-    else:  # scored rows are whole rows: a column is an id
-        drawn_N = column([outcomes.outcome_of(s.given) for s in rows if s.given is not None])
+    else:
+        drawn_N = columns.column_of(column([outcomes.outcome_of(s.given) for s in rows if s.given is not None]))
     logprob_N = _at(xp, log_q_NV, support, drawn_N)
     outcome_N = token_N = columns.id_of(drawn_N)
     if outcomes.stop_outcome is not None:

@@ -289,7 +289,7 @@ class HttpEngine(Engine):
         settings = [s for _, some, _ in ready for s in some]
         try:
             drawn = draw_listed(pairs, settings, self._vocabulary)
-            draws = [Draw(token_id, self._client.loop.create_future()) for token_id in drawn.token_ids()]
+            draws = [Draw(token_id, self._client.loop.create_future()) for token_id in drawn.token_ids]
         except Exception as error:  # it must reach the sequences that wait
             _fail(waiting, error)
             return

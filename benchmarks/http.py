@@ -2,14 +2,17 @@
 
     python benchmarks/http.py --base http://127.0.0.1:9000/v1 --teacher http://127.0.0.1:9001/v1
 
+The servers' processor time is to be excluded, and where they share processors with the engine it is not: pin them
+to some and this script to others (taskset -c).
+
 Each round runs the same prompts twice, in turn: with the rows of a step gathered into one call a server, and
 with one call a sequence and step. Medians over the rounds go to benchmarks/results/http.json. Of the gathered runs:
 
 - server_ms_per_token: wall time during which some call is on the wire, from the moment a request is handed to
   the system to that when the last of its answer is read;
-- coordinator_ms_per_token: all other wall time, which is what a user waits for beside the servers: from the last
-  answer to the next request. What the engine does while a server works is not in it;
-- ends_ms_per_call: the part of that which comes once, before the first request and after the last answer of all;
+- coordinator_ms_per_token: all other wall time from the first request to the last answer, which is what a user waits
+  for beside the servers: from each answer to the next request. What the engine does while a server works is not in it;
+- ends_ms_per_call: what comes once, before the first request and after the last answer of all;
 - processor_ms_per_token: processor time of the engine's thread, whenever it is spent. With many sequences some call
   is nearly always on the wire, so this is the cost that counts there.
 """
@@ -25,6 +28,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Pa
 # ruff: noqa: E402
 import argparse
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -103,7 +107,7 @@ def run(pair: Pair, wire: Wire, batch: int, tokens: int, preset: str) -> dict[st
     server, inner = wire.seconds()
     processor = client.run(thread_time()) - processor
     assert not any(c.error for c in completions), next(c.error for c in completions if c.error)
-    seconds = {"wall": wall, "server": server, "coordinator": wall - server, "processor": processor}
+    seconds = {"wall": wall, "server": server, "coordinator": inner - server, "processor": processor}
     drawn = sum(len(c.token_ids) for c in completions)
     return {**{name: value / drawn for name, value in seconds.items()}, "ends": wall - inner}
 
@@ -136,7 +140,7 @@ def main() -> None:
     parser.add_argument("--base", required=True)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--top-k", type=int, default=20)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--preset", default="balanced")
@@ -147,7 +151,11 @@ def main() -> None:
             found = measure(pair, wire, batch, options.tokens, options.rounds, options.preset)
             rows.append({"batch": batch, "top_k": options.top_k, "preset": options.preset, **found})
             print(rows[-1])
-    result = {"date": str(date.today()), "machine": f"{platform.machine()}, CPU servers", "rows": rows}
+    result = {
+        "date": str(date.today()),
+        "machine": f"{platform.machine()}, CPU servers; processors of this process: {sorted(os.sched_getaffinity(0))}",
+        "rows": rows,
+    }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -15,6 +15,8 @@ demo: $(RUNS)
 
 # First all that needs no vLLM; then, side by side, what needs two vLLM servers and what runs vLLM inside the process.
 # vLLM pins torch and much else, so it is installed (once) into an environment of its own below .cache.
+# One thread a process: several share the processors, and models this small do not want more.
+test test-http test-vllm: export OMP_NUM_THREADS = 1
 test: $(TESTS) $(VLLM_TESTS)
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm
 	@echo "tests/http and tests/vllm run side by side; each reports when it has ended ..."

@@ -55,8 +55,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "BACKOFF", (0.02, 0.05, 0.1))
 
 
-@pytest.mark.parametrize("preset", ["balanced", "exploratory"])
-@pytest.mark.parametrize("top_k", [20, WHOLE])
+@pytest.mark.parametrize(("top_k", "preset"), [(20, "balanced"), (20, "exploratory"), (WHOLE, "exploratory")], ids=str)
 def test_greedy_text_is_that_of_lockstep(urls: Urls, lockstep: Pair, top_k: int, preset: str) -> None:
     params = SamplingParams.preset(preset, max_tokens=20 if top_k == 20 else 7, temperature=0)
     prompts = 6 if top_k == 20 else 2

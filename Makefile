@@ -37,7 +37,7 @@ check: $(TESTS)
 # The real pair: MIDLOGIT_MODELS is a folder that holds qwen-0.5b and qwen-1.5b (Qwen2.5-Coder).
 bench: $(RUNS)
 	@test -n "$(MIDLOGIT_MODELS)" || { echo "set MIDLOGIT_MODELS to a folder with qwen-0.5b and qwen-1.5b"; exit 2; }
-	$(BIN)/python benchmarks/local.py --base $(MIDLOGIT_MODELS)/qwen-0.5b --teacher $(MIDLOGIT_MODELS)/qwen-1.5b
+	$(BIN)/python -m benchmarks.local --base $(MIDLOGIT_MODELS)/qwen-0.5b --teacher $(MIDLOGIT_MODELS)/qwen-1.5b
 
 # torch first: on its own its pinned version may be found as a small CPU build.
 $(RUNS): pyproject.toml constraints.txt

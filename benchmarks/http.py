@@ -1,6 +1,6 @@
 """The HTTP engine on two running servers: its own cost a token, and what gathering rows into calls is worth.
 
-    python benchmarks/http.py --base http://127.0.0.1:9000/v1 --teacher http://127.0.0.1:9001/v1
+    python -m benchmarks.http --base http://127.0.0.1:9000/v1 --teacher http://127.0.0.1:9001/v1
 
 The servers' processor time is to be excluded, and where they share processors with the engine it is not: pin them
 to some and this script to others (taskset -c).
@@ -19,13 +19,6 @@ with one call a sequence and step. Medians over the rounds go to benchmarks/resu
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-# As a script, this folder comes first, and this file would hide the standard library's http.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
-
-# ruff: noqa: E402
 import argparse
 import json
 import os
@@ -34,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import date
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 
 from aiohttp.client_proto import ResponseHandler

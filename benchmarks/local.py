@@ -1,6 +1,6 @@
 """The local engine on a real pair: its time against the two models' own `generate`, and its memory.
 
-    python benchmarks/local.py --base FOLDER/qwen-0.5b --teacher FOLDER/qwen-1.5b
+    python -m benchmarks.local --base FOLDER/qwen-0.5b --teacher FOLDER/qwen-1.5b
 
 12 chat prompts, 64 tokens each, different prompts for each side. Each round times the base's generate,
 the teacher's generate and the pair in one process, in turn, for the same number of steps; the medians
@@ -149,6 +149,20 @@ def measure_memory(base: str, teacher: str, dtype: str) -> dict:
     }
 
 
+def circumstances(base: str, teacher: str, dtype: str) -> dict:
+    """When, where and with what something is measured."""
+    import torch
+    import transformers
+
+    return {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "models": [Path(base).name, Path(teacher).name],
+        "dtype": dtype,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True)
@@ -160,17 +174,20 @@ def main() -> None:
     if args.memory_only:
         print(json.dumps(measure_memory(args.base, args.teacher, args.dtype)))
         return
-    own = [sys.executable, __file__, "--base", args.base, "--teacher", args.teacher, "--dtype", args.dtype]
+    own = [
+        sys.executable,
+        "-m",
+        "benchmarks.local",
+        "--base",
+        args.base,
+        "--teacher",
+        args.teacher,
+        "--dtype",
+        args.dtype,
+    ]
     memory = json.loads(subprocess.run([*own, "--memory-only"], capture_output=True, text=True, check=True).stdout)
-    import torch
-    import transformers
-
     result = {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "models": [Path(args.base).name, Path(args.teacher).name],
-        "dtype": args.dtype,
+        **circumstances(args.base, args.teacher, args.dtype),
         "batch": len(PROMPTS),
         "tokens": TOKENS,
         "memory": memory,

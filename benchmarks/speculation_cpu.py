@@ -1,6 +1,6 @@
 """Tokens a second of lock-step and of drafting ahead, on a real pair on the CPU, one sequence at a time.
 
-    python benchmarks/speculation_cpu.py --base FOLDER/qwen-0.5b --teacher FOLDER/qwen-1.5b
+    python -m benchmarks.speculation_cpu --base FOLDER/qwen-0.5b --teacher FOLDER/qwen-1.5b
 
 12 chat prompts, 64 tokens each. One process holds the weights once; for every prompt all numbers of drafts take their
 turn, so that whatever else the machine does falls on all of them alike. Written to
@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from collections import defaultdict
-from datetime import date
 from pathlib import Path
 from statistics import median
 
-from local import PROMPTS, TOKENS
+from benchmarks.local import PROMPTS, TOKENS, circumstances
 
 DRAFTS = ("off", 2, 3, 4, "auto")
 PRESETS = ("exploratory", "balanced")
@@ -74,15 +72,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=len(PROMPTS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    import torch
-    import transformers
-
     result = {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "models": [Path(args.base).name, Path(args.teacher).name],
-        "dtype": args.dtype,
+        **circumstances(args.base, args.teacher, args.dtype),
         "prompts": args.prompts,
         "tokens": TOKENS,
         "rows": measure(args.base, args.teacher, args.dtype, PROMPTS[: args.prompts]),

@@ -39,7 +39,8 @@ class RowSettings:
         may_end: whether an id that ends the sequence may be drawn.
         chances: the numbers in [0, 1) that decide the draw.
         top_logprobs: how many candidates of q, base and teacher to report.
-        given: a token to score in place of a draw; its logprob is −inf where q gives it nothing.
+        given: a token to describe in place of a draw, scored or drawn before; its logprob is −inf where q gives it
+            nothing.
         drafted: the base's draft, where its server made it; None to draft here. For listed rows only.
     """
 

@@ -349,13 +349,26 @@ class Core:
         if self._fed is not None:
             keys, tokens_RN = self._fed
             number = self._runner.input_batch.req_id_to_index
-            ends_R = np.asarray([ends_R[number[key]] for key in keys], dtype=np.int64)
-            places_RN = ends_R[:, None] - tokens_RN.shape[1] + np.arange(tokens_RN.shape[1])
+            there = [n for n, key in enumerate(keys) if key in number]  # the others were preempted since
+            if len(there) < len(keys):
+                tokens_RN = tokens_RN[torch.tensor(there, dtype=torch.int64, device=tokens_RN.device)]
+            ends_N = np.asarray([ends_R[number[keys[n]]] for n in there], dtype=np.int64)
+            places_RN = ends_N[:, None] - tokens_RN.shape[1] + np.arange(tokens_RN.shape[1])
             places = torch.from_numpy(places_RN.ravel())
             inputs = self._runner.input_ids.gpu
             if inputs.device.type == "cuda":
                 places = places.pin_memory().to(inputs.device, non_blocking=True)
             inputs[places] = tokens_RN.reshape(-1).to(inputs.dtype)
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether a step is launched of which no tokens were taken."""
+        return self._launched is not None
+
+    @property
+    def ready(self) -> dict[str, int]:
+        """The first rows of the launched step, as `launch` returned them."""
+        return self._ready
 
     @property
     def logits(self) -> Tensor:
@@ -387,10 +400,10 @@ class Core:
         self._taken = self._launched, self._output
         self._launched = self._output = None
 
-    def go_on(self) -> None:
-        """Takes a provisional token for every ready request, so that a step can follow that is fed the real one."""
+    def go_on(self, keys: Collection[str]) -> None:
+        """Takes a provisional token for these requests, so that a step can follow that is fed the real one."""
         self._provisional += 1
-        self.take(dict.fromkeys(self._ready, PROVISIONAL))
+        self.take(dict.fromkeys(keys, PROVISIONAL))
 
     def plan_on(self) -> None:
         """`plan` for the requests that go on, and no others."""
@@ -399,22 +412,27 @@ class Core:
         self._scheduler.set_pause_state(self._pause.UNPAUSED)
 
     def correct(self, tokens: Mapping[str, Sequence[int]]) -> None:
-        """Puts what was drawn in the place of what the steps that went on took provisionally; `settle` follows."""
+        """Puts what was drawn in the place of what the steps that went on took provisionally; `settle` follows.
+
+        The step behind them may be launched already.
+        """
         steps, self._provisional = self._provisional, 0
         scheduled, output = self._taken
         batch = self._runner.input_batch
-        for place, key in enumerate(output.req_ids):
-            drawn = list(tokens.get(key, ()))
-            output.sampled_token_ids[place] = drawn
-            # To the scheduler it was one step that read its drafts.
-            scheduled.num_scheduled_tokens[key] = steps
-            scheduled.scheduled_spec_decode_tokens[key] = [0] * (steps - 1)
-            row = batch.req_id_to_index[key]
-            start = batch.num_tokens_no_spec[row] - steps
-            batch.token_ids_cpu[row, start : start + len(drawn)] = drawn
-            batch.num_tokens_no_spec[row] = start + len(drawn)
-            known = self._runner.requests[key].output_token_ids
-            known[len(known) - steps :] = drawn
+        for place, key in enumerate(output.req_ids if steps else ()):
+            if output.sampled_token_ids[place]:  # else none was taken
+                drawn = list(tokens.get(key, ()))
+                output.sampled_token_ids[place] = drawn
+                # To the scheduler it was one step that read its drafts.
+                scheduled.num_scheduled_tokens[key] = steps
+                scheduled.scheduled_spec_decode_tokens[key] = [0] * (steps - 1)
+                known = self._runner.requests[key].output_token_ids
+                known[len(known) - steps :] = drawn
+                row = batch.req_id_to_index.get(key)
+                if row is not None:  # else it was preempted since
+                    start = batch.num_tokens_no_spec[row] - steps
+                    batch.token_ids_cpu[row, start : start + len(drawn)] = drawn
+                    batch.num_tokens_no_spec[row] = start + len(drawn)
 
     def settle(self) -> None:
         """Tells the scheduler of the tokens that were taken."""

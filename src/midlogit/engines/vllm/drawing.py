@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -41,6 +42,10 @@ class Drawing(ABC):
         """Takes the teacher's logits, whose rows for a sequence's places follow each other from these on."""
 
     @abstractmethod
+    def tokens(self) -> Tensor:
+        """What was drawn at each place, on the device, for work enqueued later."""
+
+    @abstractmethod
     def drafted_ids(self) -> list[int]:
         """What was drafted at each place but the last; waits for the device."""
 
@@ -65,6 +70,7 @@ class ArrayDrawing(Drawing):
         self._base_rows: list[Tensor] = []
         self._drafted: list[int] = []
         self._made: list[Decision] = []
+        self._device: torch.device
 
     def base(self, logits_RV: Tensor, rows: Sequence[int]) -> Tensor:
         rows_NV = self._taken(logits_RV, rows)
@@ -80,6 +86,10 @@ class ArrayDrawing(Drawing):
         places = range(len(self._base_rows))
         teacher_NV = self._taken(logits_RV, [row + place for place in places for row in rows])
         self._made = decide(torch.cat(self._base_rows), teacher_NV, self._settings)
+        self._device = logits_RV.device
+
+    def tokens(self) -> Tensor:
+        return _sent(self.token_ids(), self._device)
 
     def _taken(self, logits_RV: Tensor, rows: Sequence[int]) -> Tensor:
         return logits_RV[_sent(rows, logits_RV.device), : self._vocabulary].to(
@@ -135,6 +145,9 @@ class KernelDrawing(Drawing):
             self._prepared.teacher_at(_sent(teacher_rows, logits_RV.device))
         self._pending = self._policy.launch(self._base_NV, logits_RV, self._prepared, self._drafts_NC)
 
+    def tokens(self) -> Tensor:
+        return self._pending.tokens_N
+
     def drafted_ids(self) -> list[int]:
         return self._pending.drafted_ids()[: (self._places - 1) * self._sequences]
 
@@ -166,6 +179,12 @@ class SplitDrawing(Drawing):
     def decide(self, logits_RV: Tensor, rows: Sequence[int]) -> None:
         for numbers, part in self._parts:
             part.decide(logits_RV, [rows[n] for n in numbers])
+
+    def tokens(self) -> Tensor:
+        parts = [part.tokens() for _, part in self._parts]
+        starts = accumulate((len(tokens_M) for tokens_M in parts), initial=0)
+        order = self._joined([list(range(at, at + len(tokens_M))) for at, tokens_M in zip(starts, parts, strict=False)])
+        return torch.cat(parts)[_sent(order, parts[0].device)]
 
     def drafted_ids(self) -> list[int]:
         return self._joined([part.drafted_ids() for _, part in self._parts])

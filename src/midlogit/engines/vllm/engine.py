@@ -1,9 +1,10 @@
 """Two vLLM engine cores in lock-step: each step draws for every sequence that is ready on both sides.
 
 Knows the order of the work and which rows belong together; vLLM is behind `Core`, α and the draw behind the policy.
-A step first waits for the tokens of the one before, hands them to both model runners and enqueues their next forwards
-and the draw; schedulers are told and texts written while the device works (docs/vllm.md). A step that drafts has
-several forwards of the base in it, and schedulers are told before the next.
+The base's next forward is enqueued behind a draw and fed its tokens on the device; while it runs, they come to the
+host and are handed to the teacher, whose forward and the next draw are enqueued in turn. Schedulers are told and texts
+written while the device works (docs/vllm.md). A step that drafts has several forwards of the base in it, and the next
+begins when its tokens are known.
 """
 
 from __future__ import annotations
@@ -218,39 +219,47 @@ class VllmEngine(SteppingEngine):
             tokens = previous.tokens()  # waits for the device
             self._measure(previous, tokens)
         ended = self._count(tokens)
-        # From here to the first forward the device is idle; what follows is prepared while that runs.
         drafted = previous is not None and previous.drafts > 0
-        if drafted:
-            self._base.correct(tokens)
-            self._tell(self._base, ended)
-        else:
-            self._base.take(tokens)
-        self._base.plan()  # nothing, if it was planned ahead
-        base_rows = self._base.launch()
+        ahead = self._base.is_launched  # then it was fed these tokens on the device
+        if not ahead:
+            self._correct(tokens, ended)
+            self._base.plan()
+            self._base.launch()
+        base_rows = self._base.ready
         if drafted:
             self._drafts = self._choose(ended)
         # Sequences that have ended since the step was planned are among its rows.
         keys = [key for key in base_rows if key in self._running and key not in ended]
         if self._drafts and keys:
-            if not drafted:
-                self._tell(self._base, ended)
+            if ahead:
+                self._correct(tokens, ended)
             self._draft(keys, base_rows, tokens, ended)
         else:
             self._teacher.take(tokens)
             if drafted:
                 self._tell(self._teacher, ended)
-            self._teacher.plan()
+            self._teacher.plan()  # nothing, if it was planned ahead
             teacher_rows = self._teacher.launch()
-            self._draw([key for key in keys if key in teacher_rows], base_rows, teacher_rows)
-            for core, here, there in ((self._base, base_rows, teacher_rows), (self._teacher, teacher_rows, base_rows)):
-                core.hold(here.keys() - there.keys())
-                if not drafted:
-                    self._tell(core, ended)
+            keys = [key for key in keys if key in teacher_rows]
+            self._draw(keys, base_rows, teacher_rows)
+            self._base.hold(base_rows.keys() - teacher_rows.keys())
+            self._teacher.hold(teacher_rows.keys() - base_rows.keys())
+            if ahead:
+                self._correct(tokens, ended)
+            if not drafted:
+                self._tell(self._teacher, ended)
             self._drafts = self._choose(set())
             self._base.plan()
             self._teacher.plan(self._drafts)
+            self._base.go_on(keys)
+            self._base.launch((keys, self._in_flight.drawing.tokens()[:, None]) if self._in_flight else None)
         if previous is not None:
             self._publish(previous, tokens)
+
+    def _correct(self, tokens: Mapping[str, list[int]], ended: set[str]) -> None:
+        """Tells the base's runner and scheduler what was drawn behind the steps that went on."""
+        self._base.correct(tokens)
+        self._tell(self._base, ended)
 
     def _tell(self, core: Core, ended: set[str]) -> None:
         """Tells a scheduler what was drawn and what has ended."""
@@ -306,7 +315,7 @@ class VllmEngine(SteppingEngine):
         fed: list[Tensor] = []
         for _ in range(self._drafts):
             fed.append(drawing.base(self._base.logits, [base_rows[key] for key in keys])[:, None])
-            self._base.go_on()
+            self._base.go_on(keys)
             self._base.plan_on()
             base_rows = self._base.launch((keys, fed[-1]))
             if len(fed) == 1:
@@ -316,7 +325,7 @@ class VllmEngine(SteppingEngine):
         drawing.base(self._base.logits, [base_rows[key] for key in keys])
         teacher_rows = self._teacher.launch((keys, torch.cat(fed, dim=1)))
         drawing.decide(self._teacher.logits, [teacher_rows[key] for key in keys])
-        self._base.go_on()
+        self._base.go_on(keys)
         self._in_flight = Flight(keys, self._drafts, drawing, alone=True)
 
     def _draw(self, keys: list[str], base_rows: Mapping[str, int], teacher_rows: Mapping[str, int]) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 VOCABULARY = 151_936
+Spent = defaultdict[str, float]  # seconds by part
 STOPS = (151_643, 151_645)
 PROMPT_TOKENS, SHORT, LONG, REPEATS = 128, 16, 80, 3
 COMMON = {"max_model_len": 2048, "load_format": "dummy", "max_num_seqs": 256, "dtype": "bfloat16"}
@@ -99,14 +100,13 @@ def alone(model: Path, batches: list[int]) -> dict[int, float]:
     return {batch: step_ms(generate, batch) for batch in batches}
 
 
-def together(pair: Any, batches: list[int]) -> dict[int, tuple[float, dict[str, float]]]:
+def together(pair: Any, spent: Spent, batches: list[int]) -> dict[int, tuple[float, dict[str, float]]]:
     """Step times of the pair in lock-step, and where the engine's thread spent them (milliseconds a step)."""
     from midlogit import SamplingParams
     from midlogit.sampling.drafting import Drafting
 
     found = {}
     pair._engine.drafting = Drafting("off")
-    spent = watch(pair)
 
     def generate(asked: list[list[int]], tokens: int) -> None:
         params = SamplingParams(max_tokens=tokens, ignore_eos=True, seed=1)
@@ -117,15 +117,19 @@ def together(pair: Any, batches: list[int]) -> dict[int, tuple[float, dict[str, 
     for batch in batches:
         spent.clear()
         ms = step_ms(generate, batch)
-        steps = spent.pop("steps")
-        found[batch] = ms, {part: 1e3 * seconds / steps for part, seconds in spent.items()}
+        found[batch] = ms, a_step(spent)
     return found
 
 
-def watch(pair: Any) -> defaultdict[str, float]:
-    """Adds up the seconds that the engine's thread spends in each part of its steps."""
+def a_step(spent: Spent) -> dict[str, float]:
+    """What a step spent in each of its parts, in milliseconds."""
+    return {part: 1e3 * seconds / spent["steps"] for part, seconds in spent.items() if part != "steps"}
+
+
+def watch(pair: Any) -> Spent:
+    """Adds up the seconds that the engine's thread spends in each part of its steps, and counts the steps."""
     engine = pair._engine
-    spent: defaultdict[str, float] = defaultdict(float)
+    spent: Spent = defaultdict(float)
 
     def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
@@ -149,7 +153,8 @@ def watch(pair: Any) -> defaultdict[str, float]:
 
     def watched(*args: Any) -> Any:
         drawn = timed("draw", drawing)(*args)
-        drawn.decide = timed("draw", drawn.decide)
+        for part in ("draw", "guess", "decide"):
+            setattr(drawn, part, timed("draw", getattr(drawn, part)))
         drawn.token_ids = timed("wait for the device", drawn.token_ids)
         return drawn
 
@@ -179,15 +184,16 @@ def main() -> None:
         start = time.perf_counter()
         with Pair.vllm(folders["base"], folders["teacher"], **COMMON) as pair:
             print(f"pair: {time.perf_counter() - start:.0f} s to open", flush=True)
-            found = together(pair, batches)
-            for batch, (ms, spent) in found.items():
-                parts = ", ".join(f"{part} {t:.2f}" for part, t in spent.items())
+            spent = watch(pair)
+            found = together(pair, spent, batches)
+            for batch, (ms, parts_ms) in found.items():
+                parts = ", ".join(f"{part} {t:.2f}" for part, t in parts_ms.items())
                 print(f"batch {batch}: {ms:.2f} ms a step; {parts}", flush=True)
             write(batches, single, found, chosen.output)
             if chosen.drafts:
                 from benchmarks.speculation import measure_all
 
-                measure_all(pair, single["teacher"], batches, chosen.drafts)
+                measure_all(pair, spent, single["teacher"], batches, chosen.drafts)
 
 
 def alone_apart(folder: Path, batches: list[int]) -> dict[int, float]:

@@ -22,13 +22,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import COMMON, alone_apart, prompts, write_models
+from benchmarks.gpu import COMMON, Spent, a_step, alone_apart, prompts, watch, write_models
 
 RESULTS = Path(__file__).parent / "results" / "speculation_gpu.json"
 ACCEPTANCE = 0.88
-WARM, WINDOW = 1.0, 3.5  # seconds
+WARM, WINDOW = 2.0, 3.0  # seconds
 MOST_TOKENS = 1800
-ASKED: tuple[int | str, ...] = (0, 3, 4, "auto")
+ASKED: tuple[int | str, ...] = (0, 3, 5, "auto")
 
 
 def fates() -> Iterator[bool]:
@@ -40,23 +40,24 @@ def fates() -> Iterator[bool]:
         yield from hundred
 
 
-def simulate_acceptance() -> None:
-    """Has drafts stand with probability ACCEPTANCE."""
-    from midlogit.engines.vllm.engine import Flight
+def simulate_acceptance(engine: Any) -> None:
+    """Has drafts stand with probability ACCEPTANCE, and first tokens that were known always."""
+    from midlogit.engines.vllm import engine as module
 
-    fate = fates()
+    fate, known = fates(), engine._known
+    first: list[int] = []
 
-    def tokens(flight: Flight) -> dict[str, list[int]]:
-        drawn, count = flight.drawing.token_ids(), len(flight.keys)
-        found = {}
-        for n, key in enumerate(flight.keys):
-            stood = 0
-            while stood < flight.drafts and next(fate):
-                stood += 1
-            found[key] = drawn[n : (stood + 1) * count : count]
+    def noted(*args: Any) -> Any:
+        found = known(*args)
+        first[:] = found.numbers if found else []
         return found
 
-    Flight.tokens = tokens  # type: ignore[method-assign]
+    def standing(drawn_PN: Any, guessed_PN: Any) -> Any:
+        places, sequences = drawn_PN.shape
+        stand = [int((place == 0 and n in first) or next(fate)) for place in range(places) for n in range(sequences)]
+        return module.sent(stand, drawn_PN.device).view(places, sequences).cumprod(0).sum(0)
+
+    engine._known, module.standing = noted, standing
 
 
 class Steps:
@@ -67,10 +68,10 @@ class Steps:
         self.notes: list[tuple[float, int]] = []
         measure = engine._measure
 
-        def noted(flight: Any, tokens: Mapping[str, list[int]]) -> None:
-            measure(flight, tokens)
-            if len(tokens) == self.batch:
-                self.notes.append((time.perf_counter(), sum(map(len, tokens.values()))))
+        def noted(flight: Any) -> None:
+            measure(flight)
+            if len(flight.keys) == self.batch:
+                self.notes.append((time.perf_counter(), sum(map(len, flight.tokens().values()))))
 
         engine._measure = noted
 
@@ -88,7 +89,7 @@ def measure(pair: Any, steps: Steps, batch: int, asked: int | str) -> tuple[floa
     from midlogit.sampling.drafting import Drafting
 
     engine = pair._engine
-    engine.drafting = Drafting(asked, DRAFTS)
+    engine.drafting = Drafting(asked, DRAFTS, carries=True)
     steps.batch, steps.notes = batch, []
     params = SamplingParams(max_tokens=MOST_TOKENS, ignore_eos=True, seed=1)
     running = pair.as_completed(prompts(batch), params)
@@ -100,15 +101,15 @@ def measure(pair: Any, steps: Steps, batch: int, asked: int | str) -> tuple[floa
     return steps.tokens_per_s(), engine.drafting.statistics()
 
 
-def measure_all(pair: Any, teacher_ms: Mapping[int, float], batches: list[int], output: Path) -> None:
+def measure_all(pair: Any, spent: Spent, teacher_ms: Mapping[int, float], batches: list[int], output: Path) -> None:
     """Measures every batch size with every γ, prints the table and writes the results.
 
     Args:
-        teacher_ms: what a step of the teacher alone takes.
+        spent: what the pair's steps spend. teacher_ms: what a step of the teacher alone takes.
     """
     import torch
 
-    simulate_acceptance()
+    simulate_acceptance(pair._engine)
     steps = Steps(pair._engine)
     document: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
@@ -120,7 +121,9 @@ def measure_all(pair: Any, teacher_ms: Mapping[int, float], batches: list[int], 
     for batch in batches:
         lockstep = 0.0
         for drafts in ASKED:
+            spent.clear()
             rate, statistics = measure(pair, steps, batch, drafts)
+            parts_ms = a_step(spent)
             lockstep = rate if drafts == 0 else lockstep
             alone = 1e3 * batch / teacher_ms[batch]
             row = {
@@ -132,6 +135,7 @@ def measure_all(pair: Any, teacher_ms: Mapping[int, float], batches: list[int], 
                 "lockstep_tokens_per_s": lockstep,
                 "teacher_tokens_per_s": alone,
                 "drafts_in_use": statistics["drafts_in_use"],
+                "step_parts_ms": parts_ms,
             }
             document["rows"].append(row)
             accepted = 0.0 if drafts == 0 else statistics["acceptance"]
@@ -140,6 +144,7 @@ def measure_all(pair: Any, teacher_ms: Mapping[int, float], batches: list[int], 
                 f"  {statistics['drafts_in_use']}",
                 flush=True,
             )
+            print(" " * 12 + ", ".join(f"{part} {ms:.2f}" for part, ms in parts_ms.items()), flush=True)
         output.write_text(json.dumps(document, indent=2) + "\n")
 
 
@@ -156,7 +161,7 @@ def main() -> None:
         folders = write_models(Path(scratch), chosen.layers)
         teacher_ms = alone_apart(folders["teacher"], batches)
         with Pair.vllm(folders["base"], folders["teacher"], **COMMON) as pair:
-            measure_all(pair, teacher_ms, batches, chosen.output)
+            measure_all(pair, watch(pair), teacher_ms, batches, chosen.output)
 
 
 if __name__ == "__main__":

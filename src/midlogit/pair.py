@@ -221,7 +221,7 @@ class Pair:
             kv_cache_memory_bytes=kv_cache_memory_bytes,
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
-            drafting=Drafting(speculation, DRAFTS),
+            drafting=Drafting(speculation, DRAFTS, carries=True),
             options=engine_args,
         )
         return cls(mixing, engine)

@@ -13,6 +13,7 @@ import torch
 
 from midlogit.core.rules import EqualKL, FixedAlpha, KLBudget
 from midlogit.fused.alphabets import STOPS, Alphabets, Tables
+from midlogit.fused.arriving import Arriving
 from midlogit.fused.draft import DRAFTS, draft_kernel
 from midlogit.fused.solve import RESULTS, solve_kernel
 from midlogit.fused.survey import STATE, survey_kernel
@@ -46,6 +47,16 @@ class Prepared:
         """Says which rows of the teacher's buffer hold the logits, where that was not known to `prepare`."""
         self.table_NC[:, TEACHER_ROW] = rows_N
 
+    def some(self, numbers: Sequence[int], numbers_M: torch.Tensor) -> Prepared:
+        """A few of the decisions, whose rows of the teacher are the first of a buffer, in this order.
+
+        Args:
+            numbers, numbers_M: which, here and on the device.
+        """
+        few = Prepared([self.settings[n] for n in numbers], self.table_NC[numbers_M], self.tables, self.constrained)
+        few.teacher_at(torch.arange(len(numbers), device=numbers_M.device))
+        return few
+
 
 class Pending:
     """Tokens that are being drawn.
@@ -58,22 +69,10 @@ class Pending:
     def __init__(self, settings: Sequence[RowSettings], tokens_N: torch.Tensor, results_NC: torch.Tensor) -> None:
         self.tokens_N = tokens_N
         self._settings = settings
-        self._event: torch.cuda.Event | None = None
-        self._table: list[list[float]] | None = None
-        if results_NC.device.type == "cuda":
-            self._results_NC = torch.empty(results_NC.shape, dtype=results_NC.dtype, pin_memory=True)
-            self._results_NC.copy_(results_NC, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
-        else:
-            self._results_NC = results_NC
+        self._results = Arriving(results_NC)
 
     def _rows(self) -> list[list[float]]:
-        if self._table is None:
-            if self._event is not None:
-                self._event.synchronize()
-            self._table = self._results_NC.tolist()
-        return self._table
+        return self._results.numbers()
 
     def token_ids(self) -> list[int]:
         """The drawn ids; waits for the device."""

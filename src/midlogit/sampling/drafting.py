@@ -1,7 +1,8 @@
 """How many tokens to draft ahead: as asked for, or as measured rounds say pays; knows times and counts, no rows.
 
 A round drafts γ tokens with the base and has the teacher look at all of them at once; γ = 0 is lock-step. The choice
-changes how fast tokens come, never which (docs/speculation.md).
+changes how fast tokens come, never which. Engines differ in what becomes of the teacher's row behind the last draft
+(docs/speculation.md).
 """
 
 from __future__ import annotations
@@ -65,15 +66,25 @@ class Acceptance:
             weight, total = self.recent[place]
             self.recent[place] = (DECAY * weight + kept, DECAY * total + reached)
 
-    def tokens(self, drafts: int) -> float:
-        """Expected tokens a round: the drafts that stand before one that does not, and one more."""
-        weight, expected, all_stood = PRIOR[1], 1.0, 1.0
+    def tokens(self, drafts: int, carries: bool) -> float:
+        """Expected tokens a round.
+
+        Args:
+            carries: whether the teacher's row behind the last draft decides the first token of the next round; else
+                it gives a token in the same round, if all drafts stood.
+        """
+        weight = PRIOR[1]
         stood = PRIOR[0] + sum(kept for kept, _ in self.recent)
         checked = PRIOR[1] + sum(reached for _, reached in self.recent)
+        stand = [1.0]  # the probability that so many drafts stand
         for kept, reached in self.recent[:drafts]:  # a place that was seen little is taken to be like all others
-            all_stood *= (kept + weight * stood / checked) / (reached + weight)
-            expected += all_stood
-        return expected
+            stand.append(stand[-1] * (kept + weight * stood / checked) / (reached + weight))
+        if not carries or not drafts:
+            return sum(stand)
+        # One draft fewer where the first token is known. It is behind a round whose drafts all stood.
+        plain, known = sum(stand[:-1]), 1 + sum(stand[:-2])
+        share = stand[-1] / (1 - stand[-2] + stand[-1])
+        return plain + share * (known - plain)
 
 
 class Drafting:
@@ -82,13 +93,15 @@ class Drafting:
     Args:
         asked: "auto", "off", or a fixed number of drafts.
         choices: the γ that the engine can run, in order, 0 among them; "auto" chooses among these.
+        carries: as `Acceptance.tokens` has it.
 
     Attributes:
         choices: the γ above 0 that a round may have, in order.
     """
 
-    def __init__(self, asked: Asked, choices: Sequence[int] = range(9)) -> None:
+    def __init__(self, asked: Asked, choices: Sequence[int] = range(9), *, carries: bool = False) -> None:
         require_speculation(asked)
+        self._carries = carries
         self._auto = asked == "auto"
         self._fixed = 0 if isinstance(asked, str) else asked
         self._choices = list(choices)
@@ -138,7 +151,7 @@ class Drafting:
             low, high = sorted(sorted(known, key=lambda g: abs(g - drafts))[:2])
             slope = (known[high] - known[low]) / (high - low)
             seconds = max(known[low] + slope * (drafts - low), 0.5 * min(known.values()))
-        return self._acceptance.tokens(drafts) / seconds
+        return self._acceptance.tokens(drafts, self._carries) / seconds
 
     def count(self, drafts: int, stood_B: Sequence[int], checked_B: Sequence[int] | None = None) -> None:
         """Counts a round.

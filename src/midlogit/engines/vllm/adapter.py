@@ -7,8 +7,8 @@ forward at once; `settle` tells the scheduler afterwards. A request that is read
 `hold` to where its last token is computed again (docs/vllm.md).
 
 A draft is a token that is computed before it is known to stay. The side that drafts goes on with provisional tokens,
-is fed the drafts on the device, and `correct` puts what stayed in their place; the side that reads them plans with
-draft slots, as vLLM's own speculative decoding has them.
+is fed the drafts on the device, there also learns how many of them stayed, and `correct` puts those in their place; the
+side that reads them plans with draft slots, as vLLM's own speculative decoding has them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import copy
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,22 @@ REFUSED = {
     "gpu_memory_utilization": "give it to the pair: it is split between the two",
     "kv_cache_memory_bytes": "give it to the pair, as (base, teacher)",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """Tokens of a forward that only the device knows, of N requests.
+
+    Attributes:
+        keys: the requests.
+        tokens_NQ: the last Q tokens that the forward computes of each.
+        surplus_N: how many tokens each has less than its provisional ones, where that is not known here yet.
+    """
+
+    keys: Sequence[str]
+    tokens_NQ: Tensor
+    surplus_N: Tensor | None = None
+
 
 PROVISIONAL = (0,)  # what a drafting side takes in place of a token that only the device knows
 BATCHES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # sequences for which reading drafts has CUDA graphs
@@ -188,7 +205,7 @@ class Core:
         self._ready: dict[str, int] = {}
         self._planned_drafts = 0
         self._provisional = 0  # steps since the last that the scheduler was told of
-        self._fed: tuple[Sequence[str], Tensor] | None = None
+        self._fed: Fed | None = None
         self._fill_inputs, self._runner._prepare_input_ids = self._runner._prepare_input_ids, self._feed
         # Draft slots are asked for step by step, not by the scheduler itself.
         self._scheduler.num_spec_tokens = 0
@@ -229,7 +246,8 @@ class Core:
             "GPUModelRunner": (
                 self._runner, "execute_model_state", "input_batch", "discard_request_mask", "_sample", "_to_list",
                 "_prepare_input_ids", "input_ids", "requests", "cudagraph_dispatcher", "uniform_decode_query_len",
-                "prepare_inputs_event",
+                "prepare_inputs_event", "num_computed_tokens", "seq_lens", "positions", "req_indices",
+                "query_start_loc", "use_async_spec_decode",
             ),
         }  # fmt: skip
         missing = [f"{owner}.{n}" for owner, (thing, *names) in used.items() for n in names if not hasattr(thing, n)]
@@ -304,12 +322,11 @@ class Core:
             self._planned = self._scheduler.schedule()
             self._planned_drafts = drafts
 
-    def launch(self, fed: tuple[Sequence[str], Tensor] | None = None) -> dict[str, int]:
+    def launch(self, fed: Fed | None = None) -> dict[str, int]:
         """Enqueues the forward of the planned step, without waiting for it.
 
         Args:
-            fed: requests, and for each the last of its tokens that this step computes, [requests, tokens] on the
-                device.
+            fed: what is not known here of its tokens.
 
         Returns:
             the first row of `logits` of each request that has every token but the next one computed; those behind
@@ -320,6 +337,8 @@ class Core:
         self._ready = {}
         self._fed = fed
         if self._launched is not None:
+            # Lengths known on the device alone are vLLM's own case of drafts under asynchronous scheduling.
+            self._runner.use_async_spec_decode = fed is not None and fed.surplus_N is not None
             with self._graphs_of(1 + self._planned_drafts):
                 self._output = self._executor.execute_model(self._launched)
             if self._output is None:  # else nothing was scheduled
@@ -347,18 +366,34 @@ class Core:
         """vLLM's filling of a forward's input ids, and over it the tokens that only the device knows."""
         self._fill_inputs(scheduled, requests, total, ends_R)
         if self._fed is not None:
-            keys, tokens_RN = self._fed
+            tokens_NQ, surplus_N = self._fed.tokens_NQ, self._fed.surplus_N
             number = self._runner.input_batch.req_id_to_index
-            there = [n for n, key in enumerate(keys) if key in number]  # the others were preempted since
-            if len(there) < len(keys):
-                tokens_RN = tokens_RN[torch.tensor(there, dtype=torch.int64, device=tokens_RN.device)]
-            ends_N = np.asarray([ends_R[number[keys[n]]] for n in there], dtype=np.int64)
-            places_RN = ends_N[:, None] - tokens_RN.shape[1] + np.arange(tokens_RN.shape[1])
-            places = torch.from_numpy(places_RN.ravel())
+            there = [n for n, key in enumerate(self._fed.keys) if key in number]  # the others were preempted since
+            if len(there) < len(tokens_NQ):
+                chosen = self._sent(np.asarray(there, dtype=np.int64))
+                tokens_NQ, surplus_N = tokens_NQ[chosen], None if surplus_N is None else surplus_N[chosen]
+            rows_N = np.asarray([number[self._fed.keys[n]] for n in there], dtype=np.int64)
+            places_NQ = ends_R[rows_N][:, None] - tokens_NQ.shape[1] + np.arange(tokens_NQ.shape[1])
             inputs = self._runner.input_ids.gpu
-            if inputs.device.type == "cuda":
-                places = places.pin_memory().to(inputs.device, non_blocking=True)
-            inputs[places] = tokens_RN.reshape(-1).to(inputs.dtype)
+            inputs[self._sent(places_NQ.ravel())] = tokens_NQ.reshape(-1).to(inputs.dtype)
+            if surplus_N is not None:
+                self._move_back(self._sent(rows_N), surplus_N, requests, total)
+
+    def _move_back(self, rows_N: Tensor, surplus_N: Tensor, requests: int, total: int) -> None:
+        """Has the forward that is being prepared compute tokens of some rows so many places earlier."""
+        runner = self._runner
+        surplus_R = torch.zeros(requests, dtype=runner.num_computed_tokens.dtype, device=self.device)
+        surplus_R[rows_N] = surplus_N.to(surplus_R.dtype)
+        runner.num_computed_tokens[:requests] -= surplus_R
+        runner.seq_lens[:requests] -= surplus_R
+        runner.positions[:total] -= surplus_R[runner.req_indices.gpu[:total]]
+        starts_R = runner.query_start_loc.gpu[: requests + 1]
+        runner.input_batch.block_table.compute_slot_mapping(requests, starts_R, runner.positions[:total])
+
+    def _sent(self, numbers: Any) -> Tensor:
+        """An array on the device, sent without waiting for it."""
+        there: Tensor = torch.from_numpy(numbers)
+        return there.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else there
 
     @property
     def is_launched(self) -> bool:
@@ -424,7 +459,7 @@ class Core:
                 drawn = list(tokens.get(key, ()))
                 output.sampled_token_ids[place] = drawn
                 # To the scheduler it was one step that read its drafts.
-                scheduled.num_scheduled_tokens[key] = steps
+                scheduled.num_scheduled_tokens[key] += steps - 1
                 scheduled.scheduled_spec_decode_tokens[key] = [0] * (steps - 1)
                 known = self._runner.requests[key].output_token_ids
                 known[len(known) - steps :] = drawn

@@ -1,4 +1,4 @@
-"""The draws of one step on vLLM's logits: drafts after each forward of the base, decisions after that of the teacher.
+"""The draws of one step on vLLM's logits: guesses after each forward of the base, decisions after that of the teacher.
 
 Knows rows of two models and the policy, as arrays and as fused kernels; not which request a row belongs to.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,19 +23,35 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Drawing(ABC):
-    """The tokens of N sequences at P successive places, of which all but the last are drafted.
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The teacher's rows behind some sequences, known before the base's.
 
-    `base` is called P times, then `decide` once; results are asked for afterwards. Decisions are in order of places,
-    N at each.
+    Attributes:
+        numbers: which of the sequences, M of them. teacher_MV: raw logits.
+    """
+
+    numbers: Sequence[int]
+    teacher_MV: Tensor
+
+
+class Drawing(ABC):
+    """The tokens of N sequences: of one place by `draw`, or of P successive ones by P calls of `guess` and `decide`.
+
+    Results are asked for afterwards, in order of places, N at each.
     """
 
     @abstractmethod
-    def base(self, logits_RV: Tensor, rows: Sequence[int]) -> Tensor:
+    def draw(self, base_RV: Tensor, base_rows: Sequence[int], teacher_RV: Tensor, teacher_rows: Sequence[int]) -> None:
+        """Draws the token of each sequence from its rows of both models' logits."""
+
+    @abstractmethod
+    def guess(self, logits_RV: Tensor, rows: Sequence[int], known: Known | None = None) -> Tensor:
         """Takes the base's logits at the next place, at these rows.
 
         Returns:
-            the drafted tokens [N] on the device, nothing of use at the last place.
+            the guessed tokens [N] on the device: what is drawn where the teacher's row is known too, else the base's
+            draft.
         """
 
     @abstractmethod
@@ -43,15 +60,11 @@ class Drawing(ABC):
 
     @abstractmethod
     def tokens(self) -> Tensor:
-        """What was drawn at each place, on the device, for work enqueued later."""
-
-    @abstractmethod
-    def drafted_ids(self) -> list[int]:
-        """What was drafted at each place but the last; waits for the device."""
+        """What was drawn [P * N], on the device, for work enqueued later."""
 
     @abstractmethod
     def token_ids(self) -> list[int]:
-        """What was drawn at each place; waits for the device."""
+        """What was drawn; waits for the device."""
 
     @abstractmethod
     def decisions(self) -> list[Decision]:
@@ -59,7 +72,7 @@ class Drawing(ABC):
 
 
 class ArrayDrawing(Drawing):
-    """By the policy's own arrays; each draft and the decisions are made at once.
+    """By the policy's own arrays, at once.
 
     Args:
         settings: of all places, N at each. sequences: N.
@@ -68,19 +81,25 @@ class ArrayDrawing(Drawing):
     def __init__(self, settings: Sequence[RowSettings], sequences: int, vocabulary: int) -> None:
         self._settings, self._sequences, self._vocabulary = settings, sequences, vocabulary
         self._base_rows: list[Tensor] = []
-        self._drafted: list[int] = []
         self._made: list[Decision] = []
         self._device: torch.device
 
-    def base(self, logits_RV: Tensor, rows: Sequence[int]) -> Tensor:
+    def draw(self, base_RV: Tensor, base_rows: Sequence[int], teacher_RV: Tensor, teacher_rows: Sequence[int]) -> None:
+        self._base_rows = [self._taken(base_RV, base_rows)]
+        self.decide(teacher_RV, teacher_rows)
+
+    def guess(self, logits_RV: Tensor, rows: Sequence[int], known: Known | None = None) -> Tensor:
         rows_NV = self._taken(logits_RV, rows)
         start = len(self._base_rows) * self._sequences
+        settings = self._settings[start : start + self._sequences]
         self._base_rows.append(rows_NV)
-        if start + self._sequences == len(self._settings):
-            return torch.empty(0)
-        tokens = draft(rows_NV, self._settings[start : start + self._sequences])
-        self._drafted += tokens
-        return _sent(tokens, logits_RV.device)
+        tokens = draft(rows_NV, settings)
+        if known is not None:
+            teacher_MV = self._taken(known.teacher_MV, range(len(known.numbers)))
+            some = decide(rows_NV[list(known.numbers)], teacher_MV, [settings[n] for n in known.numbers])
+            for n, decision in zip(known.numbers, some, strict=True):
+                tokens[n] = decision.token_id
+        return sent(tokens, logits_RV.device)
 
     def decide(self, logits_RV: Tensor, rows: Sequence[int]) -> None:
         places = range(len(self._base_rows))
@@ -89,15 +108,12 @@ class ArrayDrawing(Drawing):
         self._device = logits_RV.device
 
     def tokens(self) -> Tensor:
-        return _sent(self.token_ids(), self._device)
+        return sent(self.token_ids(), self._device)
 
     def _taken(self, logits_RV: Tensor, rows: Sequence[int]) -> Tensor:
-        return logits_RV[_sent(rows, logits_RV.device), : self._vocabulary].to(
+        return logits_RV[sent(rows, logits_RV.device), : self._vocabulary].to(
             torch.promote_types(logits_RV.dtype, torch.float32)
         )
-
-    def drafted_ids(self) -> list[int]:
-        return self._drafted
 
     def token_ids(self) -> list[int]:
         return [decision.token_id for decision in self._made]
@@ -115,41 +131,39 @@ class KernelDrawing(Drawing):
 
     def __init__(self, policy: FusedPolicy, settings: Sequence[RowSettings], sequences: int) -> None:
         self._policy, self._settings, self._sequences = policy, settings, sequences
-        self._places = len(settings) // sequences
         self._place = 0
-        self._base_rows: Sequence[int] = ()
         self._base_NV: Tensor
         self._prepared: Prepared
-        self._drafts_NC: Tensor | None = None
+        self._drafts_NC: Tensor
         self._pending: Pending
 
-    def base(self, logits_RV: Tensor, rows: Sequence[int]) -> Tensor:
-        if self._places == 1:  # the kernels read the rows where they are
-            self._base_NV, self._base_rows = logits_RV, rows
-            return torch.empty(0)
+    def draw(self, base_RV: Tensor, base_rows: Sequence[int], teacher_RV: Tensor, teacher_rows: Sequence[int]) -> None:
+        prepared = self._policy.prepare(self._settings, base_rows, teacher_rows)
+        self._pending = self._policy.launch(base_RV, teacher_RV, prepared)
+
+    def guess(self, logits_RV: Tensor, rows: Sequence[int], known: Known | None = None) -> Tensor:
         if self._place == 0:
             self._base_NV = logits_RV.new_empty((len(self._settings), logits_RV.shape[1]))
             self._drafts_NC = self._policy.drafts(len(self._settings))
             self._prepared = self._policy.prepare(self._settings)
         some = slice(self._place * self._sequences, (self._place + 1) * self._sequences)
-        torch.index_select(logits_RV, 0, _sent(rows, logits_RV.device), out=self._base_NV[some])
+        torch.index_select(logits_RV, 0, sent(rows, logits_RV.device), out=self._base_NV[some])
+        tokens_N = self._policy.draft(self._base_NV, self._prepared, self._drafts_NC, some)
+        if known is not None:
+            numbers = [some.start + n for n in known.numbers]
+            few = self._prepared.some(numbers, sent(numbers, logits_RV.device))
+            drawn = self._policy.launch(self._base_NV, known.teacher_MV, few, self._drafts_NC)
+            tokens_N[sent(known.numbers, logits_RV.device)] = drawn.tokens_N
         self._place += 1
-        assert self._drafts_NC is not None
-        return self._policy.draft(self._base_NV, self._prepared, self._drafts_NC, some)
+        return tokens_N
 
     def decide(self, logits_RV: Tensor, rows: Sequence[int]) -> None:
-        teacher_rows = [row + place for place in range(self._places) for row in rows]
-        if self._places == 1:
-            self._prepared = self._policy.prepare(self._settings, self._base_rows, teacher_rows)
-        else:
-            self._prepared.teacher_at(_sent(teacher_rows, logits_RV.device))
+        teacher_rows = [row + place for place in range(self._place) for row in rows]
+        self._prepared.teacher_at(sent(teacher_rows, logits_RV.device))
         self._pending = self._policy.launch(self._base_NV, logits_RV, self._prepared, self._drafts_NC)
 
     def tokens(self) -> Tensor:
         return self._pending.tokens_N
-
-    def drafted_ids(self) -> list[int]:
-        return self._pending.drafted_ids()[: (self._places - 1) * self._sequences]
 
     def token_ids(self) -> list[int]:
         return self._pending.token_ids()
@@ -168,12 +182,15 @@ class SplitDrawing(Drawing):
     def __init__(self, parts: Sequence[tuple[list[int], Drawing]]) -> None:
         self._parts = parts
 
-    def base(self, logits_RV: Tensor, rows: Sequence[int]) -> Tensor:
+    def draw(self, base_RV: Tensor, base_rows: Sequence[int], teacher_RV: Tensor, teacher_rows: Sequence[int]) -> None:
+        for numbers, part in self._parts:
+            part.draw(base_RV, [base_rows[n] for n in numbers], teacher_RV, [teacher_rows[n] for n in numbers])
+
+    def guess(self, logits_RV: Tensor, rows: Sequence[int], known: Known | None = None) -> Tensor:
         tokens_N = torch.empty(len(rows), dtype=torch.int64, device=logits_RV.device)
         for numbers, part in self._parts:
-            drafted = part.base(logits_RV, [rows[n] for n in numbers])
-            if len(drafted):
-                tokens_N[_sent(numbers, logits_RV.device)] = drafted
+            guessed_M = part.guess(logits_RV, [rows[n] for n in numbers], _some(known, numbers))
+            tokens_N[sent(numbers, logits_RV.device)] = guessed_M
         return tokens_N
 
     def decide(self, logits_RV: Tensor, rows: Sequence[int]) -> None:
@@ -184,10 +201,7 @@ class SplitDrawing(Drawing):
         parts = [part.tokens() for _, part in self._parts]
         starts = accumulate((len(tokens_M) for tokens_M in parts), initial=0)
         order = self._joined([list(range(at, at + len(tokens_M))) for at, tokens_M in zip(starts, parts, strict=False)])
-        return torch.cat(parts)[_sent(order, parts[0].device)]
-
-    def drafted_ids(self) -> list[int]:
-        return self._joined([part.drafted_ids() for _, part in self._parts])
+        return torch.cat(parts)[sent(order, parts[0].device)]
 
     def token_ids(self) -> list[int]:
         return self._joined([part.token_ids() for _, part in self._parts])
@@ -206,7 +220,17 @@ class SplitDrawing(Drawing):
         return [joined[at] for at in range(len(joined))]
 
 
-def _sent(numbers: Sequence[int], device: torch.device) -> Tensor:
+def _some(known: Known | None, numbers: Sequence[int]) -> Known | None:
+    """What is known of some of the sequences, which get new numbers in this order."""
+    order = {} if known is None else {number: row for row, number in enumerate(known.numbers)}
+    there = [n for n, number in enumerate(numbers) if number in order]
+    if known is None or not there:
+        return None
+    rows = [order[numbers[n]] for n in there]
+    return Known(there, known.teacher_MV[sent(rows, known.teacher_MV.device)])
+
+
+def sent(numbers: Sequence[int], device: torch.device) -> Tensor:
     """Numbers on the device, sent without waiting for it."""
     there = torch.tensor(numbers, pin_memory=device.type == "cuda")
     return there.to(device, non_blocking=True)

@@ -3,8 +3,7 @@
 Knows the order of the work and which rows belong together; vLLM is behind `Core`, α and the draw behind the policy.
 The base's next forward is enqueued behind a draw and fed its tokens on the device; while it runs, they come to the
 host and are handed to the teacher, whose forward and the next draw are enqueued in turn. Schedulers are told and texts
-written while the device works (docs/vllm.md). A step that drafts has several forwards of the base in it, and the next
-begins when its tokens are known.
+written while the device works (docs/vllm.md). A step that drafts has several forwards of the base in it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +22,11 @@ from torch import Tensor
 from midlogit import fused
 from midlogit.checkpoint import Checkpoint
 from midlogit.engines.base import Engine, SteppingEngine
-from midlogit.engines.vllm.adapter import Core, reads_drafts, require_options, require_vllm
-from midlogit.engines.vllm.drawing import ArrayDrawing, Drawing, KernelDrawing, SplitDrawing
+from midlogit.engines.vllm.adapter import Core, Fed, reads_drafts, require_options, require_vllm
+from midlogit.engines.vllm.drawing import ArrayDrawing, Drawing, KernelDrawing, Known, SplitDrawing, sent
 from midlogit.engines.vllm.memory import Need, Split, split, split_cpu
 from midlogit.errors import InvalidRequest
+from midlogit.fused.arriving import Arriving
 from midlogit.sampling.decision import RowSettings
 from midlogit.sampling.drafting import Drafting
 from midlogit.sampling.scoring import Scored
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from midlogit.fused.decide import FusedPolicy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16}
-DRAFTS = (0, 1, 2, 3, 4, 6)  # γ that "auto" chooses among; the teacher has CUDA graphs for each
+DRAFTS = (0, 2, 3, 4, 5, 6)  # γ that "auto" chooses among; the teacher has CUDA graphs for each
 SHORTEST_CONTEXT = 2048  # tokens that a cache must hold when no context is asked for
 
 _the_pair = threading.Lock()  # vLLM's CUDA graphs and process groups belong to the process: one pair at a time
@@ -70,26 +70,42 @@ class Flight:
     """A step whose draws are enqueued.
 
     Attributes:
-        keys: its sequences. drafts: how many tokens were drafted for each.
+        keys: its sequences, N of them. drafts: how many tokens were guessed for each.
         alone: whether the step did nothing else, so that its time is that of the draws.
+        known: sequences whose first token was drawn before the teacher read it.
+        stood: how many of each sequence's guesses were drawn, up to the first that was not; none without drafts.
+        behind_NV: the teacher's logits behind the last guesses.
     """
 
     keys: list[str]
     drafts: int
     drawing: Drawing
     alone: bool
+    known: Collection[str] = ()
+    stood: Arriving | None = None
+    behind_NV: Tensor | None = None
+
+    def standing(self) -> list[int]:
+        """How many of each sequence's guesses stand; waits for the device."""
+        return [0] * len(self.keys) if self.stood is None else self.stood.numbers()
 
     def tokens(self) -> dict[str, list[int]]:
-        """What was drawn for each sequence: drafts as long as they stand, and the token behind them; waits for it."""
-        drawn, drafted = self.drawing.token_ids(), self.drawing.drafted_ids()
-        count = len(self.keys)
-        found = {}
-        for n, key in enumerate(self.keys):
-            stood = 0
-            while stood < self.drafts and drawn[stood * count + n] == drafted[stood * count + n]:
-                stood += 1
-            found[key] = drawn[n : (stood + 1) * count : count]
-        return found
+        """What was drawn for each sequence: guesses as long as they stand, and the token in the place of one that does
+        not; waits for the device."""
+        drawn, count = self.drawing.token_ids(), len(self.keys)
+        stood_N = zip(self.keys, self.standing(), strict=True)
+        return {key: drawn[n : (stood + 1) * count : count] for n, (key, stood) in enumerate(stood_N)}
+
+    def known_next(self) -> dict[str, int]:
+        """Sequences whose guesses all stand, so that the teacher's row behind them is known; and its number."""
+        if not self.drafts:
+            return {}
+        return {key: n for n, key in enumerate(self.keys) if self.standing()[n] == self.drafts}
+
+
+def standing(drawn_PN: Tensor, guessed_PN: Tensor) -> Tensor:
+    """How many guesses [N] of each sequence were drawn, up to the first that was not."""
+    return (drawn_PN == guessed_PN).cumprod(0).sum(0)
 
 
 class VllmEngine(SteppingEngine):
@@ -217,12 +233,13 @@ class VllmEngine(SteppingEngine):
         tokens: dict[str, list[int]] = {}
         if previous is not None:
             tokens = previous.tokens()  # waits for the device
-            self._measure(previous, tokens)
+            self._measure(previous)
         ended = self._count(tokens)
         drafted = previous is not None and previous.drafts > 0
         ahead = self._base.is_launched  # then it was fed these tokens on the device
-        if not ahead:
+        if not ahead or drafted:
             self._correct(tokens, ended)
+        if not ahead:
             self._base.plan()
             self._base.launch()
         base_rows = self._base.ready
@@ -231,9 +248,9 @@ class VllmEngine(SteppingEngine):
         # Sequences that have ended since the step was planned are among its rows.
         keys = [key for key in base_rows if key in self._running and key not in ended]
         if self._drafts and keys:
-            if ahead:
+            if ahead and not drafted:
                 self._correct(tokens, ended)
-            self._draft(keys, base_rows, tokens, ended)
+            self._draft(previous, keys, tokens, ended)
         else:
             self._teacher.take(tokens)
             if drafted:
@@ -244,7 +261,7 @@ class VllmEngine(SteppingEngine):
             self._draw(keys, base_rows, teacher_rows)
             self._base.hold(base_rows.keys() - teacher_rows.keys())
             self._teacher.hold(teacher_rows.keys() - base_rows.keys())
-            if ahead:
+            if ahead and not drafted:
                 self._correct(tokens, ended)
             if not drafted:
                 self._tell(self._teacher, ended)
@@ -252,7 +269,7 @@ class VllmEngine(SteppingEngine):
             self._base.plan()
             self._teacher.plan(self._drafts)
             self._base.go_on(keys)
-            self._base.launch((keys, self._in_flight.drawing.tokens()[:, None]) if self._in_flight else None)
+            self._base.launch(Fed(keys, self._in_flight.drawing.tokens()[:, None]) if self._in_flight else None)
         if previous is not None:
             self._publish(previous, tokens)
 
@@ -279,11 +296,14 @@ class VllmEngine(SteppingEngine):
         drafts = min(self.drafting.drafts(len(keys)), min(self._running[key].room for key in keys) - 1)
         return drafts if drafts > 0 and base.can_draft(drafts) and teacher.can_draft(drafts) else 0
 
-    def _measure(self, flight: Flight, tokens: Mapping[str, list[int]]) -> None:
+    def _measure(self, flight: Flight) -> None:
         """Counts drafts that stood, and the time since the flight before."""
         now, before = time.perf_counter(), self._landed
         self._landed = now
-        self.drafting.count(flight.drafts, [len(drawn) - 1 for drawn in tokens.values()])
+        first_N = [int(key in flight.known) for key in flight.keys]  # a known token is no draft
+        stood_N = [max(stood - first, 0) for stood, first in zip(flight.standing(), first_N, strict=True)]
+        checked_N = [min(s + 1, flight.drafts - first) for s, first in zip(stood_N, first_N, strict=True)]
+        self.drafting.count(flight.drafts, stood_N, checked_N)
         if flight.alone and before is not None:
             self.drafting.time(len(flight.keys), flight.drafts, now - before)
 
@@ -304,42 +324,73 @@ class VllmEngine(SteppingEngine):
         return ended
 
     def _draft(
-        self, keys: list[str], base_rows: Mapping[str, int], tokens: Mapping[str, list[int]], ended: set[str]
+        self, previous: Flight | None, keys: list[str], tokens: Mapping[str, list[int]], ended: set[str]
     ) -> None:
-        """Goes on with the base over its drafts, and has the teacher read them all at once.
+        """Goes on with the base over its guesses, has the teacher read them all at once, and the base begin anew.
 
         Args:
-            tokens, ended: of the step before, which the teacher learns of while the base runs.
+            previous, tokens, ended: of the step before, which the teacher learns of while the base runs.
         """
-        drawing = self._drawing(keys, self._drafts)
-        fed: list[Tensor] = []
-        for _ in range(self._drafts):
-            fed.append(drawing.base(self._base.logits, [base_rows[key] for key in keys])[:, None])
-            self._base.go_on(keys)
-            self._base.plan_on()
-            base_rows = self._base.launch((keys, fed[-1]))
-            if len(fed) == 1:
+        drafts, drawing = self._drafts, self._drawing(keys, self._drafts)
+        known = self._known(previous, keys)
+        guessed: list[Tensor] = []
+        for place in range(drafts):
+            if place:
+                self._go_on(Fed(keys, guessed[-1][:, None]))
+            rows = [self._base.ready[key] for key in keys]
+            guessed.append(drawing.guess(self._base.logits, rows, None if place else known))
+            if place == min(1, drafts - 1):
                 self._teacher.take(tokens)
                 self._tell(self._teacher, ended)
-                self._teacher.plan(self._drafts)  # nothing, if it was planned ahead
-        drawing.base(self._base.logits, [base_rows[key] for key in keys])
-        teacher_rows = self._teacher.launch((keys, torch.cat(fed, dim=1)))
+                self._teacher.plan(drafts)  # nothing, if it was planned ahead
+        guessed_PN = torch.stack(guessed)
+        teacher_rows = self._teacher.launch(Fed(keys, guessed_PN.T))
         drawing.decide(self._teacher.logits, [teacher_rows[key] for key in keys])
-        self._base.go_on(keys)
-        self._in_flight = Flight(keys, self._drafts, drawing, alone=True)
+        behind = sent([teacher_rows[key] + drafts for key in keys], self._teacher.device)
+        drawn_PN = drawing.tokens().view(drafts, len(keys))
+        stood_N = standing(drawn_PN, guessed_PN)
+        self._in_flight = Flight(
+            keys,
+            drafts,
+            drawing,
+            alone=True,
+            known={keys[n] for n in known.numbers} if known else (),
+            stood=Arriving(stood_N),
+            behind_NV=self._teacher.logits[behind],
+        )
+        last_N = stood_N.clamp(max=drafts - 1)
+        self._go_on(Fed(keys, drawn_PN.gather(0, last_N[None]).T, surplus_N=drafts - 1 - last_N))
+
+    def _go_on(self, fed: Fed) -> None:
+        """Enqueues the base's next forward over tokens that only the device knows."""
+        self._base.go_on(fed.keys)
+        self._base.plan_on()
+        self._base.launch(fed)
+
+    def _known(self, previous: Flight | None, keys: list[str]) -> Known | None:
+        """The teacher's rows behind some of these sequences, which the round before has left."""
+        left = {} if previous is None else previous.known_next()
+        numbers = [n for n, key in enumerate(keys) if key in left]
+        if previous is None or previous.behind_NV is None or not numbers:
+            return None
+        return Known(numbers, previous.behind_NV[sent([left[keys[n]] for n in numbers], self._teacher.device)])
 
     def _draw(self, keys: list[str], base_rows: Mapping[str, int], teacher_rows: Mapping[str, int]) -> None:
         """Draws one token for each sequence."""
         if keys:
-            drawing = self._drawing(keys, 0)
-            drawing.base(self._base.logits, [base_rows[key] for key in keys])
-            drawing.decide(self._teacher.logits, [teacher_rows[key] for key in keys])
+            drawing = self._drawing(keys, 1)
+            drawing.draw(
+                self._base.logits,
+                [base_rows[key] for key in keys],
+                self._teacher.logits,
+                [teacher_rows[key] for key in keys],
+            )
             alone = len(keys) == len(self._running) and self._base.computes_one_each and self._teacher.computes_one_each
             self._in_flight = Flight(keys, 0, drawing, alone)
 
-    def _drawing(self, keys: list[str], drafts: int) -> Drawing:
+    def _drawing(self, keys: list[str], places: int) -> Drawing:
         """By the kernels what they can, the rest by arrays."""
-        asked = [[self._running[key].settings_at(place) for key in keys] for place in range(drafts + 1)]
+        asked = [[self._running[key].settings_at(place) for key in keys] for place in range(places)]
         fused = self._fused
 
         def some(numbers: list[int], by_kernel: bool) -> Drawing:

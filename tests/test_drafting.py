@@ -10,7 +10,7 @@ from statistics import fmean
 import pytest
 
 from midlogit.errors import InvalidRequest
-from midlogit.sampling.drafting import MAX_DRAFTS, Drafting, require_speculation
+from midlogit.sampling.drafting import MAX_DRAFTS, Acceptance, Drafting, require_speculation
 
 SETTLED = 60  # rounds after which the choice should be a good one
 Cost = Callable[[int], float]  # seconds of a round with γ drafts
@@ -106,6 +106,22 @@ def test_a_number_fixes_it(asked, drafts: int) -> None:
     assert set(play(drafting, 30, 2, 0.5, no_gain, random.Random(1))) == {drafts}
     assert drafting.choices == ([drafts] if drafts else [])
     assert drafting.statistics()["drafts_in_use"] == {"all": drafts}
+
+
+@pytest.mark.parametrize("drafts", [0, 1, 2, 5])
+def test_expected_tokens_of_rounds_whose_last_row_is_carried(drafts: int) -> None:
+    """Against rounds that are played: where all drafts stood, the next round's first token is known."""
+    chance, acceptance = random.Random(4), Acceptance.empty()
+    for place in range(MAX_DRAFTS):
+        acceptance.recent[place] = (8e6, 1e7)
+    tokens, known, rounds = 0, False, 20_000
+    for _ in range(rounds):
+        stood = int(known and drafts > 0)
+        while stood < drafts and chance.random() < 0.8:
+            stood += 1
+        tokens += max(min(stood + 1, drafts), 1)
+        known = drafts > 0 and stood == drafts
+    assert acceptance.tokens(drafts, carries=True) == pytest.approx(tokens / rounds, rel=0.01)
 
 
 @pytest.mark.parametrize("asked", [-1, 17, "fast", True, 2.5, None, ""])

@@ -13,7 +13,7 @@ import vllm
 
 from midlogit import EngineFailure, InvalidRequest, Pair, PairMismatch, PromptTooLong, SamplingParams
 from midlogit.checkpoint import Checkpoint
-from midlogit.engines.vllm.adapter import Core, require_vllm
+from midlogit.engines.vllm.adapter import Core, Fed, require_vllm
 from midlogit.engines.vllm.memory import GIB, Need, split
 from midlogit.errors import DoesNotFit, MissingExtra, UnsupportedVersion
 from tests.conftest import BASE, TEACHER
@@ -132,12 +132,12 @@ def test_an_engine_that_dies_returns_what_was_drawn(crowded: Pair, monkeypatch: 
     launches = 0
     launch = Core.launch
 
-    def failing(core: Core) -> dict[str, int]:
+    def failing(core: Core, fed: Fed | None = None) -> dict[str, int]:
         nonlocal launches
         launches += 1
         if launches > 24:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return launch(core)
+        return launch(core, fed)
 
     monkeypatch.setattr(Core, "launch", failing)
     prompts = [QUESTIONS[0], " ".join(["river"] * 200)]

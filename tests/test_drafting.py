@@ -55,6 +55,11 @@ def no_gain(g: int) -> float:
     return 40.0 * (g + 1)
 
 
+def large_batch(g: int) -> float:
+    """An H100 with 256 sequences (docs/speculation.md), in milliseconds."""
+    return 30.1 + 21.3 * g
+
+
 @pytest.mark.parametrize(
     ("batch", "acceptance", "cost", "choices"),
     [
@@ -78,9 +83,12 @@ def test_auto_finds_a_good_number_of_drafts(batch: int, acceptance: float, cost:
 
 
 def test_auto_goes_to_lock_step_where_drafts_do_not_pay() -> None:
-    drafting, chance = Drafting("auto"), random.Random(1)
-    play(drafting, SETTLED, 64, 0.88, no_gain, chance)
-    assert Counter(play(drafting, 100, 64, 0.88, no_gain, chance))[0] > 90
+    used: Counter[int] = Counter()
+    for seed in range(8):
+        drafting, chance = Drafting("auto"), random.Random(seed)
+        play(drafting, SETTLED, 64, 0.88, no_gain, chance)
+        used.update(play(drafting, 100, 64, 0.88, no_gain, chance))
+    assert used[0] > 0.9 * used.total()
     assert drafting.statistics()["drafts_in_use"] == {"127": 0}
 
 
@@ -95,9 +103,19 @@ def test_auto_chooses_for_each_batch_size() -> None:
 
 def test_auto_follows_when_times_and_acceptance_change() -> None:
     drafting, chance = Drafting("auto"), random.Random(3)
-    assert 0 not in play(drafting, 200, 1, 0.9, one_sequence, chance)[-50:]
+    assert Counter(play(drafting, 200, 1, 0.9, one_sequence, chance)[-50:])[0] <= 1  # a look
     play(drafting, 1500, 1, 0.15, compute_bound, chance)
     assert Counter(play(drafting, 100, 1, 0.15, compute_bound, chance))[0] > 85
+
+
+def test_auto_gets_over_slow_first_rounds() -> None:
+    """They come behind prompts, and compilers run."""
+    for seed in range(8):
+        drafting, chance = Drafting("auto", (0, 2, 3, 4, 5, 6), carries=True), random.Random(seed)
+        for slow in (20, 3, 2):
+            play(drafting, 1, 256, 0.88, lambda g, slow=slow: slow * large_batch(g), chance)
+        play(drafting, SETTLED, 256, 0.88, large_batch, chance)
+        assert Counter(play(drafting, 100, 256, 0.88, large_batch, chance))[0] > 90
 
 
 @pytest.mark.parametrize(("asked", "drafts"), [("off", 0), (0, 0), (3, 3), (MAX_DRAFTS, MAX_DRAFTS)])

@@ -8,20 +8,17 @@ changes how fast tokens come, never which. Engines differ in what becomes of the
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any, Literal
 
 from midlogit.errors import InvalidRequest
 
 MAX_DRAFTS = 16
 FIRST_TRY = 4  # drafts of the first rounds that speculate
-REMEMBERED = 9  # rounds of each batch size and γ whose times are kept
-ENOUGH = 3  # rounds before a time is believed: one of them may be an outlier
-LOOK_AROUND = 64  # rounds between two looks at a neighbour of the best γ
-LOOK_SOON = 6  # the same while a neighbour is not known
-SURE = 5  # times that make a γ known
+TIMED = 7  # rounds of each batch size and γ whose times are kept, and needed before they are believed
+LOOK_AROUND = 64  # rounds between two looks at a neighbour of the best γ, or at lock-step
+LOOK_SOON = 4  # the same while one of them is not believed yet
 DECAY = 0.999  # of acceptance counts, a round
 PRIOR = 4.0, 5.0  # drafts that stood, of how many, before any were seen
 
@@ -106,7 +103,7 @@ class Drafting:
         self._fixed = 0 if isinstance(asked, str) else asked
         self._choices = list(choices)
         self._acceptance = Acceptance.empty()
-        self._seconds: defaultdict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
+        self._seconds: defaultdict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=TIMED))
         self._timed: defaultdict[tuple[int, int], int] = defaultdict(int)  # the number of the last time
         self._times = 0
         self._since_look: defaultdict[int, int] = defaultdict(int)
@@ -127,24 +124,24 @@ class Drafting:
         if not self._auto:
             return self._fixed
         size = batch.bit_length()
-        measured = [g for g in self._choices if len(self._seconds[size, g]) >= ENOUGH]
+        measured = [g for g in self._choices if len(self._seconds[size, g]) == TIMED]
         first = min(self._choices, key=lambda g: abs(g - FIRST_TRY))
         chosen = next((g for g in (0, first) if g not in measured), None)
         if chosen is None:
             place = max(range(len(self._choices)), key=lambda n: self._speed(size, self._choices[n], measured))
             chosen = self._choices[place]
-            around = [g for g in self._choices[max(place - 1, 0) : place + 2] if g != chosen]
+            around = {0, *self._choices[max(place - 1, 0) : place + 2]} - {chosen}
             self._since_look[size] += 1
-            known = all(len(self._seconds[size, g]) >= SURE for g in around)
-            if chosen in measured and around and self._since_look[size] >= (LOOK_AROUND if known else LOOK_SOON):
+            look = LOOK_AROUND if around.issubset(measured) else LOOK_SOON
+            if chosen in measured and around and self._since_look[size] >= look:
                 self._since_look[size] = 0
-                chosen = min(around, key=lambda g: (len(self._seconds[size, g]) >= SURE, self._timed[size, g]))
+                chosen = min(around, key=lambda g: (g in measured, self._timed[size, g]))
         self._last[size] = chosen
         return chosen
 
     def _speed(self, size: int, drafts: int, measured: list[int]) -> float:
         """Tokens a second and sequence that γ should give; between measured γ times are taken to be linear."""
-        known = {g: median(self._seconds[size, g]) for g in measured}
+        known = {g: _undisturbed(self._seconds[size, g]) for g in measured}
         if drafts in known:
             seconds = known[drafts]
         else:
@@ -191,3 +188,8 @@ class Drafting:
             "acceptance_by_position": [stood[place] / checked[place] for place in reached],
             "drafts_in_use": by_batch,
         }
+
+
+def _undisturbed(seconds: Collection[float]) -> float:
+    """What a round takes: the lower quartile, as the first rounds come behind prompts and compilers and any may wait."""
+    return sorted(seconds)[len(seconds) // 4]

@@ -34,7 +34,7 @@ def test_rows_belong_to_their_sequences(speculation: int | str) -> None:
         again = pair.generate(prompts[:8], params, base_prompts=base_prompts[:8])
         mixing = pair.mixing
         require_empty(pair)
-        assert (pair.statistics()["speculation"]["accepted"] > 1000) is (speculation != "off")
+        assert (pair.statistics()["speculation"]["accepted"] > 500) is (speculation != "off")
     assert {c.finish_reason for c in found} <= {"stop", "length"}
     assert sum(a.token_ids == b.token_ids for a, b in zip(again, found, strict=False)) >= 6  # batches round differently
     for side, texts in (("base", base_prompts), ("teacher", prompts)):

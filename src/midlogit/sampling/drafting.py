@@ -191,5 +191,5 @@ class Drafting:
 
 
 def _undisturbed(seconds: Collection[float]) -> float:
-    """What a round takes: the lower quartile, as the first rounds come behind prompts and compilers and any may wait."""
+    """What a round takes: the lower quartile, as the first come behind prompts and compilers, and any may wait."""
     return sorted(seconds)[len(seconds) // 4]

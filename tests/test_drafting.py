@@ -17,9 +17,9 @@ Cost = Callable[[int], float]  # seconds of a round with γ drafts
 
 
 def play(
-    drafting: Drafting, rounds: int, batch: int, acceptance: float, cost: Cost, chance: random.Random
+    drafting: Drafting, rounds: int, batch: int, acceptance: float, cost: Cost, chance: random.Random, slow: float = 1
 ) -> list[int]:
-    """Rounds whose times are noisy, one in twenty far too long; the γ of each."""
+    """Rounds whose times are noisy, one in twenty far too long, and all of them by a factor; the γ of each."""
     used = []
     for _ in range(rounds):
         drafts = drafting.drafts(batch)
@@ -30,7 +30,7 @@ def play(
                 stood[n] += 1
         drafting.count(drafts, stood)
         outlier = 6 if chance.random() < 0.05 else 1
-        drafting.time(batch, drafts, cost(drafts) * chance.lognormvariate(0, 0.05) * outlier)
+        drafting.time(batch, drafts, cost(drafts) * chance.lognormvariate(0, 0.05) * outlier * slow)
     return used
 
 
@@ -56,8 +56,8 @@ def no_gain(g: int) -> float:
 
 
 def large_batch(g: int) -> float:
-    """An H100 with 256 sequences (docs/speculation.md), in milliseconds."""
-    return 30.1 + 21.3 * g
+    """An H100 with 256 sequences, in milliseconds, but for what holds rounds up."""
+    return 31.0 if g == 0 else 15.0 + 23.0 * g
 
 
 @pytest.mark.parametrize(
@@ -108,14 +108,22 @@ def test_auto_follows_when_times_and_acceptance_change() -> None:
     assert Counter(play(drafting, 100, 1, 0.15, compute_bound, chance))[0] > 85
 
 
-def test_auto_gets_over_slow_first_rounds() -> None:
-    """They come behind prompts, and compilers run."""
+def test_auto_gets_over_slow_first_rounds_and_counts_the_slow_among_the_others() -> None:
+    """The first come behind prompts, and compilers run. Of those with drafts, three in ten take nearly twice as long: most
+    are faster than lock-step, all together are not.
+    """
+    used: Counter[int] = Counter()
     for seed in range(8):
         drafting, chance = Drafting("auto", (0, 2, 3, 4, 5, 6), carries=True), random.Random(seed)
+
+        def cost(g: int, chance: random.Random = chance) -> float:
+            return large_batch(g) * (1.9 if g and chance.random() < 0.3 else 1)
+
         for slow in (20, 3, 2):
-            play(drafting, 1, 256, 0.88, lambda g, slow=slow: slow * large_batch(g), chance)
-        play(drafting, SETTLED, 256, 0.88, large_batch, chance)
-        assert Counter(play(drafting, 100, 256, 0.88, large_batch, chance))[0] > 90
+            play(drafting, 1, 256, 0.88, cost, chance, slow)
+        play(drafting, SETTLED, 256, 0.88, cost, chance)
+        used.update(play(drafting, 100, 256, 0.88, cost, chance))
+    assert used[0] > 0.9 * used.total()
 
 
 @pytest.mark.parametrize(("asked", "drafts"), [("off", 0), (0, 0), (3, 3), (MAX_DRAFTS, MAX_DRAFTS)])

@@ -7,18 +7,21 @@ changes how fast tokens come, never which. Engines differ in what becomes of the
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
 from typing import Any, Literal
 
 from midlogit.errors import InvalidRequest
 
 MAX_DRAFTS = 16
 FIRST_TRY = 4  # drafts of the first rounds that speculate
+UNTIMED = 3  # first rounds of each batch size: they come behind prompts, and compilers run
 TIMED = 7  # rounds of each batch size and γ whose times are kept, and needed before they are believed
 LOOK_AROUND = 64  # rounds between two looks at a neighbour of the best γ, or at lock-step
 LOOK_SOON = 4  # the same while one of them is not believed yet
+OUTLIER = 2.5  # times the median: a round that had to wait, not one of a γ whose rounds differ
 DECAY = 0.999  # of acceptance counts, a round
 PRIOR = 4.0, 5.0  # drafts that stood, of how many, before any were seen
 
@@ -105,7 +108,7 @@ class Drafting:
         self._acceptance = Acceptance.empty()
         self._seconds: defaultdict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=TIMED))
         self._timed: defaultdict[tuple[int, int], int] = defaultdict(int)  # the number of the last time
-        self._times = 0
+        self._times: Counter[int] = Counter()  # by batch size
         self._since_look: defaultdict[int, int] = defaultdict(int)
         self._rounds = 0
         self._last: dict[int, int] = {}
@@ -141,7 +144,7 @@ class Drafting:
 
     def _speed(self, size: int, drafts: int, measured: list[int]) -> float:
         """Tokens a second and sequence that γ should give; between measured γ times are taken to be linear."""
-        known = {g: _undisturbed(self._seconds[size, g]) for g in measured}
+        known = {g: _mean(self._seconds[size, g]) for g in measured}
         if drafts in known:
             seconds = known[drafts]
         else:
@@ -164,9 +167,11 @@ class Drafting:
 
     def time(self, batch: int, drafts: int, seconds: float) -> None:
         """What an undisturbed round took."""
-        self._times += 1
-        self._timed[batch.bit_length(), drafts] = self._times
-        self._seconds[batch.bit_length(), drafts].append(seconds)
+        size = batch.bit_length()
+        self._times[size] += 1
+        if self._times[size] > UNTIMED:
+            self._timed[size, drafts] = self._times[size]
+            self._seconds[size, drafts].append(seconds)
 
     def statistics(self) -> dict[str, Any]:
         """Counts since the start.
@@ -190,6 +195,7 @@ class Drafting:
         }
 
 
-def _undisturbed(seconds: Collection[float]) -> float:
-    """What a round takes: the lower quartile, as the first come behind prompts and compilers, and any may wait."""
-    return sorted(seconds)[len(seconds) // 4]
+def _mean(seconds: Collection[float]) -> float:
+    """What a round takes on the mean, but for those that something else held up."""
+    most = OUTLIER * median(seconds)
+    return fmean(one for one in seconds if one <= most)

@@ -109,8 +109,9 @@ def test_auto_follows_when_times_and_acceptance_change() -> None:
 
 
 def test_auto_gets_over_slow_first_rounds_and_counts_the_slow_among_the_others() -> None:
-    """The first come behind prompts, and compilers run. Of those with drafts, three in ten take nearly twice as long: most
-    are faster than lock-step, all together are not.
+    """The first come behind prompts, and compilers run.
+
+    Of those with drafts, three in ten take nearly twice as long: most are faster than lock-step, together they are not.
     """
     used: Counter[int] = Counter()
     for seed in range(8):

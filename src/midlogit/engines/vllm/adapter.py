@@ -396,6 +396,11 @@ class Core:
         return there.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else there
 
     @property
+    def is_planned(self) -> bool:
+        """Whether the next step is planned."""
+        return self._planned is not None
+
+    @property
     def is_launched(self) -> bool:
         """Whether a step is launched of which no tokens were taken."""
         return self._launched is not None

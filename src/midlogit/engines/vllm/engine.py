@@ -235,93 +235,54 @@ class VllmEngine(SteppingEngine):
             tokens = previous.tokens()  # waits for the device
             self._measure(previous)
         ended = self._count(tokens)
-        drafted = previous is not None and previous.drafts > 0
-        ahead = self._base.is_launched  # then it was fed these tokens on the device
-        if not ahead or drafted:
+        planned = (
+            self._teacher.is_planned
+        )  # as behind a single draw; then the schedulers learn of it while devices work
+        if not planned:
             self._correct(tokens, ended)
-        if not ahead:
-            self._base.plan()
-            self._base.launch()
-        base_rows = self._base.ready
-        if drafted:
+            if not self._base.is_launched:
+                self._base.plan()
+                self._base.launch()
             self._drafts = self._choose(ended)
         # Sequences that have ended since the step was planned are among its rows.
-        keys = [key for key in base_rows if key in self._running and key not in ended]
+        keys = [key for key in self._base.ready if key in self._running and key not in ended]
         if self._drafts and keys:
-            if ahead and not drafted:
+            if planned:
                 self._correct(tokens, ended)
             self._draft(previous, keys, tokens, ended)
         else:
-            self._teacher.take(tokens)
-            if drafted:
-                self._tell(self._teacher, ended)
-            self._teacher.plan()  # nothing, if it was planned ahead
-            teacher_rows = self._teacher.launch()
-            keys = [key for key in keys if key in teacher_rows]
-            self._draw(keys, base_rows, teacher_rows)
-            self._base.hold(base_rows.keys() - teacher_rows.keys())
-            self._teacher.hold(teacher_rows.keys() - base_rows.keys())
-            if ahead and not drafted:
-                self._correct(tokens, ended)
-            if not drafted:
-                self._tell(self._teacher, ended)
-            self._drafts = self._choose(set())
-            self._base.plan()
-            self._teacher.plan(self._drafts)
-            self._base.go_on(keys)
-            self._base.launch(Fed(keys, self._in_flight.drawing.tokens()[:, None]) if self._in_flight else None)
+            self._draw(keys, tokens, ended, planned)
         if previous is not None:
             self._publish(previous, tokens)
 
-    def _correct(self, tokens: Mapping[str, list[int]], ended: set[str]) -> None:
-        """Tells the base's runner and scheduler what was drawn behind the steps that went on."""
-        self._base.correct(tokens)
-        self._tell(self._base, ended)
-
-    def _tell(self, core: Core, ended: set[str]) -> None:
-        """Tells a scheduler what was drawn and what has ended."""
-        core.settle()
-        core.abort(ended)
-
-    def _choose(self, ended: set[str]) -> int:
-        """How many tokens to draft in the next step, or in the one of which the base has begun.
+    def _draw(self, keys: list[str], tokens: Mapping[str, list[int]], ended: set[str], planned: bool) -> None:
+        """Draws one token for each sequence that the teacher is ready for too, and plans the next step of both.
 
         Args:
-            ended: sequences of which the teacher has not been told yet that they ended.
+            tokens, ended: of the step before. planned: whether this step was planned before they were known.
         """
-        base, teacher = self.cores
-        keys = base.keys
-        if not keys or keys != teacher.keys - ended:
-            return 0
-        drafts = min(self.drafting.drafts(len(keys)), min(self._running[key].room for key in keys) - 1)
-        return drafts if drafts > 0 and base.can_draft(drafts) and teacher.can_draft(drafts) else 0
-
-    def _measure(self, flight: Flight) -> None:
-        """Counts drafts that stood, and the time since the flight before."""
-        now, before = time.perf_counter(), self._landed
-        self._landed = now
-        first_N = [int(key in flight.known) for key in flight.keys]  # a known token is no draft
-        stood_N = [max(stood - first, 0) for stood, first in zip(flight.standing(), first_N, strict=True)]
-        checked_N = [min(s + 1, flight.drafts - first) for s, first in zip(stood_N, first_N, strict=True)]
-        self.drafting.count(flight.drafts, stood_N, checked_N)
-        if flight.alone and before is not None:
-            self.drafting.time(len(flight.keys), flight.drafts, now - before)
-
-    def _count(self, tokens: dict[str, list[int]]) -> set[str]:
-        """Counts the drawn tokens, and drops those behind a last one.
-
-        Returns:
-            the keys of sequences that end by an id or by length; stop strings are found when the text is written.
-        """
-        ended = set()
-        for key, drawn in tokens.items():
-            running = self._running.get(key)
-            for place, token in enumerate(drawn):
-                if running is not None and running.ends_with(token):
-                    ended.add(key)
-                    del drawn[place + 1 :]
-                    break
-        return ended
+        self._teacher.take(tokens)
+        if not planned:
+            self._tell(self._teacher, ended)
+            self._teacher.plan()
+        base_rows, teacher_rows = self._base.ready, self._teacher.launch()
+        keys = [key for key in keys if key in teacher_rows]
+        if keys:
+            drawing = self._drawing(keys, 1)
+            rows = [base_rows[key] for key in keys], [teacher_rows[key] for key in keys]
+            drawing.draw(self._base.logits, rows[0], self._teacher.logits, rows[1])
+            alone = len(keys) == len(self._running) and all(core.computes_one_each for core in self.cores)
+            self._in_flight = Flight(keys, 0, drawing, alone)
+        self._base.hold(base_rows.keys() - teacher_rows.keys())
+        self._teacher.hold(teacher_rows.keys() - base_rows.keys())
+        if planned:
+            self._correct(tokens, ended)
+            self._tell(self._teacher, ended)
+        self._drafts = self._choose(set())
+        self._base.plan()
+        self._teacher.plan(self._drafts)
+        self._base.go_on(keys)
+        self._base.launch(Fed(keys, self._in_flight.drawing.tokens()[:, None]) if self._in_flight else None)
 
     def _draft(
         self, previous: Flight | None, keys: list[str], tokens: Mapping[str, list[int]], ended: set[str]
@@ -375,18 +336,55 @@ class VllmEngine(SteppingEngine):
             return None
         return Known(numbers, previous.behind_NV[sent([left[keys[n]] for n in numbers], self._teacher.device)])
 
-    def _draw(self, keys: list[str], base_rows: Mapping[str, int], teacher_rows: Mapping[str, int]) -> None:
-        """Draws one token for each sequence."""
-        if keys:
-            drawing = self._drawing(keys, 1)
-            drawing.draw(
-                self._base.logits,
-                [base_rows[key] for key in keys],
-                self._teacher.logits,
-                [teacher_rows[key] for key in keys],
-            )
-            alone = len(keys) == len(self._running) and self._base.computes_one_each and self._teacher.computes_one_each
-            self._in_flight = Flight(keys, 0, drawing, alone)
+    def _correct(self, tokens: Mapping[str, list[int]], ended: set[str]) -> None:
+        """Tells the base's runner and scheduler what was drawn behind the steps that went on."""
+        self._base.correct(tokens)
+        self._tell(self._base, ended)
+
+    def _tell(self, core: Core, ended: set[str]) -> None:
+        """Tells a scheduler what was drawn and what has ended."""
+        core.settle()
+        core.abort(ended)
+
+    def _choose(self, ended: set[str]) -> int:
+        """How many tokens to draft in the next step, or in the one of which the base has begun.
+
+        Args:
+            ended: sequences of which the teacher has not been told yet that they ended.
+        """
+        base, teacher = self.cores
+        keys = base.keys
+        if not keys or keys != teacher.keys - ended:
+            return 0
+        drafts = min(self.drafting.drafts(len(keys)), min(self._running[key].room for key in keys) - 1)
+        return drafts if drafts > 0 and base.can_draft(drafts) and teacher.can_draft(drafts) else 0
+
+    def _measure(self, flight: Flight) -> None:
+        """Counts drafts that stood, and the time since the flight before."""
+        now, before = time.perf_counter(), self._landed
+        self._landed = now
+        first_N = [int(key in flight.known) for key in flight.keys]  # a known token is no draft
+        stood_N = [max(stood - first, 0) for stood, first in zip(flight.standing(), first_N, strict=True)]
+        checked_N = [min(s + 1, flight.drafts - first) for s, first in zip(stood_N, first_N, strict=True)]
+        self.drafting.count(flight.drafts, stood_N, checked_N)
+        if flight.alone and before is not None:
+            self.drafting.time(len(flight.keys), flight.drafts, now - before)
+
+    def _count(self, tokens: dict[str, list[int]]) -> set[str]:
+        """Counts the drawn tokens, and drops those behind a last one.
+
+        Returns:
+            the keys of sequences that end by an id or by length; stop strings are found when the text is written.
+        """
+        ended = set()
+        for key, drawn in tokens.items():
+            running = self._running.get(key)
+            for place, token in enumerate(drawn):
+                if running is not None and running.ends_with(token):
+                    ended.add(key)
+                    del drawn[place + 1 :]
+                    break
+        return ended
 
     def _drawing(self, keys: list[str], places: int) -> Drawing:
         """By the kernels what they can, the rest by arrays."""

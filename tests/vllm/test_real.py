@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from midlogit import Pair, SamplingParams
+from benchmarks.local import PROMPTS as CHATS
+from midlogit import Completion, Pair, SamplingParams
+from tests.ties import require_equal_up_to_ties
 from tests.vllm.conftest import open_pair, require_empty
 from tests.vllm.test_engine import BASE_PROMPTS, PROMPTS, require_equal
 
@@ -23,3 +25,19 @@ def test_smollm_against_itself_with_another_prompt() -> None:
     with Pair.local(folder, folder, device="cpu", dtype="float32") as local:
         expected = local.generate(PROMPTS, asked, base_prompts=BASE_PROMPTS)
     require_equal(found, expected)
+
+
+@pytest.mark.real_models
+def test_greedy_drafts_of_a_real_pair_give_the_text_of_lock_step() -> None:
+    """Qwen2.5-Coder 0.5B and 1.5B, 12 chat prompts side by side."""
+    folder = Path(os.environ["MIDLOGIT_MODELS"])
+    asked = SamplingParams.preset("exploratory", temperature=0, max_tokens=48, top_logprobs=2)
+
+    def texts(speculation: int | str) -> list[Completion]:
+        models = {"base": folder / "qwen-0.5b", "teacher": folder / "qwen-1.5b"}
+        with open_pair(**models, speculation=speculation) as pair:
+            found = pair.generate(CHATS, asked, chat=True)
+            assert (pair.statistics()["speculation"]["accepted"] > 12 * 20) is (speculation != "off")
+            return found
+
+    assert require_equal_up_to_ties(texts(4), texts("off")) > 12 * 30

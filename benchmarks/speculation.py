@@ -18,10 +18,12 @@ import json
 import random
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 from benchmarks.gpu import COMMON, Spent, a_step, alone_apart, prompts, watch, write_models
@@ -94,9 +96,16 @@ class Steps:
         notes = self._in_window()
         return sum(count for _, count, _ in notes[1:]) / (notes[-1][0] - notes[0][0])
 
-    def rounds(self) -> dict[int, int]:
-        """Rounds within the window by γ."""
-        return dict(sorted(Counter(drafts for _, _, drafts in self._in_window()).items()))
+    def rounds(self) -> dict[int, dict[str, float]]:
+        """Rounds within the window by γ: how many, and what they took (milliseconds)."""
+        notes = self._in_window()
+        took = defaultdict(list)
+        for (since, _, _), (until, _, drafts) in pairwise(notes):
+            took[drafts].append(1e3 * (until - since))
+        return {
+            drafts: {"rounds": len(ms), "mean_ms": round(fmean(ms), 2), "median_ms": round(median(ms), 2)}
+            for drafts, ms in sorted(took.items())
+        }
 
     def _in_window(self) -> list[tuple[float, int, int]]:
         return [note for note in self.notes if note[0] >= self.notes[-1][0] - self.window]

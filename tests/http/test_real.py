@@ -32,12 +32,14 @@ def real_urls() -> Iterator[Urls]:
 
 
 def test_greedy_drafts_of_a_real_pair_give_the_text_of_lock_step(real_urls: Urls) -> None:
-    """Qwen2.5-Coder 0.5B and 1.5B, 12 chat prompts side by side."""
-    asked = SamplingParams.preset("exploratory", temperature=0, max_tokens=48, top_logprobs=2)
+    """Qwen2.5-Coder 0.5B and 1.5B, 4 chat prompts side by side."""
+    asked = SamplingParams.preset("exploratory", temperature=0, max_tokens=24, top_logprobs=2)
     with (
         Pair.http(real_urls.base, real_urls.teacher, speculation=4) as drafting,
         Pair.http(real_urls.base, real_urls.teacher, speculation="off") as lockstep,
     ):
-        found, expected = (pair.generate(PROMPTS, asked, chat=True, progress=False) for pair in (drafting, lockstep))
-        assert drafting.statistics()["speculation"]["accepted"] > 12 * 20
-    assert require_equal_up_to_ties(found, expected) > 12 * 30
+        found, expected = (
+            pair.generate(PROMPTS[:4], asked, chat=True, progress=False) for pair in (drafting, lockstep)
+        )
+        assert drafting.statistics()["speculation"]["accepted"] > 4 * 10
+    assert require_equal_up_to_ties(found, expected) > 4 * 15

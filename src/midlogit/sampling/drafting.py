@@ -129,7 +129,7 @@ class Drafting:
         size = batch.bit_length()
         measured = [g for g in self._choices if len(self._seconds[size, g]) == TIMED]
         first = min(self._choices, key=lambda g: abs(g - FIRST_TRY))
-        chosen = next((g for g in (0, first) if g not in measured), None)
+        chosen = next((g for g in (first, 0) if g not in measured), None)
         if chosen is None:
             place = max(range(len(self._choices)), key=lambda n: self._speed(size, self._choices[n], measured))
             chosen = self._choices[place]

@@ -235,9 +235,8 @@ class VllmEngine(SteppingEngine):
             tokens = previous.tokens()  # waits for the device
             self._measure(previous)
         ended = self._count(tokens)
-        planned = (
-            self._teacher.is_planned
-        )  # as behind a single draw; then the schedulers learn of it while devices work
+        # Planned ahead, as behind a single draw: then the schedulers learn of what was drawn while the devices work.
+        planned = self._teacher.is_planned
         if not planned:
             self._correct(tokens, ended)
             if not self._base.is_launched:

@@ -19,7 +19,7 @@ import pytest
 
 from midlogit.pair import bundled
 from tests.http.proxy import Proxy
-from tests.http.servers import VERSION, Server
+from tests.http.servers import VERSION, serving
 
 WHOLE = 4096  # ids of the bundled pair
 FLAGS = ("--enforce-eager", "--max-model-len", "512", "--max-logprobs", str(WHOLE))
@@ -48,14 +48,8 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Urls]:
         return
     base = with_sampling_defaults(bundled("base"), tmp_path_factory.mktemp("served") / "base")
     version = os.environ.get("MIDLOGIT_TEST_VLLM", VERSION)
-    servers = [Server(model, *FLAGS, version=version) for model in (base, bundled("teacher"))]
-    try:
-        for server in servers:
-            server.wait()
-        yield Urls(servers[0].url, servers[1].url)
-    finally:
-        for server in servers:
-            server.stop()
+    with serving(base, bundled("teacher"), flags=FLAGS, version=version) as both:
+        yield Urls(*both)
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +104,19 @@ class Server:
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
+
+
+@contextmanager
+def serving(*models: Path, flags: Sequence[str], version: str = VERSION) -> Iterator[list[str]]:
+    """A server of each model, side by side; their URLs."""
+    servers = [Server(model, *flags, version=version) for model in models]
+    try:
+        for server in servers:
+            server.wait()
+        yield [server.url for server in servers]
+    finally:
+        for server in servers:
+            server.stop()
 
 
 if __name__ == "__main__":

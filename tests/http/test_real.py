@@ -11,7 +11,7 @@ import pytest
 from benchmarks.local import PROMPTS
 from midlogit import Pair, SamplingParams
 from tests.http.conftest import Urls
-from tests.http.servers import Server
+from tests.http.servers import serving
 from tests.ties import require_equal_up_to_ties
 
 pytestmark = pytest.mark.real_models
@@ -21,14 +21,9 @@ pytestmark = pytest.mark.real_models
 def real_urls() -> Iterator[Urls]:
     folder = Path(os.environ["MIDLOGIT_MODELS"])
     flags = ("--enforce-eager", "--max-model-len", "512")
-    servers = [Server(folder / model, *flags) for model in ("qwen-0.5b", "qwen-1.5b")]
-    try:
-        for server in servers:
-            server.wait()
-        yield Urls(servers[0].url, servers[1].url)
-    finally:
-        for server in servers:
-            server.stop()
+    models = (folder / model for model in ("qwen-0.5b", "qwen-1.5b"))
+    with serving(*models, flags=flags) as both:
+        yield Urls(*both)
 
 
 def test_greedy_drafts_of_a_real_pair_give_the_text_of_lock_step(real_urls: Urls) -> None:

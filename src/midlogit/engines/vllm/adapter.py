@@ -365,19 +365,25 @@ class Core:
     def _feed(self, scheduled: Any, requests: int, total: int, ends_R: Any) -> None:
         """vLLM's filling of a forward's input ids, and over it the tokens that only the device knows."""
         self._fill_inputs(scheduled, requests, total, ends_R)
-        if self._fed is not None:
-            tokens_NQ, surplus_N = self._fed.tokens_NQ, self._fed.surplus_N
-            number = self._runner.input_batch.req_id_to_index
-            there = [n for n, key in enumerate(self._fed.keys) if key in number]  # the others were preempted since
-            if len(there) < len(tokens_NQ):
-                chosen = self._sent(np.asarray(there, dtype=np.int64))
-                tokens_NQ, surplus_N = tokens_NQ[chosen], None if surplus_N is None else surplus_N[chosen]
-            rows_N = np.asarray([number[self._fed.keys[n]] for n in there], dtype=np.int64)
-            places_NQ = ends_R[rows_N][:, None] - tokens_NQ.shape[1] + np.arange(tokens_NQ.shape[1])
-            inputs = self._runner.input_ids.gpu
-            inputs[self._sent(places_NQ.ravel())] = tokens_NQ.reshape(-1).to(inputs.dtype)
-            if surplus_N is not None:
-                self._move_back(self._sent(rows_N), surplus_N, requests, total)
+        if self._fed is None:
+            return
+        tokens_NQ, surplus_N = self._fed.tokens_NQ, self._fed.surplus_N
+        number = self._runner.input_batch.req_id_to_index
+        there = [n for n, key in enumerate(self._fed.keys) if key in number]  # the others were preempted since
+        if not there:
+            return
+        if len(there) < len(tokens_NQ):
+            chosen = self._sent(np.asarray(there, dtype=np.int64))
+            tokens_NQ, surplus_N = tokens_NQ[chosen], None if surplus_N is None else surplus_N[chosen]
+        rows_N = np.asarray([number[self._fed.keys[n]] for n in there], dtype=np.int64)
+        places = (ends_R[rows_N][:, None] - tokens_NQ.shape[1] + np.arange(tokens_NQ.shape[1])).ravel()
+        inputs, span = self._runner.input_ids.gpu, slice(places[0], places[0] + len(places))
+        if np.array_equal(places, np.arange(span.start, span.stop)):  # as in most drafting steps: nothing to send
+            inputs[span] = tokens_NQ.reshape(-1)
+        else:
+            inputs[self._sent(places)] = tokens_NQ.reshape(-1).to(inputs.dtype)
+        if surplus_N is not None:
+            self._move_back(self._sent(rows_N), surplus_N, requests, total)
 
     def _move_back(self, rows_N: Tensor, surplus_N: Tensor, requests: int, total: int) -> None:
         """Has the forward that is being prepared compute tokens of some rows so many places earlier."""

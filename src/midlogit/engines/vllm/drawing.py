@@ -132,6 +132,8 @@ class KernelDrawing(Drawing):
     def __init__(self, policy: FusedPolicy, settings: Sequence[RowSettings], sequences: int) -> None:
         self._policy, self._settings, self._sequences = policy, settings, sequences
         self._place = 0
+        self._rows: Sequence[int] = ()
+        self._rows_N: Tensor
         self._base_NV: Tensor
         self._prepared: Prepared
         self._drafts_NC: Tensor
@@ -147,7 +149,9 @@ class KernelDrawing(Drawing):
             self._drafts_NC = self._policy.drafts(len(self._settings))
             self._prepared = self._policy.prepare(self._settings)
         some = slice(self._place * self._sequences, (self._place + 1) * self._sequences)
-        torch.index_select(logits_RV, 0, sent(rows, logits_RV.device), out=self._base_NV[some])
+        if rows != self._rows:
+            self._rows, self._rows_N = rows, sent(rows, logits_RV.device)
+        torch.index_select(logits_RV, 0, self._rows_N, out=self._base_NV[some])
         tokens_N = self._policy.draft(self._base_NV, self._prepared, self._drafts_NC, some)
         if known is not None:
             numbers = [some.start + n for n in known.numbers]

@@ -289,7 +289,7 @@ class VllmEngine(SteppingEngine):
         """Goes on with the base over its guesses, has the teacher read them all at once, and the base begin anew.
 
         Args:
-            previous, tokens, ended: of the step before, which the teacher learns of while the base runs.
+            previous, tokens, ended: of the step before, which the teacher learns of while the base's last forward runs.
         """
         drafts, drawing = self._drafts, self._drawing(keys, self._drafts)
         known = self._known(previous, keys)
@@ -299,10 +299,9 @@ class VllmEngine(SteppingEngine):
                 self._go_on(Fed(keys, guessed[-1][:, None]))
             rows = [self._base.ready[key] for key in keys]
             guessed.append(drawing.guess(self._base.logits, rows, None if place else known))
-            if place == min(1, drafts - 1):
-                self._teacher.take(tokens)
-                self._tell(self._teacher, ended)
-                self._teacher.plan(drafts)  # nothing, if it was planned ahead
+        self._teacher.take(tokens)
+        self._tell(self._teacher, ended)
+        self._teacher.plan(drafts)  # nothing, if it was planned ahead
         guessed_PN = torch.stack(guessed)
         teacher_rows = self._teacher.launch(Fed(keys, guessed_PN.T))
         drawing.decide(self._teacher.logits, [teacher_rows[key] for key in keys])

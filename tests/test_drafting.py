@@ -127,6 +127,34 @@ def test_auto_gets_over_slow_first_rounds_and_counts_the_slow_among_the_others()
     assert used[0] > 0.9 * used.total()
 
 
+def test_auto_is_not_led_by_a_machine_that_becomes_slower() -> None:
+    """What is in use is not taken for slow because the times of the others are older."""
+    for cost, good in ((no_gain, (0,)), (one_sequence, (3, 4, 5, 6, 7))):
+        used: Counter[int] = Counter()
+        for seed in range(8):
+            drafting, chance = Drafting("auto"), random.Random(seed)
+            play(drafting, SETTLED, 64, 0.88, cost, chance)
+            for n in range(100):
+                used.update(play(drafting, 1, 64, 0.88, cost, chance, slow=1 + n / 50))
+        assert sum(used[drafts] for drafts in good) > 0.9 * used.total()
+
+
+def test_auto_counts_what_a_round_leaves_to_the_next() -> None:
+    """Texts are written and schedulers told while the device has begun the next round, which waits for that."""
+    used: Counter[int] = Counter()
+    for seed in range(8):
+        drafting, chance, left = Drafting("auto", (0, 2, 3, 4, 5, 6), carries=True), random.Random(seed), [0.0]
+
+        def cost(g: int, left: list[float] = left) -> float:
+            took = left[0] + (30.0 if g == 0 else 10.0 + 15.0 * g)
+            left[0] = 0.0 if g == 0 else 20.0 + 10.0 * g
+            return took
+
+        play(drafting, SETTLED, 256, 0.88, cost, chance)
+        used.update(play(drafting, 200, 256, 0.88, cost, chance))
+    assert used[0] > 0.9 * used.total()
+
+
 @pytest.mark.parametrize(("asked", "drafts"), [("off", 0), (0, 0), (3, 3), (MAX_DRAFTS, MAX_DRAFTS)])
 def test_a_number_fixes_it(asked, drafts: int) -> None:
     drafting = Drafting(asked, range(9))

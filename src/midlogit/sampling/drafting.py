@@ -18,9 +18,12 @@ from midlogit.errors import InvalidRequest
 MAX_DRAFTS = 16
 FIRST_TRY = 4  # drafts of the first rounds that speculate
 UNTIMED = 3  # first rounds of each batch size: they come behind prompts, and compilers run
-TIMED = 7  # rounds of each batch size and γ whose times are kept, and needed before they are believed
-LOOK_AROUND = 64  # rounds between two looks at a neighbour of the best γ, or at lock-step
-LOOK_SOON = 4  # the same while one of them is not believed yet
+TIMED = 7  # times of a batch size and γ that are needed before they are believed
+KEPT = 15  # times that are kept
+LOOK = 3  # rounds in a row that a γ gets so that its time is known; that of the first does not count
+SOON = 3  # rounds between two looks as long as the times of a neighbour of the best γ are missing
+PAUSE = 8  # the same afterwards, at least
+REGRET = 0.005  # share of the tokens that looks may then cost
 OUTLIER = 2.5  # times the median: a round that had to wait, not one of a γ whose rounds differ
 DECAY = 0.999  # of acceptance counts, a round
 PRIOR = 4.0, 5.0  # drafts that stood, of how many, before any were seen
@@ -106,10 +109,13 @@ class Drafting:
         self._fixed = 0 if isinstance(asked, str) else asked
         self._choices = list(choices)
         self._acceptance = Acceptance.empty()
-        self._seconds: defaultdict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=TIMED))
+        self._seconds: defaultdict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
         self._timed: defaultdict[tuple[int, int], int] = defaultdict(int)  # the number of the last time
         self._times: Counter[int] = Counter()  # by batch size
-        self._since_look: defaultdict[int, int] = defaultdict(int)
+        self._behind: int | None = None  # γ of the last time
+        self._best: dict[int, int] = {}  # by batch size, as the next two
+        self._planned: defaultdict[int, list[int]] = defaultdict(list)  # γ of the rounds that were chosen together
+        self._since_look: Counter[int] = Counter()
         self._rounds = 0
         self._last: dict[int, int] = {}
 
@@ -127,20 +133,35 @@ class Drafting:
         if not self._auto:
             return self._fixed
         size = batch.bit_length()
-        measured = [g for g in self._choices if len(self._seconds[size, g]) == TIMED]
+        if not self._planned[size]:
+            self._planned[size] = self._next(size)
+        self._last[size] = self._planned[size].pop()
+        return self._last[size]
+
+    def _next(self, size: int) -> list[int]:
+        """γ for the next rounds."""
+        measured = [g for g in self._choices if len(self._seconds[size, g]) >= TIMED]
         first = min(self._choices, key=lambda g: abs(g - FIRST_TRY))
-        chosen = next((g for g in (first, 0) if g not in measured), None)
-        if chosen is None:
-            place = max(range(len(self._choices)), key=lambda n: self._speed(size, self._choices[n], measured))
-            chosen = self._choices[place]
-            around = {0, *self._choices[max(place - 1, 0) : place + 2]} - {chosen}
-            self._since_look[size] += 1
-            look = LOOK_AROUND if around.issubset(measured) else LOOK_SOON
-            if chosen in measured and around and self._since_look[size] >= look:
-                self._since_look[size] = 0
-                chosen = min(around, key=lambda g: (g in measured, self._timed[size, g]))
-        self._last[size] = chosen
-        return chosen
+        missing = [g for g in (first, 0) if g not in measured]
+        if missing:  # in turns, since the machine may become slower or faster
+            return [min(missing, key=lambda g: self._timed[size, g])] * LOOK
+        speeds = [self._speed(size, g, measured) for g in self._choices]
+        place = max(range(len(speeds)), key=speeds.__getitem__)
+        best = self._best[size] = self._choices[place]
+        around = {0, *self._choices[max(place - 1, 0) : place + 2]} - {best}
+        if best not in measured or not around:
+            return [best]
+        other = min(around, key=lambda g: (g in measured, self._timed[size, g]))
+        pause: float = SOON
+        if other in measured:
+            lost = 1 - speeds[self._choices.index(other)] / speeds[place]  # of what is drawn meanwhile
+            took = LOOK * _mean(self._seconds[size, other]) / _mean(self._seconds[size, best])
+            pause = max(PAUSE, lost * took / REGRET)
+        self._since_look[size] += 1
+        if self._since_look[size] < pause:
+            return [best]
+        self._since_look[size] = 0
+        return [other] * LOOK
 
     def _speed(self, size: int, drafts: int, measured: list[int]) -> float:
         """Tokens a second and sequence that γ should give; between measured γ times are taken to be linear."""
@@ -166,12 +187,26 @@ class Drafting:
             self._acceptance.add(stood_B, checked_B or [min(stood + 1, drafts) for stood in stood_B])
 
     def time(self, batch: int, drafts: int, seconds: float) -> None:
-        """What an undisturbed round took."""
+        """What an undisturbed round took.
+
+        It counts behind another like it: part of a round's work may be done during the next. Times of all γ are taken
+        to change as those of the γ in use do: the machine may be slower for a while.
+        """
         size = batch.bit_length()
+        behind, self._behind = self._behind, drafts
         self._times[size] += 1
-        if self._times[size] > UNTIMED:
-            self._timed[size, drafts] = self._times[size]
-            self._seconds[size, drafts].append(seconds)
+        if self._times[size] <= UNTIMED or behind != drafts:
+            return
+        self._timed[size, drafts] = self._times[size]
+        kept = self._seconds[size, drafts]
+        before = _mean(kept) if len(kept) >= TIMED else None
+        kept.append(seconds)
+        if before and drafts == self._best.get(size):
+            change = _mean(kept) / before
+            for gamma in self._choices:
+                if gamma != drafts:
+                    others = self._seconds[size, gamma]
+                    others.extend([change * one for one in others])
 
     def statistics(self) -> dict[str, Any]:
         """Counts since the start.

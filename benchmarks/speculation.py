@@ -124,7 +124,10 @@ def measure(pair: Any, steps: Steps, batch: int, asked: int | str) -> tuple[floa
     steps.batch, steps.skipped, steps.notes = batch, SETTLED if asked == "auto" else 0, []
     params = SamplingParams(max_tokens=MOST_TOKENS, ignore_eos=True, seed=1)
     running = pair.as_completed(prompts(batch), params)
+    latest = time.monotonic() + 60
     while steps.seconds < WARM + steps.window:
+        if time.monotonic() > latest:
+            raise RuntimeError(f"{batch} sequences ended before they were timed: raise MOST_TOKENS")
         time.sleep(0.1)
     ended = running.stop()
     if any(completion.error for completion in ended):

@@ -17,7 +17,7 @@ PLACES = ["forest", "house", "garden", "river", "school", "park", "farm", "town"
 
 
 async def write(pair: Pair, prompt: str, seed: int) -> Completion:
-    params = SamplingParams(max_tokens=40, seed=seed)
+    params = SamplingParams(max_tokens=24, seed=seed)
     return (await pair.agenerate([prompt], params, chat=True))[0]
 
 

@@ -17,7 +17,7 @@ def main() -> None:
     urls = sys.argv[1:3]
     with Pair.http(*urls) if urls else Pair.local() as pair:
         for constrained in (True, False):
-            params = SamplingParams(max_tokens=60, seed=3, n=4, constraint_to_target=constrained, target_top_p=0.9)
+            params = SamplingParams(max_tokens=40, seed=3, n=3, constraint_to_target=constrained, target_top_p=0.9)
             completions = pair.generate([PROMPT], params, chat=True)
             print("held to the teacher's top-p 0.9" if constrained else "whole vocabulary")
             print(f"  {completions[0].text.strip()!r}")

@@ -62,7 +62,7 @@ def test_greedy_drafts_give_the_text_of_lock_step(real: Pair, drafting: Pair) ->
 def test_most_drafts_stand(drafting: Pair, preset: str, least: float) -> None:
     """12 chat prompts of 64 tokens; four samples of each, since the share of one differs by 0.014 from seed to seed.
 
-    The whole vocabulary is what 0.85 is promised for: a support held to the teacher's nucleus takes no draft outside it.
+    0.85 is promised for the whole vocabulary: a support held to the teacher's nucleus takes no draft outside it.
     """
     before = drafting.statistics()["speculation"]
     drafting.generate(PROMPTS, SamplingParams.preset(preset, max_tokens=64, seed=1, n=4, ignore_eos=True), chat=True)

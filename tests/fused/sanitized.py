@@ -1,7 +1,4 @@
-"""A small launch of every kernel, for compute-sanitizer.
-
-PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python -m tests.fused.sanitized
-"""
+"""A small launch of every kernel, which test_gpu.py has compute-sanitizer watch."""
 
 from __future__ import annotations
 

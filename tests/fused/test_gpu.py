@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -129,3 +133,19 @@ def test_a_launch_does_not_wait(device) -> None:
     launched.record()
     assert not launched.query()
     assert pending.token_ids() == expected == pending.tokens_N.tolist()
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer_finds_nothing(device, tool: str) -> None:
+    """Addresses beyond the rows, and sums that read what others still write; each tool slows the kernels down a lot."""
+    sanitizer = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}{os.pathsep}/usr/local/cuda/bin")
+    if sanitizer is None:
+        pytest.skip("needs compute-sanitizer, of the CUDA toolkit")
+    done = subprocess.run(
+        [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "tests.fused.sanitized"],
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0 and "SUMMARY: 0 " in done.stdout, done.stdout[-4000:] + done.stderr[-2000:]

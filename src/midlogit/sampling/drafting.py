@@ -8,7 +8,7 @@ changes how fast tokens come, never which. Engines differ in what becomes of the
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any, Literal
@@ -140,39 +140,28 @@ class Drafting:
 
     def _next(self, size: int) -> list[int]:
         """γ for the next rounds."""
-        measured = [g for g in self._choices if len(self._seconds[size, g]) >= TIMED]
+        kept = {g: self._seconds[size, g] for g in self._choices}
+        known = {g: _mean(seconds) for g, seconds in kept.items() if len(seconds) >= TIMED}
         first = min(self._choices, key=lambda g: abs(g - FIRST_TRY))
-        missing = [g for g in (first, 0) if g not in measured]
+        missing = [g for g in (first, 0) if g not in known]
         if missing:  # in turns, since the machine may become slower or faster
             return [min(missing, key=lambda g: self._timed[size, g])] * LOOK
-        speeds = [self._speed(size, g, measured) for g in self._choices]
-        place = max(range(len(speeds)), key=speeds.__getitem__)
-        best = self._best[size] = self._choices[place]
+        speeds = {g: self._acceptance.tokens(g, self._carries) / _round_seconds(g, known) for g in self._choices}
+        best = self._best[size] = max(speeds, key=speeds.__getitem__)
+        place = self._choices.index(best)
         around = {0, *self._choices[max(place - 1, 0) : place + 2]} - {best}
-        if best not in measured or not around:
+        if best not in known or not around:
             return [best]
-        other = min(around, key=lambda g: (g in measured, self._timed[size, g]))
+        other = min(around, key=lambda g: (g in known, self._timed[size, g]))
         pause: float = SOON
-        if other in measured:
-            lost = 1 - speeds[self._choices.index(other)] / speeds[place]  # of what is drawn meanwhile
-            took = LOOK * _mean(self._seconds[size, other]) / _mean(self._seconds[size, best])
-            pause = max(PAUSE, lost * took / REGRET)
+        if other in known:
+            lost = 1 - speeds[other] / speeds[best]  # of what is drawn meanwhile
+            pause = max(PAUSE, lost * LOOK * known[other] / known[best] / REGRET)
         self._since_look[size] += 1
         if self._since_look[size] < pause:
             return [best]
         self._since_look[size] = 0
         return [other] * LOOK
-
-    def _speed(self, size: int, drafts: int, measured: list[int]) -> float:
-        """Tokens a second and sequence that γ should give; between measured γ times are taken to be linear."""
-        known = {g: _mean(self._seconds[size, g]) for g in measured}
-        if drafts in known:
-            seconds = known[drafts]
-        else:
-            low, high = sorted(sorted(known, key=lambda g: abs(g - drafts))[:2])
-            slope = (known[high] - known[low]) / (high - low)
-            seconds = max(known[low] + slope * (drafts - low), 0.5 * min(known.values()))
-        return self._acceptance.tokens(drafts, self._carries) / seconds
 
     def count(self, drafts: int, stood_B: Sequence[int], checked_B: Sequence[int] | None = None) -> None:
         """Counts a round.
@@ -228,6 +217,15 @@ class Drafting:
             "acceptance_by_position": [stood[place] / checked[place] for place in reached],
             "drafts_in_use": by_batch,
         }
+
+
+def _round_seconds(drafts: int, known: Mapping[int, float]) -> float:
+    """What a round takes; between γ whose times are known they are taken to be linear."""
+    if drafts in known:
+        return known[drafts]
+    low, high = sorted(sorted(known, key=lambda g: abs(g - drafts))[:2])
+    slope = (known[high] - known[low]) / (high - low)
+    return max(known[low] + slope * (drafts - low), 0.5 * min(known.values()))
 
 
 def _mean(seconds: Collection[float]) -> float:

@@ -22,7 +22,10 @@ from tests.http.proxy import Proxy
 from tests.http.servers import VERSION, serving
 
 WHOLE = 4096  # ids of the bundled pair
-FLAGS = ("--enforce-eager", "--max-model-len", "512", "--max-logprobs", str(WHOLE))
+# "uni": one process fewer to start for each server.
+FLAGS = (
+    "--enforce-eager", "--distributed-executor-backend", "uni", "--max-model-len", "512", "--max-logprobs", str(WHOLE),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

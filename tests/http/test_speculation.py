@@ -61,7 +61,7 @@ def test_greedy_text_is_that_of_lockstep(urls: Urls, lockstep: Pair, top_k: int,
     prompts = 6 if top_k == 20 else 2
     with Pair.http(urls.base, urls.teacher, top_k=top_k, speculation=0) as pair:
         expected = both(pair, params, prompts)
-    for drafts in (1, 4) if preset == "balanced" else (4,):
+    for drafts in (1, 4):
         with Pair.http(urls.base, urls.teacher, top_k=top_k, speculation=drafts) as pair:
             found = both(pair, params, prompts)
             assert pair.statistics()["speculation"]["accepted"] > 0
@@ -129,7 +129,7 @@ def test_auto_drafts_nothing_that_would_change_what_a_seed_draws(urls: Urls, loc
         assert pair.statistics()["speculation"]["rounds"] == 0
     for params in (replace(SAMPLED, seed=None), replace(SAMPLED, temperature=0)):
         with Pair.http(urls.base, urls.teacher) as pair:  # a new one: "auto" tries drafts first
-            assert not any(c.error for c in both(pair, params, 2))
+            assert not any(c.error for c in both(pair, params))
             assert pair.statistics()["speculation"]["rounds"] > 0
 
 
@@ -151,7 +151,8 @@ def test_calls_for_a_token_fall_to_a_third(proxies: tuple[Proxy, Proxy], preset:
             before, drawn = sum(proxy.calls for proxy in proxies), 0
             for temperature in (0.0, 1.0):
                 params = SamplingParams.preset(preset, max_tokens=48, seed=3, ignore_eos=True, temperature=temperature)
-                drawn += len(pair.generate(PROMPTS[4:5], params)[0].token_ids)
+                for prompt in PROMPTS[4:6]:
+                    drawn += len(pair.generate([prompt], params)[0].token_ids)
             calls[drafts] = (sum(proxy.calls for proxy in proxies) - before) / drawn
     print(f"{preset}: calls a token {calls[0]:.2f} in lock-step, {calls[4]:.2f} with four drafts")
     assert calls[4] <= 0.35 * calls[0]

@@ -58,15 +58,12 @@ def test_greedy_drafts_give_the_text_of_lock_step(real: Pair, drafting: Pair) ->
     assert require_equal_up_to_ties(found, expected) > 12 * 30
 
 
-@pytest.mark.parametrize(("preset", "least"), [("exploratory", 0.85), ("balanced", 0.8)])
-def test_most_drafts_stand(drafting: Pair, preset: str, least: float) -> None:
-    """12 chat prompts of 64 tokens; four samples of each, since the share of one differs by 0.014 from seed to seed.
-
-    0.85 is promised for the whole vocabulary: a support held to the teacher's nucleus takes no draft outside it.
-    """
+@pytest.mark.parametrize("preset", ["exploratory", "balanced"])
+def test_most_drafts_stand(drafting: Pair, preset: str) -> None:
+    """12 chat prompts of 64 tokens; four samples of each, since the share of one differs by 0.014 from seed to seed."""
     before = drafting.statistics()["speculation"]
     drafting.generate(PROMPTS, SamplingParams.preset(preset, max_tokens=64, seed=1, n=4, ignore_eos=True), chat=True)
     after = drafting.statistics()["speculation"]
     accepted, checked = (after[key] - before[key] for key in ("accepted", "checked"))
     print(f"{preset}: acceptance {accepted / checked:.3f} of {checked} drafts")
-    assert accepted / checked >= least
+    assert accepted / checked >= 0.85

@@ -6,8 +6,9 @@
 The models have random weights in the shapes of Qwen3-4B and Qwen3-14B, so what they would accept of each other says
 nothing: acceptance is simulated. A draft stands with probability 0.88, the real pair's (docs/speculation.md), whatever
 was drawn; the forwards, the drafts, the solver and the draw are the real ones. Each figure is what the steps of a full
-batch gave within a window of three seconds, nine for one sequence, begun two seconds after the first; "auto" has tried
-several γ in 80 rounds before that. Lock-step is γ = 0 on the same engine.
+batch gave within a window of three seconds, nine for one sequence, begun two seconds after the first, when
+texts are about as long for every γ; "auto" has tried several γ on two batches before. Lock-step is γ = 0 on the same
+engine.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import random
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +31,7 @@ from benchmarks.gpu import COMMON, Spent, a_step, alone_apart, prompts, watch, w
 
 RESULTS = Path(__file__).parent / "results" / "speculation_gpu.json"
 ACCEPTANCE = 0.88
-SETTLED = 80  # rounds in which "auto" tries several γ, before its time begins
+SETTLING, SETTLED = 2, 40  # batches on which "auto" tries several γ before its time begins, and rounds of each
 WARM, WINDOW, WINDOW_OF_ONE = 2.0, 3.0, 9.0  # seconds; one sequence has few rounds in each, and they differ more
 MOST_TOKENS = 1800
 ASKED: tuple[int | str, ...] = (0, 3, 5, "auto")
@@ -72,7 +73,7 @@ class Steps:
     """Notes of each step of a full batch: when its tokens were there, how many, and its γ."""
 
     def __init__(self, engine: Any) -> None:
-        self.batch, self.skipped = 0, 0
+        self.batch = 0
         self.notes: list[tuple[float, int, int]] = []
         measure = engine._measure
 
@@ -89,9 +90,8 @@ class Steps:
 
     @property
     def seconds(self) -> float:
-        """Since the first step that is not skipped."""
-        notes = self.notes[self.skipped :]
-        return notes[-1][0] - notes[0][0] if notes else 0.0
+        """Since the first step."""
+        return self.notes[-1][0] - self.notes[0][0] if self.notes else 0.0
 
     def tokens_per_s(self) -> float:
         """Over the window's last seconds."""
@@ -113,26 +113,33 @@ class Steps:
         return [note for note in self.notes if note[0] >= self.notes[-1][0] - self.window]
 
 
-def measure(pair: Any, steps: Steps, batch: int, asked: int | str) -> tuple[float, dict[str, Any]]:
-    """Tokens a second of a batch, and the statistics of its drafts."""
+def run(pair: Any, steps: Steps, batch: int, enough: Callable[[], bool]) -> None:
+    """Samples a batch until its steps are enough."""
     from midlogit import SamplingParams
-    from midlogit.engines.vllm.engine import DRAFTS
-    from midlogit.sampling.drafting import Drafting
 
-    engine = pair._engine
-    engine.drafting = Drafting(asked, DRAFTS, carries=True)
-    steps.batch, steps.skipped, steps.notes = batch, SETTLED if asked == "auto" else 0, []
+    steps.batch, steps.notes = batch, []
     params = SamplingParams(max_tokens=MOST_TOKENS, ignore_eos=True, seed=1)
     running = pair.as_completed(prompts(batch), params)
     latest = time.monotonic() + 60
-    while steps.seconds < WARM + steps.window:
+    while not enough():
         if time.monotonic() > latest:
-            raise RuntimeError(f"{batch} sequences ended before they were timed: raise MOST_TOKENS")
+            raise RuntimeError(f"{batch} sequences ended, or were preempted, before they were timed")
         time.sleep(0.1)
     ended = running.stop()
     if any(completion.error for completion in ended):
         raise RuntimeError(ended[0].error)
-    return steps.tokens_per_s(), engine.drafting.statistics()
+
+
+def measure(pair: Any, steps: Steps, batch: int, asked: int | str) -> tuple[float, dict[str, Any]]:
+    """Tokens a second of a batch, and the statistics of its drafts."""
+    from midlogit.engines.vllm.engine import DRAFTS
+    from midlogit.sampling.drafting import Drafting
+
+    drafting = pair._engine.drafting = Drafting(asked, DRAFTS, carries=True)
+    for _ in range(SETTLING if asked == "auto" else 0):
+        run(pair, steps, batch, lambda: len(steps.notes) >= SETTLED)
+    run(pair, steps, batch, lambda: steps.seconds >= WARM + steps.window)
+    return steps.tokens_per_s(), drafting.statistics()
 
 
 def measure_all(pair: Any, spent: Spent, teacher_ms: Mapping[int, float], batches: list[int], output: Path) -> None:

@@ -1,4 +1,7 @@
-"""A small launch of every kernel, which test_gpu.py has compute-sanitizer watch."""
+"""A small launch of every kernel, which test_gpu.py has compute-sanitizer watch.
+
+Rows begin where a thread can read several ids at once, as in a real vocabulary, and where it cannot.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from midlogit.fused.decide import FusedPolicy
 from tests.fused.cases import make_batch, mixed_settings
 
 if __name__ == "__main__":
-    for vocabulary, dtype in ((4999, torch.bfloat16), (9001, torch.float32)):
+    bfloat16, float32 = torch.bfloat16, torch.float32
+    for vocabulary, dtype in ((4992, bfloat16), (4999, bfloat16), (9008, float32), (9001, float32)):
         base_NV, teacher_NV = (x.to("cuda", dtype) for x in make_batch(8, vocabulary, 1))
         policy = FusedPolicy(vocabulary, torch.device("cuda"))
         settings = mixed_settings(8, vocabulary, np.random.default_rng(1))

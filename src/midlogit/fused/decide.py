@@ -224,7 +224,7 @@ class FusedPolicy:
                 settings_NC, *alphabets, drafts_RC, state_NC, results_NC, tokens_N,
                 R=LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=prepared.constrained, FULL=True,
                 GROUP=GROUP, GROUPS=_groups(self._vocabulary, LANES),
-                num_warps=WARPS, maxnreg=REGISTERS,
+                num_warps=WARPS, maxnreg=REGISTERS, enable_fp_fusion=_aligned(base_NV, teacher_NV),
             )  # fmt: skip
         if rows and prepared.constrained:
             solve_kernel[(rows,)](
@@ -234,6 +234,15 @@ class FusedPolicy:
                 GROUP=GROUP, GROUPS=_groups(CAPACITY, FEW_LANES), num_warps=FEW_WARPS,
             )  # fmt: skip
         return Pending(prepared.settings, tokens_N, results_NC)
+
+
+def _aligned(*rows: torch.Tensor) -> bool:
+    """Whether each thread reads several ids of a lane at once, as it does where rows begin at multiples of 16.
+
+    With one id a thread, eight threads sum a lane, and a product may be fused into each thread's own sum: they would
+    hold sums that differ in the last digit, and which of them is used would be chance.
+    """
+    return all(rows_NV.stride(0) % 16 == 0 and rows_NV.data_ptr() % 16 == 0 for rows_NV in rows)
 
 
 def _alphabets(tables: Tables) -> tuple[torch.Tensor | int, ...]:

@@ -58,12 +58,15 @@ def test_greedy_drafts_give_the_text_of_lock_step(real: Pair, drafting: Pair) ->
     assert require_equal_up_to_ties(found, expected) > 12 * 30
 
 
-@pytest.mark.parametrize("preset", ["exploratory", "balanced"])
-def test_most_drafts_stand(drafting: Pair, preset: str) -> None:
-    """12 chat prompts of 64 tokens; four samples of each, since the share of one differs by 0.014 from seed to seed."""
+@pytest.mark.parametrize(("preset", "least"), [("exploratory", 0.85), ("balanced", 0.81)])
+def test_most_drafts_stand(drafting: Pair, preset: str, least: float) -> None:
+    """12 chat prompts of 64 tokens; four samples of each, since the share of one differs by 0.014 from seed to seed.
+
+    What the base drafts outside the teacher's nucleus cannot stand, so fewer do than on the whole vocabulary.
+    """
     before = drafting.statistics()["speculation"]
     drafting.generate(PROMPTS, SamplingParams.preset(preset, max_tokens=64, seed=1, n=4, ignore_eos=True), chat=True)
     after = drafting.statistics()["speculation"]
     accepted, checked = (after[key] - before[key] for key in ("accepted", "checked"))
     print(f"{preset}: acceptance {accepted / checked:.3f} of {checked} drafts")
-    assert accepted / checked >= 0.85
+    assert accepted / checked >= least

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import queue
 from contextlib import suppress
-from typing import Self
+from typing import Self, TypeVar
 
 from midlogit.engines.base import Engine
 from midlogit.outputs import Completion, Token
 from midlogit.sampling.sequence import Sequence as Running
 
 Event = Token | Completion
+Item = TypeVar("Item")
+
+
+def wait_for(items: queue.SimpleQueue[Item]) -> Item:
+    """The next item of a queue, however long it takes; Ctrl-C ends the wait within a tenth of a second.
+
+    A plain `get` would not always: a signal that another thread receives, or this one just before it sleeps, is only
+    noticed when the queue's next item wakes it.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+    """
+    while True:
+        with suppress(queue.Empty):
+            return items.get(timeout=0.1)
 
 
 class Batch:
@@ -33,7 +48,7 @@ class Batch:
     def __next__(self) -> Completion:
         if len(self._delivered) == self.size:
             raise StopIteration
-        while not isinstance(event := self._events.get(), Completion):
+        while not isinstance(event := wait_for(self._events), Completion):
             pass
         self._delivered.add((event.index, event.sample))
         return event

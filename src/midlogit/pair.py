@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from midlogit.batch import Batch, Event
+from midlogit.batch import Batch, Event, wait_for
 from midlogit.checkpoint import Checkpoint
 from midlogit.engines.base import Engine
 from midlogit.errors import Interrupted, InvalidRequest
@@ -331,7 +331,7 @@ class Pair:
     def _events(self, running: list[Running], events: queue.SimpleQueue[Event]) -> Iterator[Event]:
         try:
             while True:
-                event = events.get()
+                event = wait_for(events)
                 yield event
                 if isinstance(event, Completion):
                     return
@@ -415,7 +415,7 @@ class Pair:
         once = replace(params or SamplingParams.preset(DEFAULT_PRESET), n=1)
         requests = self._requests(prompts, once, base_prompts, teacher_prompts, chat, stream=False)
         self._engine.score([Scored(ScoreRequest.of(request), scores.put) for request in requests])
-        return sorted((scores.get() for _ in requests), key=lambda s: s.index)
+        return sorted((wait_for(scores) for _ in requests), key=lambda s: s.index)
 
     async def run_scores(self, requests: Sequence[Request]) -> list[Scores]:
         """`score` of the prompts of prepared requests for asyncio; cancelling the task drops those that wait."""

@@ -22,10 +22,7 @@ from tests.http.proxy import Proxy
 from tests.http.servers import VERSION, serving
 
 WHOLE = 4096  # ids of the bundled pair
-# "uni": one process fewer to start for each server.
-FLAGS = (
-    "--enforce-eager", "--distributed-executor-backend", "uni", "--max-model-len", "512", "--max-logprobs", str(WHOLE),
-)  # fmt: skip
+FLAGS = ("--enforce-eager", "--max-model-len", "512", "--max-logprobs", str(WHOLE))
 
 
 @dataclass(frozen=True)

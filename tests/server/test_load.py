@@ -151,12 +151,15 @@ def test_requests_join_the_running_batch(wide: Live) -> None:
 
 
 def test_throughput_is_the_librarys(wide: Live) -> None:
-    """Tokens a second through the server and through Pair.generate, in turns, the best of each."""
+    """Tokens a second through the server and through Pair.generate, in turns, the best of each.
+
+    Whatever else runs on the machine slows some turns: there are more of them until both have had an undisturbed one.
+    """
     prompts = [QUESTIONS[n % len(QUESTIONS)] for n in range(32)]
     params = SamplingParams.preset("balanced", max_tokens=48, ignore_eos=True, seed=1)
     body = {"prompt": prompts, "max_tokens": 48, "ignore_eos": True, "seed": 1}
     library, server = [], []
-    for _ in range(3):
+    while len(server) < 3 or (len(server) < 12 and min(server) >= 1.1 * min(library)):
         begun = time.perf_counter()
         wide.pair.generate(prompts, params)
         library.append(time.perf_counter() - begun)
@@ -164,4 +167,4 @@ def test_throughput_is_the_librarys(wide: Live) -> None:
         assert wide.post("/v1/completions", body).status_code == 200
         server.append(time.perf_counter() - begun)
     print(f"library {32 * 48 / min(library):.0f} tokens/s, server {32 * 48 / min(server):.0f} tokens/s")
-    assert min(server) < 1.1 * min(library) + 0.02
+    assert min(server) < 1.1 * min(library)

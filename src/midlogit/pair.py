@@ -406,7 +406,8 @@ class Pair:
     ) -> list[Scores]:
         """log q of the tokens of given texts, each behind the tokens before it.
 
-        Where the two sides' prompts differ, their common ending is scored, each model behind its own prompt.
+        Where the two sides' prompts differ, their common ending is scored, each model behind its own prompt. Ctrl-C
+        drops the texts that still wait.
 
         Raises:
             InvalidRequest: before anything runs, for anything that cannot be honoured.
@@ -414,8 +415,13 @@ class Pair:
         scores: queue.SimpleQueue[Scores] = queue.SimpleQueue()
         once = replace(params or SamplingParams.preset(DEFAULT_PRESET), n=1)
         requests = self._requests(prompts, once, base_prompts, teacher_prompts, chat, stream=False)
-        self._engine.score([Scored(ScoreRequest.of(request), scores.put) for request in requests])
-        return sorted((wait_for(scores) for _ in requests), key=lambda s: s.index)
+        scored = [Scored(ScoreRequest.of(request), scores.put) for request in requests]
+        self._engine.score(scored)
+        try:
+            return sorted((wait_for(scores) for _ in requests), key=lambda s: s.index)
+        except KeyboardInterrupt:
+            self._engine.forget(scored)
+            raise
 
     async def run_scores(self, requests: Sequence[Request]) -> list[Scores]:
         """`score` of the prompts of prepared requests for asyncio; cancelling the task drops those that wait."""

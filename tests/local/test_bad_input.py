@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ from midlogit import (
     SamplingParams,
     parse_rule,
 )
+from midlogit.sampling.scoring import Scored
 from tests.conftest import BASE, TEACHER
 from tests.questions import QUESTIONS
 
@@ -237,6 +240,25 @@ def test_interrupting_a_batch_keeps_what_was_finished(pair: Pair) -> None:
     assert [c.index for c in found] == [0, 1, 2, 3]
     assert [c.finish_reason for c in found] == ["length", "abort", "length", "abort"]
     assert all(c.token_ids for c in found)
+
+
+def test_interrupting_scores_drops_what_waits(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, score_some = threading.Event(), pair._engine.score_some  # type: ignore[attr-defined]
+
+    def watched(unscored: deque[Scored]) -> None:
+        begun.set()
+        score_some(unscored)
+
+    def interrupt() -> None:
+        begun.wait()
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(pair._engine, "score_some", watched)
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        pair.score([[700] * 900] * 200)
+    pair.generate(QUESTIONS[:1], replace(PARAMS, max_tokens=1))
+    assert not pair._engine._unscored  # type: ignore[attr-defined]
 
 
 def test_a_closed_pair_says_so() -> None:

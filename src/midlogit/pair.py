@@ -416,8 +416,8 @@ class Pair:
         once = replace(params or SamplingParams.preset(DEFAULT_PRESET), n=1)
         requests = self._requests(prompts, once, base_prompts, teacher_prompts, chat, stream=False)
         scored = [Scored(ScoreRequest.of(request), scores.put) for request in requests]
-        self._engine.score(scored)
         try:
+            self._engine.score(scored)
             return sorted((wait_for(scores) for _ in requests), key=lambda s: s.index)
         except KeyboardInterrupt:
             self._engine.forget(scored)

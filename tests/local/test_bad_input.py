@@ -233,7 +233,7 @@ def test_interrupting_a_batch_keeps_what_was_finished(pair: Pair) -> None:
             time.sleep(0.01)
         signal.raise_signal(signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(Interrupted) as caught:
         pair.generate(prompts, params)
     found = caught.value.completions
@@ -254,7 +254,7 @@ def test_interrupting_scores_drops_what_waits(pair: Pair, monkeypatch: pytest.Mo
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(pair._engine, "score_some", watched)
-    threading.Thread(target=interrupt).start()
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         pair.score([[700] * 900] * 200)
     pair.generate(QUESTIONS[:1], replace(PARAMS, max_tokens=1))

@@ -151,15 +151,12 @@ def test_requests_join_the_running_batch(wide: Live) -> None:
 
 
 def test_throughput_is_the_librarys(wide: Live) -> None:
-    """Tokens a second through the server and through Pair.generate, in turns, the best of each.
-
-    Whatever else runs on the machine slows some turns: there are more of them until both have had an undisturbed one.
-    """
+    """Tokens a second through the server and through Pair.generate, in turns, the best of each."""
     prompts = [QUESTIONS[n % len(QUESTIONS)] for n in range(32)]
     params = SamplingParams.preset("balanced", max_tokens=48, ignore_eos=True, seed=1)
     body = {"prompt": prompts, "max_tokens": 48, "ignore_eos": True, "seed": 1}
     library, server = [], []
-    while len(server) < 3 or (len(server) < 12 and min(server) >= 1.1 * min(library)):
+    for _ in range(6):  # whatever else runs on the machine slows some of them
         begun = time.perf_counter()
         wide.pair.generate(prompts, params)
         library.append(time.perf_counter() - begun)

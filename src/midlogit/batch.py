@@ -46,20 +46,44 @@ class Batch:
         return self
 
     def __next__(self) -> Completion:
-        if len(self._delivered) == self.size:
-            raise StopIteration
-        while not isinstance(event := wait_for(self._events), Completion):
-            pass
-        self._delivered.add((event.index, event.sample))
+        while not self.is_over:
+            if isinstance(event := self.poll(0.1), Completion):
+                return event
+        raise StopIteration
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every completion was yielded."""
+        return len(self._delivered) == self.size
+
+    @property
+    def ended(self) -> list[Completion]:
+        """Every completion there is by now, yielded or not, in the order of the requests."""
+        return [sequence.completion for sequence in self._running if sequence.completion is not None]
+
+    def poll(self, seconds: float) -> Event | None:
+        """The next event, None when nothing comes in time: a completion, before it its tokens where they are streamed.
+
+        Ctrl-C is noticed at the latest when the time is over.
+        """
+        try:
+            event = self._events.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if isinstance(event, Completion):
+            self._delivered.add((event.index, event.sample))
         return event
+
+    def abort(self) -> None:
+        """Ends what still runs; its completions come with finish_reason "abort" and what they had."""
+        self._engine.abort(self._running)
 
     def stop(self) -> list[Completion]:
         """Aborts what still runs and returns every completion not yet yielded, with what it had."""
-        self._engine.abort(self._running)
+        self.abort()
         while not all(sequence.is_finished for sequence in self._running):
             with suppress(queue.Empty):
                 self._events.get(timeout=0.1)
-        ended = [sequence.completion for sequence in self._running if sequence.completion is not None]
-        rest = [c for c in ended if (c.index, c.sample) not in self._delivered]
+        rest = [c for c in self.ended if (c.index, c.sample) not in self._delivered]
         self._delivered.update((c.index, c.sample) for c in rest)
         return rest

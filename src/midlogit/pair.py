@@ -255,13 +255,14 @@ class Pair:
         shown = progress if progress is not None else batch.size > 1 and sys.stderr.isatty()
         from tqdm import tqdm
 
-        found: list[Completion] = []
         try:
-            for completion in tqdm(batch, total=batch.size, disable=not shown, unit="completion"):
-                found.append(completion)
+            for _ in tqdm(batch, total=batch.size, disable=not shown, unit="completion"):
+                pass
         except KeyboardInterrupt:
-            raise Interrupted(_in_order(found + batch.stop())) from None
-        return _in_order(found)
+            with suppress(KeyboardInterrupt):  # a second Ctrl-C ends the wait for what was aborted
+                batch.stop()
+            raise Interrupted(batch.ended) from None
+        return batch.ended
 
     def as_completed(
         self,
@@ -271,14 +272,23 @@ class Pair:
         base_prompts: Sequence[Prompt] | None = None,
         teacher_prompts: Sequence[Prompt] | None = None,
         chat: bool = False,
+        strict: bool = True,
     ) -> Batch:
         """`generate` that yields each completion as soon as it ends, in whatever order they do.
 
         `index` and `sample` of a completion say which it is.
+
+        Args:
+            strict: raise for a prompt that cannot be honoured; off, its completions end with finish_reason "error".
         """
-        requests = self._requests(prompts, params, base_prompts, teacher_prompts, chat, stream=False)
+        return self.start(
+            self._requests(prompts, params, base_prompts, teacher_prompts, chat, stream=False, strict=strict)
+        )
+
+    def start(self, requests: Sequence[Request]) -> Batch:
+        """Starts prepared requests; their completions as they end."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        return Batch(self._engine, self._submit(requests, lambda _: events.put), events)
+        return Batch(self._engine, self._submit(list(requests), lambda _: events.put), events)
 
     async def agenerate(
         self,
@@ -387,13 +397,17 @@ class Pair:
         base_prompts: Sequence[Prompt] | None = None,
         chat: bool = False,
         stream: bool = False,
+        strict: bool = True,
     ) -> list[Request]:
-        """The requests of a call, checked in full and ready for `run` and `run_scores`; starts nothing.
+        """The requests of a call, checked in full and ready for `start`, `run` and `run_scores`; starts nothing.
+
+        Args:
+            strict: raise for a prompt that cannot be honoured; off, the `error` of its requests says why.
 
         Raises:
             InvalidRequest: for anything that cannot be honoured.
         """
-        return self._requests(prompts, params, base_prompts, None, chat, stream=stream)
+        return self._requests(prompts, params, base_prompts, None, chat, stream=stream, strict=strict)
 
     def score(
         self,
@@ -478,6 +492,7 @@ class Pair:
         chat: bool,
         *,
         stream: bool,
+        strict: bool = True,
     ) -> list[Request]:
         """Every request of a call, checked in full before any runs."""
         params = params or SamplingParams.preset(DEFAULT_PRESET)
@@ -485,8 +500,15 @@ class Pair:
         base, teacher = self.mixing.base, self.mixing.teacher
         requests = []
         for index, (base_prompt, prompt) in enumerate(pair_up(prompts, base_prompts, teacher_prompts)):
-            base_ids = encode_prompt(base_prompt, base, chat=chat, side="base", number=index)
-            teacher_ids = encode_prompt(prompt, teacher, chat=chat, side="teacher", number=index)
+            base_ids, teacher_ids, refused = [], [], None
+            number = index if strict else None
+            try:
+                base_ids = encode_prompt(base_prompt, base, chat=chat, side="base", number=number)
+                teacher_ids = encode_prompt(prompt, teacher, chat=chat, side="teacher", number=number)
+            except InvalidRequest as error:
+                if strict:
+                    raise
+                refused = str(error)
             seed = secrets.randbits(63) if params.seed is None else params.seed
             requests += [
                 Request(
@@ -501,6 +523,7 @@ class Pair:
                     room=min(base.max_context - len(base_ids), teacher.max_context - len(teacher_ids)),
                     outcomes=outcomes,
                     stream=stream,
+                    error=refused,
                 )
                 for sample in range(params.n)
             ]
@@ -525,7 +548,10 @@ class Pair:
 
         running += [Running(request, detokenizer, counted(number)) for number, request in enumerate(requests)]
         for sequence in running:
-            self._engine.submit(sequence)
+            if sequence.request.error is None:
+                self._engine.submit(sequence)
+            else:
+                sequence.end("error", error=sequence.request.error)
         return running
 
 
@@ -541,10 +567,6 @@ def open_checkpoints(base: str | Path | None, teacher: str | Path | None) -> tup
     first = Checkpoint.open(bundled("base") if base is None else base)
     same = base is not None and str(base) == str(teacher)
     return first, first if same else Checkpoint.open(bundled("teacher") if teacher is None else teacher)
-
-
-def _in_order(completions: list[Completion]) -> list[Completion]:
-    return sorted(completions, key=lambda c: (c.index, c.sample))
 
 
 def _resolve(end: asyncio.Future[_T], result: _T) -> None:

@@ -10,25 +10,27 @@ from midlogit.errors import InvalidRequest, PromptTooLong
 Prompt = str | Sequence[Message] | Sequence[int]
 
 
-def encode_prompt(prompt: Prompt, checkpoint: Model, *, chat: bool, side: str, number: int) -> list[int]:
+def encode_prompt(prompt: Prompt, checkpoint: Model, *, chat: bool, side: str, number: int | None) -> list[int]:
     """Token ids of one prompt for one side.
 
     Args:
         prompt: text, chat messages (dicts with role and content), or token ids.
         chat: wrap text as one user message.
-        side, number: named in errors.
+        side, number: named in errors; the number only where it is one.
 
     Raises:
         InvalidRequest: empty, of no known form, or ids out of range.
         PromptTooLong: no room for a token in the context window.
     """
-    where = f"{side} prompt {number}"
+    where = f"{side} prompt" if number is None else f"{side} prompt {number}"
     forms = "Give text, chat messages or token ids."
     if not isinstance(prompt, Sequence):
         raise InvalidRequest(f"The {where} is of no known form.", forms)
     if not prompt:
         raise InvalidRequest(f"The {where} is empty.", forms)
     if isinstance(prompt, str):
+        if not _is_unicode(prompt):
+            raise InvalidRequest(f"The {where} holds lone surrogates, which no UTF-8 has.", "Decode its bytes anew.")
         ids = checkpoint.encode_chat([{"role": "user", "content": prompt}]) if chat else checkpoint.encode(prompt)
     elif all(isinstance(part, dict) for part in prompt):
         for message in prompt:
@@ -49,6 +51,15 @@ def encode_prompt(prompt: Prompt, checkpoint: Model, *, chat: bool, side: str, n
             "Shorten it: at least one token must fit behind it.",
         )
     return ids
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text is one of Unicode characters: bytes that were decoded by "surrogateescape" are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def pair_up(

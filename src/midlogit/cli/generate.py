@@ -1,32 +1,70 @@
-"""`midlogit generate`: prompts from arguments or standard input, completions as text or JSON lines.
+"""`midlogit generate`: prompts from arguments, a file or standard input, completions as text or JSON lines.
 
-Knows what is printed where and when; each completion is written as soon as those before it are.
+Knows what is printed where and when; each completion is written as soon as those before it are. A signal, and a prompt
+that cannot be honoured, cost no other row.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import orjson
 
+from midlogit.batch import Event
+from midlogit.cli.console import TICK_S, Signals, complain, write_json_line, write_text
+from midlogit.cli.inputs import Columns, Row, read_rows, rows_of_arguments
 from midlogit.cli.loading import InProcess, Serving, open_pair
 from midlogit.errors import InvalidRequest
-from midlogit.outputs import Completion, Token
+from midlogit.outputs import Completion, Diagnostics, Token, Usage
 from midlogit.pair import Pair
 from midlogit.params import SamplingParams
+from midlogit.prompts import Prompt
+from midlogit.sampling.sequence import Request
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one call asks for."""
+    """What one call asks for.
+
+    Attributes:
+        prompts: of the command line. file, encoding, columns: where and how prompts are read when there are none.
+        base_prompt: what the base sees in place of every prompt.
+        strict: whether a prompt that cannot be honoured stops the call, before anything runs.
+    """
 
     prompts: list[str]
+    file: Path | None
+    encoding: str
+    columns: Columns
     base_prompt: str | None
     chat: bool
     params: SamplingParams
     stream: bool
     json: bool
+    strict: bool
+
+    def rows(self) -> list[Row]:
+        """The prompts.
+
+        Raises:
+            InvalidRequest: options that exclude each other, or an input that cannot be read.
+        """
+        if self.stream and self.json:
+            raise InvalidRequest(
+                "--stream and --json exclude each other.", "--stream prints text, --json whole completions."
+            )
+        if self.stream and self.params.n > 1:
+            raise InvalidRequest("--stream shows one completion a prompt.", "Leave out --n.")
+        if self.base_prompt is not None and self.columns.base_prompt is not None:
+            raise InvalidRequest("--base-prompt and --base-prompt-column exclude each other.", "Leave one out.")
+        if not self.prompts:
+            return read_rows(self.file, self.encoding, self.columns)
+        if self.file is not None or self.columns.are_named:
+            raise InvalidRequest("There are prompts on the command line and an input to read.", "Leave one out.")
+        return rows_of_arguments(self.prompts)
 
 
 def run_generate(
@@ -37,77 +75,109 @@ def run_generate(
     here: InProcess,
     serving: Serving,
 ) -> int:
-    """Runs the job and returns the exit code."""
-    if job.stream and job.json:
-        raise InvalidRequest(
-            "--stream and --json exclude each other.", "--stream prints text, --json whole completions."
-        )
-    if job.stream and job.params.n > 1:
-        raise InvalidRequest("--stream shows one completion a prompt.", "Leave out --n.")
-    prompts = job.prompts or _prompts_from_stdin()
-    base_prompts = None if job.base_prompt is None else [job.base_prompt] * len(prompts)
-    with open_pair(base, teacher, here=here, serving=serving) as pair:
-        if job.stream:
-            return _stream(pair, job, prompts)
-        return _batch(pair, job, prompts, base_prompts)
+    """Runs the job and returns the exit code.
 
-
-def _prompts_from_stdin() -> list[str]:
-    if sys.stdin.isatty():
-        raise InvalidRequest("There is no prompt.", "Give one, or pipe prompts in, one a line.")
-    prompts = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
-    if not prompts:
-        raise InvalidRequest("Standard input holds no prompt.", "Give one a line.")
-    return prompts
-
-
-def _stream(pair: Pair, job: Job, prompts: list[str]) -> int:
-    failed = False
-    for prompt in prompts:
-        for event in pair.stream(prompt, job.params, base_prompt=job.base_prompt, chat=job.chat):
-            if isinstance(event, Token):
-                print(event.text, end="", flush=True)
-            else:
-                failed |= _report_failure(event)
-        print(flush=True)
-    return int(failed)
-
-
-def _batch(pair: Pair, job: Job, prompts: list[str], base_prompts: list[str] | None) -> int:
+    Raises:
+        MidlogitError: what makes the whole call impossible; OutputLost: output that cannot be written.
+    """
     from tqdm import tqdm
 
-    batch = pair.as_completed(prompts, job.params, base_prompts=base_prompts, chat=job.chat)
-    printer = OrderedPrinter(job)
-    shown = batch.size > 1 and sys.stderr.isatty()
-    code = 0
-    with tqdm(total=batch.size, disable=not shown, unit="completion", file=sys.stderr) as bar:
-        try:
-            for completion in batch:
-                printer.add(completion)
-                bar.update()
-        except KeyboardInterrupt:
-            for completion in batch.stop():
-                printer.add(completion)
-            code = 130
-    printer.finish()
-    return code or int(printer.failed)
+    rows = job.rows()
+    errors = {index: row.error for index, row in enumerate(rows) if row.error is not None}
+    _require_enough(job, rows, errors)
+    printer = Printer(job, rows)
+    if len(errors) == len(rows):
+        printer.finish()
+        return 1
+    with Signals() as signals, open_pair(base, teacher, here=here, serving=serving) as pair:
+        requests = _prepare(pair, job, rows)
+        _require_enough(job, rows, errors | {r.index: r.error for r in requests if r.error is not None})
+        shown = not job.stream and len(requests) > 1 and sys.stderr.isatty()
+        with (
+            signals.noted(),
+            tqdm(total=len(requests), disable=not shown, unit="completion", file=sys.stderr) as bar,
+        ):
+            for event in _events(pair, requests, job.stream, signals):
+                printer.add(event)
+                bar.update(isinstance(event, Completion))
+            printer.finish()
+    return signals.code or int(printer.failed)
 
 
-class OrderedPrinter:
-    """Prints completions in the order of the prompts, each as soon as all before it are printed."""
+def _require_enough(job: Job, rows: list[Row], errors: dict[int, str]) -> None:
+    """Refuses rows that cannot be honoured: all such in a strict job, else arguments when there is nothing else.
 
-    def __init__(self, job: Job) -> None:
+    Raises:
+        InvalidRequest: names the first, and says how many more there are.
+    """
+    nothing_else = bool(job.prompts) and len(errors) == len(rows)
+    if errors and (job.strict or nothing_else):
+        first = min(errors)
+        more = f" {len(errors) - 1} more cannot be honoured." if len(errors) > 1 else ""
+        raise InvalidRequest(f"{rows[first].where}: {errors[first]}{more}")
+
+
+def _prepare(pair: Pair, job: Job, rows: list[Row]) -> list[Request]:
+    """Requests of the rows that were read; `index` is the row's, `error` says why one cannot be honoured."""
+    read = [(index, row, row.prompt) for index, row in enumerate(rows) if row.prompt is not None]
+    prompts = [prompt for _, _, prompt in read]
+    base_prompts: list[Prompt] | None = None
+    if job.base_prompt is not None:
+        base_prompts = [job.base_prompt] * len(read)
+    elif job.columns.base_prompt is not None:
+        base_prompts = [prompt if row.base_prompt is None else row.base_prompt for _, row, prompt in read]
+    requests = pair.prepare(
+        prompts, job.params, base_prompts=base_prompts, chat=job.chat, stream=job.stream, strict=False
+    )
+    return [replace(request, index=read[request.index][0]) for request in requests]
+
+
+def _events(pair: Pair, requests: list[Request], in_turn: bool, signals: Signals) -> Iterator[Event]:
+    """What becomes of the requests, run together or in turn.
+
+    A signal ends what runs, which is told with what it has; a second one ends the wait for that.
+    """
+    for batch in ([request] for request in requests) if in_turn else (requests,):
+        running, aborted = pair.start(batch), False
+        while not running.is_over and signals.count < 2:
+            if signals.count and not aborted:
+                running.abort()
+                aborted = True
+            if (event := running.poll(TICK_S)) is not None:
+                yield event
+        while (event := running.poll(0)) is not None:
+            yield event
+        if signals.count:
+            return
+
+
+class Printer:
+    """Prints completions in the order of the rows, each as soon as all before it are printed; tokens at once.
+
+    Attributes:
+        failed: whether a row ended with an error.
+    """
+
+    def __init__(self, job: Job, rows: list[Row]) -> None:
         self.failed = False
         self._job = job
-        self._ready: dict[tuple[int, int], Completion] = {}
+        self._rows = rows
+        self._told = ""
         self._next = (0, 0)
+        self._ready = {
+            (index, sample): _unreadable(index, sample, row.error)
+            for index, row in enumerate(rows)
+            if row.error is not None
+            for sample in range(job.params.n)
+        }
 
-    def add(self, completion: Completion) -> None:
-        self._ready[completion.index, completion.sample] = completion
-        while self._next in self._ready:
-            self._print(self._ready.pop(self._next))
-            index, sample = self._next
-            self._next = (index, sample + 1) if sample + 1 < self._job.params.n else (index + 1, 0)
+    def add(self, event: Event) -> None:
+        self._advance()
+        if isinstance(event, Token):
+            write_text(event.text)
+            return
+        self._ready[event.index, event.sample] = event
+        self._advance()
 
     def finish(self) -> None:
         """Prints what waits behind a completion that never came."""
@@ -115,20 +185,45 @@ class OrderedPrinter:
             self._print(self._ready[key])
         self._ready.clear()
 
+    def _advance(self) -> None:
+        while self._next in self._ready:
+            self._print(self._ready.pop(self._next))
+            index, sample = self._next
+            self._next = (index, sample + 1) if sample + 1 < self._job.params.n else (index + 1, 0)
+
     def _print(self, completion: Completion) -> None:
-        self.failed |= _report_failure(completion)
+        is_error = completion.finish_reason == "error"
+        if is_error:
+            completion = replace(completion, error=f"{self._rows[completion.index].where}: {completion.error}")
+            self._tell(str(completion.error))
         if self._job.json:
             # What was aborted is printed too: it was paid for, and finish_reason says what it is.
-            line = orjson.dumps(completion.to_dict()).decode()
-        elif completion.finish_reason == "abort":
-            return
-        else:
-            line = completion.text
-        print(line, flush=True)
+            write_json_line(orjson.dumps(completion.to_dict()))
+        elif self._job.stream:
+            write_text("\n" if completion.token_ids or not is_error else "")
+        elif completion.finish_reason != "abort" and (completion.text or not is_error):
+            write_text(completion.text + "\n")
+
+    def _tell(self, error: str) -> None:
+        """An error, once for all samples of a row."""
+        self.failed = True
+        if error != self._told:
+            complain(error)
+        self._told = error
 
 
-def _report_failure(completion: Completion) -> bool:
-    if completion.finish_reason != "error":
-        return False
-    print(f"midlogit: {completion.error}", file=sys.stderr)
-    return True
+def _unreadable(index: int, sample: int, error: str) -> Completion:
+    """The completion of a row whose prompt could not be read."""
+    return Completion(
+        index=index,
+        sample=sample,
+        prompt=None,
+        base_prompt=None,
+        text="",
+        token_ids=[],
+        finish_reason="error",
+        stop_reason=None,
+        usage=Usage(0, 0, 0, 0),
+        diagnostics=Diagnostics(),
+        error=error,
+    )

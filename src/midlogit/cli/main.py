@@ -5,13 +5,41 @@ Exit codes: 0 done, 1 failure, 2 usage, 130 interrupted.
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
-from typing import Annotated, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from midlogit import __version__
+from midlogit.cli.console import complain, set_up_streams
 from midlogit.errors import InvalidRequest, MidlogitError
+
+OPTION = re.compile(r"--[a-z][a-z-]*(=.*)?", re.DOTALL)
+
+
+class PromptCommand(TyperCommand):
+    """A command that takes prompts: its parser says how one that begins with a dash is given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return list(super().parse_args(ctx, args))
+        except Exception as error:
+            refused: Any = error
+            option = getattr(refused, "option_name", None)
+            if option and (
+                prompt := next((a for a in given if a.startswith(option) and not OPTION.fullmatch(a)), None)
+            ):
+                refused.message = (
+                    f"{refused.message}. A prompt that begins with a dash comes after --: "
+                    f"{ctx.command_path} -- {shlex.quote(prompt)}"
+                )
+            raise
+
 
 app = typer.Typer(
     help="Sample text from the exact middle of two language models.",
@@ -62,7 +90,7 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-@app.command()
+@app.command(cls=PromptCommand)
 def demo(
     prompt: Annotated[str, typer.Argument(help="What both models are asked, each in its own template.")] = (
         "Tell me a short story about a fox."
@@ -84,12 +112,27 @@ def demo(
     run_demo(prompt, params, base=base, teacher=teacher, device=device, dtype=dtype)
 
 
-@app.command()
+@app.command(cls=PromptCommand)
 def generate(
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(help="Prompts; read from standard input, one a line, when none is given."),
+        typer.Argument(help="Prompts; read from --input or standard input, one a line, when none is given."),
     ] = None,
+    input: Annotated[
+        Path | None, typer.Option(help="A file of prompts, one a line; JSON lines where it ends in .jsonl or .ndjson.")
+    ] = None,
+    prompt_column: Annotated[
+        str | None,
+        typer.Option(
+            help="JSON lines: where text, messages or token ids are; by default prompt, else messages. Given, standard "
+            "input and any file are read as JSON lines."
+        ),
+    ] = None,
+    base_prompt_column: Annotated[str | None, typer.Option(help="JSON lines: what the base sees in its place.")] = None,
+    encoding: Annotated[str, typer.Option(help="Of the input.")] = "utf-8",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop before anything runs when one prompt cannot be honoured.")
+    ] = False,
     base: Base = None,
     teacher: Teacher = None,
     base_prompt: Annotated[str | None, typer.Option(help="The base sees this text in place of the prompt.")] = None,
@@ -122,6 +165,7 @@ def generate(
 ) -> None:
     """Sample completions from q*; without --base and --teacher from the bundled pair."""
     from midlogit.cli.generate import Job, run_generate
+    from midlogit.cli.inputs import Columns
     from midlogit.cli.loading import InProcess, Serving, parse_speculation
     from midlogit.core.rules import parse_rule
     from midlogit.params import SamplingParams
@@ -140,7 +184,18 @@ def generate(
         alpha_rule=parse_rule(alpha_rule),
         **changes,
     )
-    job = Job(prompts or [], base_prompt, chat, params, stream, json)
+    job = Job(
+        prompts=prompts or [],
+        file=input,
+        encoding=encoding,
+        columns=Columns(prompt_column, base_prompt_column),
+        base_prompt=base_prompt,
+        chat=chat,
+        params=params,
+        stream=stream,
+        json=json,
+        strict=strict,
+    )
     asked = parse_speculation(speculation)
     serving = Serving(
         top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key, asked
@@ -238,26 +293,22 @@ def presets() -> None:
 
 
 def run() -> NoReturn:
-    """Entry point of the console script: every expected error is one line and an exit code."""
+    """Entry point of the command: every expected error is one line and an exit code."""
+    sys.exit(_run())
+
+
+def _run() -> int:
     try:
-        app()
-    except InvalidRequest as error:
-        _complain(error)
-        sys.exit(2)
-    except MidlogitError as error:
-        _complain(error)
-        sys.exit(1)
+        set_up_streams()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except SystemExit as end:
+        return int(end.code or 0)
     except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has gone (`| head`): nothing to say, and nobody to say it to.
-        sys.stderr.close()
-        sys.exit(1)
-    except OSError as error:
-        _complain(error)  # such as a full disk behind a redirected stdout
-        sys.exit(1)
-    sys.exit(0)
-
-
-def _complain(error: Exception) -> None:
-    print(f"midlogit: {error}", file=sys.stderr)
+        return 130
+    except (MidlogitError, OSError) as error:
+        complain(error)
+        return 2 if isinstance(error, InvalidRequest) else 1
+    return 0

@@ -33,6 +33,7 @@ class Request:
         room: most tokens that fit both context windows.
         outcomes: the alphabet.
         stream: whether the listener wants each token.
+        error: why the prompt cannot be honoured; such a request ends at once.
     """
 
     index: int
@@ -46,6 +47,7 @@ class Request:
     room: int
     outcomes: Outcomes
     stream: bool
+    error: str | None = None
 
 
 class Sequence:

@@ -1,0 +1,160 @@
+"""What a command reads, writes and hears: its standard streams, and the signals that end it; knows no command.
+
+Whatever the encoding, the disk or the reader of the output, a failure is one line and an exit code.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import signal
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from midlogit.errors import MidlogitError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
+PATIENCE_S = 1.0  # how long a reader who takes nothing is waited for after a second signal
+TICK_S = 0.1
+
+
+class OutputLost(MidlogitError):
+    """Standard output that takes no more: a full disk, or a reader that has gone."""
+
+
+class Signals:
+    """Ctrl-C, SIGTERM and SIGHUP while the block runs: each ends it, or is noted inside `noted`.
+
+    A signal that is ignored outside (`nohup`) stays so.
+
+    Attributes:
+        count: how many came. code: the exit code that the first asks for, 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.code = 0
+        self._is_noted = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Inside, a signal only counts: the block looks for it, and nothing is torn."""
+        self._is_noted = True
+        try:
+            yield
+        finally:
+            self._is_noted = False
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        self.count += 1
+        self.code = self.code or 128 + number
+        Output.is_hurried = self.count > 1
+        if not self._is_noted:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(self.code)
+
+
+class Output(io.FileIO):
+    """Standard output as it is: what is written to it is there as a whole, or OutputLost says why not.
+
+    Attributes:
+        is_hurried: whether a reader who takes nothing is no longer waited for.
+    """
+
+    is_hurried = False
+
+    def __init__(self) -> None:
+        super().__init__(1, "wb", closefd=False)
+        self._is_file = stat.S_ISREG(os.fstat(1).st_mode)
+        self._is_lost = False
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Writes all of it; once the output is lost, nothing, so that the flush at exit has nothing to say."""
+        rest = memoryview(data).cast("B")
+        size, idle = len(rest), 0.0
+        while rest and not self._is_lost:
+            try:
+                if self._is_file or sys.platform == "win32":
+                    rest = rest[os.write(1, rest) :]
+                elif select.select((), (1,), (), TICK_S)[1]:
+                    idle = 0.0
+                    with suppress(BlockingIOError):
+                        rest = rest[os.write(1, rest[: select.PIPE_BUF]) :]
+                elif self.is_hurried and (idle := idle + TICK_S) > PATIENCE_S:
+                    self._lose("Nobody reads standard output", "")
+            except BrokenPipeError:
+                self._lose("Whoever read standard output has gone; the rest is not written", "")
+            except OSError as error:
+                self._take_back(size - len(rest))
+                self._lose(f"Cannot write to standard output: {error.strerror}", "The rest is not written.")
+        return size
+
+    def _take_back(self, written: int) -> None:
+        """Cuts off the part of a line that still fitted on the disk, if nobody has written after it."""
+        with suppress(OSError):
+            end = os.lseek(1, 0, os.SEEK_CUR)
+            if self._is_file and written and os.fstat(1).st_size == end:
+                os.ftruncate(1, end - written)
+
+    def _lose(self, message: str, hint: str) -> None:
+        self._is_lost = True
+        raise OutputLost(f"{message}.", hint) from None
+
+
+def set_up_streams() -> None:
+    """Makes standard streams that take any text and tell every failure.
+
+    Raises:
+        OutputLost: standard output is closed.
+    """
+    if sys.stdin is None:
+        sys.stdin = _nowhere("r")  # it takes the descriptor, which no other file shall have
+    if sys.stdout is None:
+        _nowhere("w")
+    if sys.stderr is None:
+        sys.stderr = _nowhere("w")
+    if sys.stdout is None:
+        raise OutputLost("Standard output is closed.", "Give it a file or a reader.")
+    encoding, lines = sys.stdout.encoding, sys.stdout.isatty()
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(Output()), encoding, errors="replace", line_buffering=lines)
+
+
+def write_text(text: str) -> None:
+    """Text in the encoding of standard output, at once."""
+    print(text, end="", flush=True)
+
+
+def write_json_line(line: bytes) -> None:
+    """A line of JSON, which is UTF-8 whatever the encoding (RFC 8259), at once."""
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def complain(message: object) -> None:
+    """One line on standard error; where that is lost, too, nothing."""
+    try:
+        print(f"midlogit: {' '.join(str(message).splitlines())}", file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = _nowhere("w")
+
+
+def _nowhere(mode: str) -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_RDWR), mode)

@@ -126,11 +126,11 @@ def set_up_streams() -> None:
         OutputLost: standard output is closed.
     """
     if sys.stdin is None:
-        sys.stdin = _nowhere("r")  # it takes the descriptor, which no other file shall have
+        sys.stdin = _nowhere()  # it takes the descriptor, which no other file shall have
     if sys.stdout is None:
-        _nowhere("w")
+        _nowhere()
     if sys.stderr is None:
-        sys.stderr = _nowhere("w")
+        sys.stderr = _nowhere()
     if sys.stdout is None:
         raise OutputLost("Standard output is closed.", "Give it a file or a reader.")
     encoding, lines = sys.stdout.encoding, sys.stdout.isatty()
@@ -153,8 +153,8 @@ def complain(message: object) -> None:
     try:
         print(f"midlogit: {' '.join(str(message).splitlines())}", file=sys.stderr, flush=True)
     except OSError:
-        sys.stderr = _nowhere("w")
+        sys.stderr = _nowhere()
 
 
-def _nowhere(mode: str) -> TextIO:
-    return os.fdopen(os.open(os.devnull, os.O_RDWR), mode)
+def _nowhere() -> TextIO:
+    return io.TextIOWrapper(io.FileIO(os.devnull, "r+"), "utf-8")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from midlogit.checkpoint import Checkpoint
-from midlogit.cli.loading import Serving, are_urls, quiet_transformers
+from midlogit.cli.loading import Serving, are_urls, quiet_transformers, servers
 from midlogit.errors import MidlogitError
 from midlogit.mixing import Mixing
 from midlogit.pair import open_checkpoints
@@ -28,7 +28,7 @@ def run_doctor(base: str | None, teacher: str | None, dtype: str, serving: Servi
         MidlogitError: a model or server that cannot be opened at all.
     """
     if are_urls(base, teacher) and base and teacher:
-        return _servers(base.split(","), teacher.split(","), serving)
+        return _servers(servers(base), servers(teacher), serving)
     quiet_transformers()
     checkpoints = open_checkpoints(base, teacher)
     mixing = Mixing(*checkpoints)

@@ -89,7 +89,7 @@ def read_rows(file: Path | None, encoding: str, columns: Columns) -> list[Row]:
 
 def _decode(data: bytes, encoding: str, name: str) -> str:
     """The text without a byte order mark."""
-    hint = f"Save it as {encoding}, or name what it is, such as --encoding latin-1."
+    hint = f"Save it as {encoding.upper()}, or name what it is, such as --encoding latin-1."
     if encoding.lower() in ("utf-8", "utf8") and data.startswith(WIDE_MARKS):
         raise InvalidRequest(f"{name}, line 1: this is UTF-16, not UTF-8.", "Use --encoding utf-16.")
     try:

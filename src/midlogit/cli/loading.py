@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from midlogit.engines.http.urls import looks_like_server
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
 from midlogit.pair import Pair
@@ -80,7 +83,7 @@ def parse_speculation(text: str) -> Asked:
     Raises:
         InvalidRequest: for any other text, or a number out of range.
     """
-    asked: Any = int(text) if text.lstrip("-").isdigit() else text
+    asked: Any = int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else text
     require_speculation(asked)
     return asked  # type: ignore[no-any-return]
 
@@ -124,10 +127,18 @@ def are_urls(base: str | None, teacher: str | None) -> bool:
     if (base is None) != (teacher is None):
         missing = "--teacher" if teacher is None else "--base"
         raise InvalidRequest(f"{missing} is missing.", "Name both models, or neither for the bundled pair.")
-    urls = [name is not None and name.startswith(("http://", "https://")) for name in (base, teacher)]
+    urls = [
+        name is not None and looks_like_server(name) and not Path(name).expanduser().exists()
+        for name in (base, teacher)
+    ]
     if any(urls) and not all(urls):
         raise InvalidRequest("One model is a server and one a folder.", "Name two servers or two folders.")
     return all(urls)
+
+
+def servers(urls: str) -> list[str]:
+    """The URLs of a side: several are parted by commas."""
+    return [url for part in urls.split(",") if (url := part.strip())]
 
 
 def quiet_transformers() -> None:
@@ -154,7 +165,7 @@ def open_pair(
         if find_spec("transformers") is not None:
             quiet_transformers()
         serving = serving or Serving()
-        return Pair.http(base.split(","), teacher.split(","), speculation=serving.speculation, **serving.options())
+        return Pair.http(servers(base), servers(teacher), speculation=serving.speculation, **serving.options())
     quiet_transformers()
     if sys.stderr.isatty():
         print(f"Loading {base or 'the bundled base'} and {teacher or 'teacher'} ...", file=sys.stderr)

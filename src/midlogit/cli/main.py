@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -273,7 +274,7 @@ def serve(
         here=InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len, asked),
         serving=serving,
         log_format=log_format,
-        host=host,
+        host=host.strip("[]"),
         port=port,
         api_keys=tuple(api_key or ()),
         preset=preset,
@@ -294,7 +295,9 @@ def presets() -> None:
 
 def run() -> NoReturn:
     """Entry point of the command: every expected error is one line and an exit code."""
-    sys.exit(_run())
+    code = _run()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the interpreter's own exit would answer it with a traceback
+    sys.exit(code)
 
 
 def _run() -> int:

@@ -26,6 +26,7 @@ from midlogit.server.streaming import ClientGone
 
 OPEN_PATHS = ("/", "/health", "/version", "/metrics", "/openapi.json")
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+API_PATHS = ("/chat/completions", "/completions", "/models")
 QUIET_PATHS = ("/health", "/metrics")
 
 
@@ -66,7 +67,7 @@ class Boundary:
             status = 499
             self._service.metrics.failed("client_gone")
         except Exception as error:  # the last place where a failure can become an answer
-            problem = self._problem(error)
+            problem = self._problem(error, scope["path"])
             if scope["path"] not in QUIET_PATHS:
                 self._service.metrics.failed(problem.code)
             if status == 0:
@@ -91,14 +92,22 @@ class Boundary:
                 headers={"WWW-Authenticate": "Bearer"},
             )
 
-    def _problem(self, error: Exception) -> ApiError:
+    def _problem(self, error: Exception, path: str) -> ApiError:
         if isinstance(error, MidlogitError):
             error = from_midlogit(error)
         if isinstance(error, HTTPException):
             code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-            error = ApiError(error.status_code, code, str(error.detail), headers=error.headers)
+            message = _nothing_at(path) if error.status_code == 404 else str(error.detail)
+            error = ApiError(error.status_code, code, message, headers=error.headers)
         if isinstance(error, ApiError):
             error.message = self._service.redact(error.message)
             return error
         logger.error("%s at %s: %s", type(error).__name__, where(error), error)
         return ApiError(500, "server_error", "The server failed; its log says how.")
+
+
+def _nothing_at(path: str) -> str:
+    """That a path is no route, and which was meant by a client whose base URL lacks /v1 or has it twice."""
+    meant = next((f"/v1{end}" for end in API_PATHS if path.rstrip("/").endswith(end)), None)
+    hint = f" Did you mean {meant}? The base URL of a client ends in /v1, once." if meant else ""
+    return f"Nothing is at {path[:200]}.{hint}"

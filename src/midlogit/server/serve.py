@@ -34,6 +34,7 @@ def serve(settings: ServerSettings, open_pair: Callable[[], Pair]) -> None:
         KeyboardInterrupt: stopped by Ctrl-C, after what ran had finished.
     """
     listener = listen(settings.host, settings.port)
+    where = url_of(settings.host, listener.getsockname()[1])
     service = Service(settings)
     logs.set_up(settings.json_logs, service.redact)
     failures: list[Exception] = []
@@ -41,7 +42,7 @@ def serve(settings: ServerSettings, open_pair: Callable[[], Pair]) -> None:
     def load() -> None:
         try:
             service.open(open_pair())
-            logger.info("ready: http://%s:%d", settings.host, listener.getsockname()[1])
+            logger.info("ready: %s", where)
         except Exception as error:  # told by the thread that waits for the server
             failures.append(error)
             server.should_exit = True
@@ -55,13 +56,21 @@ def serve(settings: ServerSettings, open_pair: Callable[[], Pair]) -> None:
     ))  # fmt: skip
     if not settings.is_local and not settings.api_keys:
         logger.warning("anyone who can reach %s can use this server: give it an --api-key", settings.host)
-    logger.info("loading; listening on http://%s:%d", settings.host, listener.getsockname()[1])
+    logger.info("loading; listening on %s", where)
     try:
         server.run(sockets=[listener])
     finally:
         service.close()
     if failures:
         raise failures[0]
+
+
+def url_of(host: str, port: int) -> str:
+    """The URL of an address that is listened on; where that is every address, one of them."""
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what listens, and where this machine reaches it
+    reached = everywhere.get(host, host)
+    url = f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+    return f"{url} (and every other address of this machine)" if host in everywhere else url
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -77,12 +86,18 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         if listener is not None:
             listener.close()
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        raise AddressUnavailable(f"Cannot listen on {host}:{port}: {reason}.", "Choose another.") from error
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise AddressUnavailable(f"Cannot listen on {where}: {_reason(error)}.", "Choose another.") from error
     return listener
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    if isinstance(error, UnicodeError):
+        return "the host is no name or address"
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror)
 
 
 class Server(uvicorn.Server):

@@ -10,7 +10,7 @@ import random
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 import orjson
 
 from midlogit.engines.http.exchange import Address, Pool
+from midlogit.engines.http.urls import shown, suggestion, what_is_wrong
 from midlogit.errors import InvalidRequest, ServerUnavailable
 from midlogit.extras import require
 
@@ -44,8 +45,13 @@ class Endpoint:
     @property
     def name(self) -> str:
         """Side and URL, for messages; what the URL holds before an @ is left out."""
-        parts = urlsplit(self.url)
-        return f"{self.side} {urlunsplit(parts._replace(netloc=parts.netloc.rpartition('@')[2]))}"
+        return f"{self.side} {shown(self.url)}"
+
+    @property
+    def at_root(self) -> Endpoint:
+        """The OpenAI root that was meant: up to the /v1 inside the URL, else one below it."""
+        before, inside, _ = self.url.partition("/v1/")
+        return replace(self, url=(before if inside else self.url) + "/v1")
 
     def address(self, path: str) -> str:
         """Of an OpenAI path such as "/models"; "//tokenize" lies beside /v1, not below it."""
@@ -55,17 +61,18 @@ class Endpoint:
 
 
 def endpoint(side: str, url: str, key: str | None) -> Endpoint:
-    """Checks a URL as the user gave it.
+    """Checks a URL as the user gave it; blanks around it and slashes at its end do not count.
 
     Raises:
-        InvalidRequest: no http or https URL, or a key that no header can hold.
+        InvalidRequest: no http or https URL of a server, or a key that no header can hold.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise InvalidRequest(f"The {side} URL {url!r} is not an http URL.", "Give one such as http://127.0.0.1:9000/v1")
+    url = url.strip()
+    reason = what_is_wrong(url)
+    if reason is not None:
+        raise InvalidRequest(f"The {side} URL {shown(url)!r} is not an http URL: {reason}.", suggestion(url))
     if key and not key.isprintable():
         raise InvalidRequest(f"The {side} API key holds a line break.", "Give it without.")
-    return Endpoint(side, url.rstrip("/"), key)
+    return Endpoint(side, urlunsplit(urlsplit(url)).rstrip("/"), key)
 
 
 class CallFailed(Exception):

@@ -9,6 +9,7 @@ import asyncio
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from midlogit.engines.http.rows import (
     score_body,
     top_body,
 )
+from midlogit.engines.http.urls import shown
 from midlogit.errors import InvalidRequest, ServerUnavailable
 
 T = TypeVar("T")
@@ -206,12 +208,12 @@ async def _explain(client: Client, server: Endpoint, failure: CallFailed) -> Ser
         hint = f"Give --{server.side}-api-key, or set {variable} or OPENAI_API_KEY."
         return unavailable(server, CallFailed(f"it refuses the API key (HTTP {failure.status})"), hint)
     if failure.status == 404:
-        try:
-            await client.once(server, "/v1/models")
-        except CallFailed:
-            return unavailable(server, CallFailed("it knows no /models below that URL"), "Give one ending in /v1.")
-        name = server.name.removeprefix(f"{server.side} ")
-        return unavailable(server, CallFailed("it knows no /models below that URL"), f"Did you mean {name}/v1?")
+        hint = "Give the URL of a `vllm serve`, ending in /v1."
+        with suppress(CallFailed):
+            root = server.at_root
+            await client.once(root, "/models")
+            hint = f"Did you mean {shown(root.url)}?"
+        return unavailable(server, CallFailed(f"it answers HTTP 404 to {shown(server.address('/models'))}"), hint)
     if failure.status is None:
         return unavailable(server, failure, "Is `vllm serve` running there, and is the URL right?")
     return unavailable(server, failure)

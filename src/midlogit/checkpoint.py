@@ -78,8 +78,12 @@ class Checkpoint:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
         name = str(name)
-        path = Path(name).expanduser()
-        if path.exists():
+        try:
+            path = Path(name).expanduser()
+            is_there = path.exists()
+        except (OSError, RuntimeError) as error:  # no name of a file, or no such user's home
+            raise ModelUnavailable(f"{name[:100]} is no name of a model: {_first_line(error)}") from error
+        if is_there:
             name = str(path)
             if not (path / "config.json").is_file():
                 raise ModelUnavailable(f"{name} holds no config.json.", "Give a Hugging Face model folder or hub id.")
@@ -88,7 +92,7 @@ class Checkpoint:
         try:
             config = AutoConfig.from_pretrained(name)
             tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # a damaged file fails in many ways
             raise ModelUnavailable(f"{name} cannot be opened: {_first_line(error)}") from error
         causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
         architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")]
@@ -100,6 +104,10 @@ class Checkpoint:
             stop = GenerationConfig.from_pretrained(name).eos_token_id
         except OSError:
             stop = config.get_text_config().eos_token_id
+        except Exception as error:
+            raise ModelUnavailable(f"{name}'s generation_config.json cannot be read: {_first_line(error)}") from error
+        if not all(isinstance(i, int) for i in _as_ids(stop)):
+            raise ModelUnavailable(f"{name} names {stop!r} as its eos_token_id.", "It must be an id, or a list of ids.")
         return cls(name, config.get_text_config(), tokenizer, _as_ids(stop))
 
     @property
@@ -220,14 +228,23 @@ def _as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
 
 
 def _weights_in(file: Path) -> int:
-    """Number of weights by the header of a safetensors file."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(_product(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    """Number of weights by the header of a safetensors file.
+
+    Raises:
+        ModelUnavailable: it has none.
+    """
+    try:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(size, file.stat().st_size)))
+        return sum(_product(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelUnavailable(f"{file} is no safetensors file.", "Fetch it again.") from error
 
 
 def _product(shape: list[int]) -> int:

@@ -34,6 +34,7 @@ PRESETS: dict[str, Preset] = {
     )
 }
 DEFAULT_PRESET = "balanced"
+MOST_SAMPLES = 16384  # of one prompt, as in vLLM: each takes memory before the first begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class SamplingParams:
     """How to sample; names and meanings are vLLM's where vLLM has them.
 
     Attributes:
-        n: completions for each prompt.
+        n: completions for each prompt, 1 to 16384.
         max_tokens: most generated tokens, the ending one included.
         min_tokens: no ending id is drawn before this many tokens.
         temperature: divides both models' logits before the solve; 0 takes the most likely token of q*
@@ -88,7 +89,7 @@ class SamplingParams:
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         object.__setattr__(self, "special_token_ids", tuple(self.special_token_ids))
-        _require(self.n >= 1, f"n is {self.n}.", "It must be at least 1.")
+        _require(1 <= self.n <= MOST_SAMPLES, f"n is {self.n}.", f"It must lie in 1 to {MOST_SAMPLES}.")
         _require(self.max_tokens >= 1, f"max_tokens is {self.max_tokens}.", "It must be at least 1.")
         _require(
             0 <= self.min_tokens <= self.max_tokens,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from midlogit.checkpoint import Checkpoint
 from midlogit.cli.loading import Serving, are_urls, quiet_transformers, servers
-from midlogit.errors import MidlogitError
+from midlogit.errors import InvalidRequest, MidlogitError
 from midlogit.mixing import Mixing
 from midlogit.pair import open_checkpoints
 
@@ -27,15 +27,17 @@ def run_doctor(base: str | None, teacher: str | None, dtype: str, serving: Servi
     Raises:
         MidlogitError: a model or server that cannot be opened at all.
     """
+    if dtype not in BYTES:
+        raise InvalidRequest(f"Unknown dtype {dtype!r}.", f"Use {', '.join(BYTES)}.")
     if are_urls(base, teacher) and base and teacher:
         return _servers(servers(base), servers(teacher), serving)
     quiet_transformers()
     checkpoints = open_checkpoints(base, teacher)
     mixing = Mixing(*checkpoints)
     for side, checkpoint in zip(("base", "teacher"), checkpoints, strict=True):
-        _describe(side, checkpoint, BYTES.get(dtype, 4))
+        _describe(side, checkpoint, BYTES[dtype])
     _describe_mixture(mixing)
-    _describe_memory(checkpoints, BYTES.get(dtype, 4))
+    _describe_memory(checkpoints, BYTES[dtype])
     try:
         mixing.require_mixable()
     except MidlogitError as error:

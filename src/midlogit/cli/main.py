@@ -5,10 +5,12 @@ Exit codes: 0 done, 1 failure, 2 usage, 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -314,4 +316,14 @@ def _run() -> int:
     except (MidlogitError, OSError) as error:
         complain(error)
         return 2 if isinstance(error, InvalidRequest) else 1
+    except Exception as error:
+        complain(f"{type(error).__name__} at {_place(error)}: {error}. This is a fault of midlogit: please report it.")
+        return 1
     return 0
+
+
+def _place(error: Exception) -> str:
+    """The last file and line of midlogit that an error came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if f"{os.sep}midlogit{os.sep}" in f.filename), frames[-1])
+    return f"{Path(frame.filename).name}:{frame.lineno}"

@@ -36,7 +36,7 @@ def parse_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).tolist()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InvalidRequest(f"Device {name!r} cannot be used: {reason}.", "Use cpu, cuda or cuda:NUMBER.") from error

@@ -29,11 +29,9 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
         kinds = ", ".join(sorted(checkpoint.unsupported_layers))
         raise ModelUnavailable(f"{checkpoint.name} has layers of a kind the local engine cannot batch: {kinds}.")
     try:
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.name, dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelUnavailable(f"The weights of {checkpoint.name} cannot be loaded: {reason}") from error
-    return model.to(device).eval()
+        return AutoModelForCausalLM.from_pretrained(checkpoint.name, dtype=dtype).to(device).eval()
+    except Exception as error:  # a damaged file, or a device that is too small, fails in many ways
+        raise ModelUnavailable(f"The weights of {checkpoint.name} cannot be loaded: {_first_line(error)}") from error
 
 
 class Side:
@@ -46,7 +44,12 @@ class Side:
         self._lengths: list[int] = []
         self._written: list[int] = []  # columns of each slot that were ever written, rolled-back ones among them
         self.device = next(model.parameters()).device
-        self._require_rows_independent(checkpoint.name)
+        try:
+            self._require_rows_independent(checkpoint.name)
+        except ModelUnavailable:
+            raise
+        except Exception as error:  # a configuration that the weights do not fit fails in many ways
+            raise ModelUnavailable(f"{checkpoint.name} cannot be run: {_first_line(error)}") from error
 
     def add(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Opens a slot for each prompt and runs them; logits [N, vocabulary] behind their last tokens."""
@@ -179,3 +182,7 @@ class Side:
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype.itemsize < 4 else logits
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -52,4 +52,4 @@ def suggestion(url: str) -> str:
 
 def shown(url: str) -> str:
     """The URL without what it holds of user and password."""
-    return re.sub(r"(//|^)\S*@", r"\1", url)
+    return re.sub(r"^([a-zA-Z]+://)?\S*@", r"\1", url)

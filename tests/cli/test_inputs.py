@@ -1,0 +1,93 @@
+"""Prompts from files and standard input: lines as an editor counts them, encodings, JSON lines."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from midlogit.cli.inputs import Columns, Row, read_rows, rows_of_arguments
+from midlogit.errors import InvalidRequest
+
+
+def read(folder: Path, data: bytes, name: str = "p.txt", encoding: str = "utf-8", **columns: str) -> list[Row]:
+    (folder / name).write_bytes(data)
+    return read_rows(folder / name, encoding, Columns(**columns))
+
+
+def test_blank_lines_are_no_prompts_and_count(tmp_path: Path) -> None:
+    rows = read(tmp_path, b"a\n\n  \r\nb \r\n\rc\x0bd\xe2\x80\xa8e\n\n")
+    assert [(row.where.rpartition(", ")[2], row.prompt) for row in rows] == [
+        ("line 1", "a"), ("line 4", "b "), ("line 6", "c\x0bd\u2028e"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding"),
+    [
+        (b"\xef\xbb\xbfcaf\xc3\xa9", "utf-8"),
+        ("\ufeffcafé".encode("utf-16-le"), "utf-16"),
+        ("\ufeffcafé".encode("utf-16-be"), "utf-16-be"),
+        (b"caf\xe9", "latin-1"),
+    ],
+)
+def test_encodings_and_byte_order_marks(tmp_path: Path, data: bytes, encoding: str) -> None:
+    assert read(tmp_path, data, encoding=encoding)[0].prompt == "café"
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "says"),
+    [
+        (b"a\r\n\r\ncaf\xe9 is open\nb", "utf-8", "p.txt, line 3: the byte 0xe9 is not UTF-8. .*--encoding latin-1"),
+        (b"\xff\xfea\0", "utf-8", "p.txt, line 1: this is UTF-16, not UTF-8. Use --encoding utf-16"),
+        (b"a", "utf-9", "--encoding is 'utf-9': unknown encoding"),
+        (b"a", "hex", "--encoding is 'hex'"),
+        (b"a", "undefined", "--encoding is 'undefined'"),
+        (b"\n \n", "utf-8", "p.txt holds no prompt"),
+    ],
+)
+def test_input_that_cannot_be_read(tmp_path: Path, data: bytes, encoding: str, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        read(tmp_path, data, encoding=encoding)
+
+
+@pytest.mark.parametrize(("name", "says"), [("none", "No such file"), (".", "Is a directory"), ("a" * 999, "too long")])
+def test_files_that_are_none(tmp_path: Path, name: str, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        read_rows(tmp_path / name, "utf-8", Columns())
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    rows = read(
+        tmp_path,
+        b'\xef\xbb\xbf{"prompt": "a", "b": "B"}\n\n{"messages": [{"role": "user", "content": "hi"}], "b": null}\n'
+        b'{"prompt": null, "messages": [5, 6]}\nnot json\n[1]\n{"text": "x"}\n{"prompt": 5}\n{"prompt": "\\ud800"}\n',
+        "p.jsonl",
+    )
+    assert [row.where.rpartition(" ")[2] for row in rows] == ["1", "3", "4", "5", "6", "7", "8", "9"]
+    assert [row.prompt for row in rows] == [
+        "a", [{"role": "user", "content": "hi"}], [5, 6], None, None, None, None, None,
+    ]  # fmt: skip
+    for row, says in zip(
+        rows[3:], ("not JSON", "no JSON object", "columns are 'text'", "'prompt' is neither", "not JSON"), strict=True
+    ):
+        assert row.error is not None and says in row.error
+
+
+def test_columns_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = b'{"q": "a", "b": [5], "prompt": "no"}\n{"q": "c"}\n'
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    for rows in (
+        read(tmp_path, data, "p.txt", prompt="q", base_prompt="b"),
+        read_rows(None, "utf-8", Columns("q", "b")),
+    ):
+        assert (rows[0].prompt, rows[0].base_prompt) == ("a", [5])
+        assert rows[1].error == "It has no 'b'. Its columns are 'q'."
+
+
+def test_arguments_that_are_no_text() -> None:
+    rows = rows_of_arguments(["a", "caf\udce9"])
+    assert rows[0] == Row("prompt 1", "a")
+    assert rows[1].prompt is None and "not UTF-8" in str(rows[1].error)

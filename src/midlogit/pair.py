@@ -9,6 +9,7 @@ import asyncio
 import queue
 import secrets
 import sys
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +20,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from midlogit.batch import Batch, Event, wait_for
 from midlogit.checkpoint import Checkpoint
+from midlogit.core.uniforms import identity
 from midlogit.engines.base import Engine
 from midlogit.errors import Interrupted, InvalidRequest
 from midlogit.extras import require
@@ -234,6 +236,7 @@ class Pair:
         base_prompts: Sequence[Prompt] | None = None,
         teacher_prompts: Sequence[Prompt] | None = None,
         chat: bool = False,
+        request_ids: Sequence[str] | None = None,
         progress: bool | None = None,
     ) -> list[Completion]:
         """Completions of a batch, in the order of the prompts, the n samples of each together.
@@ -243,6 +246,9 @@ class Pair:
             params: the balanced preset when left out.
             base_prompts, teacher_prompts: for one side each, in place of `prompts`.
             chat: wrap text prompts as one user message in each side's own template.
+            request_ids: one name per prompt, unique in the call, such as the rows of a data set. With a seed a named
+                request draws its own tokens however often its prompt occurs and whatever else the call holds; without
+                names, repeated prompts are told apart by their order.
             progress: show a progress bar; by default for more than one completion on a terminal.
 
         Raises:
@@ -250,7 +256,12 @@ class Pair:
             Interrupted: on Ctrl-C; carries the finished completions and what the others had.
         """
         batch = self.as_completed(
-            prompts, params, base_prompts=base_prompts, teacher_prompts=teacher_prompts, chat=chat
+            prompts,
+            params,
+            base_prompts=base_prompts,
+            teacher_prompts=teacher_prompts,
+            chat=chat,
+            request_ids=request_ids,
         )
         shown = progress if progress is not None else batch.size > 1 and sys.stderr.isatty()
         from tqdm import tqdm
@@ -271,12 +282,15 @@ class Pair:
         base_prompts: Sequence[Prompt] | None = None,
         teacher_prompts: Sequence[Prompt] | None = None,
         chat: bool = False,
+        request_ids: Sequence[str] | None = None,
     ) -> Batch:
         """`generate` that yields each completion as soon as it ends, in whatever order they do.
 
         `index` and `sample` of a completion say which it is.
         """
-        requests = self._requests(prompts, params, base_prompts, teacher_prompts, chat, stream=False)
+        requests = self._requests(
+            prompts, params, base_prompts, teacher_prompts, chat, stream=False, request_ids=request_ids
+        )
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         return Batch(self._engine, self._submit(requests, lambda _: events.put), events)
 
@@ -288,11 +302,19 @@ class Pair:
         base_prompts: Sequence[Prompt] | None = None,
         teacher_prompts: Sequence[Prompt] | None = None,
         chat: bool = False,
+        request_ids: Sequence[str] | None = None,
     ) -> list[Completion]:
         """`generate` for asyncio; cancelling the task aborts its requests."""
         # In a thread: where a server makes the ids of the prompts, that takes a while.
         requests = await asyncio.to_thread(
-            self._requests, prompts, params, base_prompts, teacher_prompts, chat, stream=False
+            self._requests,
+            prompts,
+            params,
+            base_prompts,
+            teacher_prompts,
+            chat,
+            stream=False,
+            request_ids=request_ids,
         )
         loop = asyncio.get_running_loop()
         ends: list[asyncio.Future[Completion]] = [loop.create_future() for _ in requests]
@@ -478,16 +500,23 @@ class Pair:
         chat: bool,
         *,
         stream: bool,
+        request_ids: Sequence[str] | None = None,
     ) -> list[Request]:
         """Every request of a call, checked in full before any runs."""
         params = params or SamplingParams.preset(DEFAULT_PRESET)
         outcomes = self.mixing.outcomes(params)
         base, teacher = self.mixing.base, self.mixing.teacher
+        pairs = pair_up(prompts, base_prompts, teacher_prompts)
+        names = _require_request_ids(request_ids, len(pairs))
+        places: Counter[bytes] = Counter()
         requests = []
-        for index, (base_prompt, prompt) in enumerate(pair_up(prompts, base_prompts, teacher_prompts)):
+        for index, (base_prompt, prompt) in enumerate(pairs):
             base_ids = encode_prompt(base_prompt, base, chat=chat, side="base", number=index)
             teacher_ids = encode_prompt(prompt, teacher, chat=chat, side="teacher", number=index)
             seed = secrets.randbits(63) if params.seed is None else params.seed
+            own = identity(base_ids, teacher_ids, names[index])
+            first = params.n * places[own]
+            places[own] += 1
             requests += [
                 Request(
                     index=index,
@@ -498,6 +527,8 @@ class Pair:
                     teacher_ids=tuple(teacher_ids),
                     params=params,
                     seed=seed,
+                    identity=own,
+                    repetition=first + sample,
                     room=min(base.max_context - len(base_ids), teacher.max_context - len(teacher_ids)),
                     outcomes=outcomes,
                     stream=stream,
@@ -541,6 +572,24 @@ def open_checkpoints(base: str | Path | None, teacher: str | Path | None) -> tup
     first = Checkpoint.open(bundled("base") if base is None else base)
     same = base is not None and str(base) == str(teacher)
     return first, first if same else Checkpoint.open(bundled("teacher") if teacher is None else teacher)
+
+
+def _require_request_ids(request_ids: Sequence[str] | None, prompts: int) -> Sequence[str | None]:
+    """The name of each prompt's request, None where the caller gave none.
+
+    Raises:
+        InvalidRequest: not one name per prompt, or a name that occurs twice.
+    """
+    if request_ids is None:
+        return [None] * prompts
+    if isinstance(request_ids, str) or len(request_ids) != prompts:
+        raise InvalidRequest("request_ids and prompts differ in number.", "Give one id per prompt.")
+    for name, count in Counter(request_ids).items():
+        if not isinstance(name, str):
+            raise InvalidRequest(f"request_ids holds {name!r}, which is no text.", "Give strings.")
+        if count > 1:
+            raise InvalidRequest(f"request_ids holds {name!r} {count} times.", "Give each request its own.")
+    return list(request_ids)
 
 
 def _in_order(completions: list[Completion]) -> list[Completion]:

@@ -35,7 +35,8 @@ FIELDS = {
     ),
     "Diagnostics": (
         "alpha", "kl_base", "kl_teacher", "entropy", "ess_base", "ess_teacher", "ess_ratio", "logprobs",
-        "base_logprobs", "teacher_logprobs", "forced", "coverage", "alpha_bound", "bound",
+        "base_logprobs", "teacher_logprobs", "forced", "coverage", "alpha_bound", "bound", "base_bounded",
+        "teacher_bounded",
     ),
 }  # fmt: skip
 

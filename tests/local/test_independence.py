@@ -49,9 +49,7 @@ def first_distributions(pair: Pair, models) -> np.ndarray:
     for prompt in dict.fromkeys(PROMPTS):
         ids = torch.tensor([pair.mixing.teacher.encode(prompt)])
         base, teacher = (model(ids).logits[0, -1].tolist() for model in models)
-        found[prompt] = reference.mixture(
-            base, teacher, masked_ids=outcomes.masked_ids, top_p=0.95, forced=True
-        ).q
+        found[prompt] = reference.mixture(base, teacher, masked_ids=outcomes.masked_ids, top_p=0.95, forced=True).q
     return np.array([found[prompt] for prompt in PROMPTS])
 
 
@@ -104,7 +102,12 @@ def test_named_requests_draw_by_their_name(pair: Pair) -> None:
 
 @pytest.mark.parametrize(
     ("request_ids", "message"),
-    [(["a"], "differ in number"), (["a", "a"], "holds 'a' 2 times"), ([1, 2], "is no text"), ("ab", "differ in number")],
+    [
+        (["a"], "differ in number"),
+        (["a", "a"], "holds 'a' 2 times"),
+        ([1, 2], "is no text"),
+        ("ab", "differ in number"),
+    ],
 )
 def test_bad_request_ids_are_refused(pair: Pair, request_ids, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):

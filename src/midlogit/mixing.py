@@ -65,8 +65,8 @@ class Mixing:
             (stop_id, side), *_ = self.stops_of_one_model.items()
             other = "teacher" if side == "base" else "base"
             raise PairMismatch(
-                f"The {side} ends a text with id {stop_id}, which the {other} does not have, and the {other} has no stop"
-                " id: no text of the mixture would end.",
+                f"The {side} ends a text with id {stop_id}, which the {other} does not have,"
+                f" and the {other} has no stop id: no text of the mixture would end.",
                 f"Set eos_token_id in the generation_config.json of the {other}.",
             )
 

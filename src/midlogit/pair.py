@@ -6,6 +6,7 @@ Knows prompts, parameters, statistics and progress; not how logits are made.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import secrets
 import sys
@@ -22,7 +23,7 @@ from midlogit.batch import Batch, Event, wait_for
 from midlogit.checkpoint import Checkpoint
 from midlogit.core.uniforms import identity
 from midlogit.engines.base import Engine
-from midlogit.errors import Interrupted, InvalidRequest
+from midlogit.errors import EngineFailure, Interrupted, InvalidRequest
 from midlogit.extras import require
 from midlogit.mixing import Mixing
 from midlogit.outputs import Completion, Scores, Statistics
@@ -51,6 +52,7 @@ class Pair:
     def __init__(self, mixing: Mixing, engine: Engine) -> None:
         self.mixing = mixing
         self._engine = engine
+        self._process = os.getpid()
         self._statistics = Statistics()
         self.observer: Callable[[Running], None] | None = None  # told of each ended sequence, in the engine's thread
 
@@ -467,8 +469,9 @@ class Pair:
         return {**self._statistics.to_dict(), "speculation": self._engine.drafting.statistics()}
 
     def close(self) -> None:
-        """Aborts what runs and frees the models."""
-        self._engine.close()
+        """Aborts what runs and frees the models; in a process that was forked from the pair's own, does nothing."""
+        if os.getpid() == self._process:
+            self._engine.close()
 
     def __enter__(self) -> Self:
         return self
@@ -503,6 +506,7 @@ class Pair:
         request_ids: Sequence[str] | None = None,
     ) -> list[Request]:
         """Every request of a call, checked in full before any runs."""
+        self._require_own_process()
         params = params or SamplingParams.preset(DEFAULT_PRESET)
         outcomes = self.mixing.outcomes(params)
         base, teacher = self.mixing.base, self.mixing.teacher
@@ -536,6 +540,18 @@ class Pair:
                 for sample in range(params.n)
             ]
         return requests
+
+    def _require_own_process(self) -> None:
+        """Refuses a process that was forked after the pair was opened: the engine's thread is not in it.
+
+        Raises:
+            EngineFailure: in such a process.
+        """
+        if os.getpid() != self._process:
+            raise EngineFailure(
+                f"This pair was opened in process {self._process}, from which this one was forked.",
+                "Open a pair in the child, after the fork.",
+            )
 
     def _submit(self, requests: list[Request], listener: Callable[[int], Callable[[Event], None]]) -> list[Running]:
         """Starts the requests; events of request number i go to listener(i), completions once they are counted."""

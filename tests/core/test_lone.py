@@ -33,8 +33,8 @@ def lists(chance: np.random.Generator, settings: RowSettings) -> tuple[Listed, L
     if chance.random() < 0.4:
         one = chance.integers(2)
         rows[one] = rows[one][:VOCABULARY]
-        rows[1 - one][59] += 8
-        rows[one][20] += 8
+        rows[1 - one][59] += 12
+        rows[one][20] += 12
     whole = [row - np.logaddexp.reduce(row) for row in rows]
     k = SIZE if chance.random() < 0.1 else K
     tops = [np.argsort(-row, kind="stable")[:k].tolist() for row in whole]

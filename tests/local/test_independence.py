@@ -11,11 +11,13 @@ import torch
 from midlogit import InvalidRequest, Pair, SamplingParams
 from midlogit.core import reference
 
-NAMES = (
-    "Tom Sue Ben Mia Tim Ann Max Lily Sam Amy Jack Lucy Bob Anna Leo Emma Dan Jane Joe Ella Kim Rose Pat Zoe Ray Eva "
-    "Jim Ivy Ken Ada Roy May Ned Fay Lee Joy Abe Bea Cal Dot Eli Flo Gus Hal Ike Jan Kay Lou"
-).split()
-PROMPTS = [f"{name} had a" for name in NAMES] + ["One day the"] * 16
+NAMES = """
+Tom Sue Ben Mia Tim Ann Max Lily Sam Amy Jack Lucy Bob Anna Leo Emma Dan Jane Joe Ella Kim Rose Pat Zoe Ray Eva
+Jim Ivy Ken Ada Roy May Ned Fay Lee Joy Abe Bea Cal Dot Eli Flo Gus Hal Ike Jan Kay Lou
+"""
+PROMPTS = [f"{name} had a" for name in NAMES.split()]
+DIFFERENT = len(PROMPTS)
+PROMPTS += ["One day the"] * 16
 DATA_SETS = 40
 TOKENS = 4
 
@@ -58,7 +60,7 @@ def test_the_place_of_a_token_in_its_distribution_is_independent_across_prompts(
     until_PV = np.cumsum(q_PV, axis=1) - q_PV / 2
     drawn_DP = np.array([[completion.token_ids[0] for completion in rows] for rows in data_sets])
     place_DP = until_PV[np.arange(len(PROMPTS)), drawn_DP]
-    for some in (slice(None), slice(0, len(NAMES)), slice(len(NAMES), None)):
+    for some in (slice(None), slice(0, DIFFERENT), slice(DIFFERENT, None)):
         count = place_DP[:, some].shape[1]
         # Of independent prompts it lies within a few standard deviations of zero, sqrt(2 / data sets) / prompts each.
         assert abs(mean_correlation(place_DP[:, some])) < 4 * (2 / DATA_SETS) ** 0.5 / count
@@ -68,7 +70,7 @@ def test_a_data_set_varies_as_much_as_independent_rows(data_sets) -> None:
     logprobs_DPT = np.array([[completion.diagnostics.logprobs for completion in rows] for rows in data_sets])
     for values_DP in (logprobs_DPT.mean(-1), logprobs_DPT[..., 0]):
         assert 0.6 < variance_ratio(values_DP) < 1.6
-        assert 0.6 < variance_ratio(values_DP[:, len(NAMES) :]) < 1.6  # equal prompts alone
+        assert 0.6 < variance_ratio(values_DP[:, DIFFERENT:]) < 1.6  # equal prompts alone
 
 
 def test_equal_prompts_of_a_call_are_different_samples(pair: Pair) -> None:

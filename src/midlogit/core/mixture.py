@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields
 
 from midlogit.core.arrays import Array, array_namespace, device, row_max, row_sum
 
-
 FLOAT32 = 2.0**-23  # its resolution
 ROUNDING = 2.0**8  # of a logit that two ways of computing it share, in units of the resolution
 

@@ -177,8 +177,8 @@ class FusedPolicy:
         tokens_N = torch.empty(last - first, dtype=torch.int64, device=self._device)
         if last > first:
             draft_kernel[(last - first,)](
-                base_NV, base_NV.stride(0), base_NV.shape[1], self._vocabulary, prepared.table_NC, first, *_alphabets(prepared.tables),
-                drafts_RC, tokens_N,
+                base_NV, base_NV.stride(0), base_NV.shape[1], self._vocabulary, prepared.table_NC, first,
+                *_alphabets(prepared.tables), drafts_RC, tokens_N,
                 R=LANES, STOPS=STOPS, GROUP=GROUP, GROUPS=_groups(self._vocabulary, LANES),
                 num_warps=WARPS, maxnreg=REGISTERS,
             )  # fmt: skip

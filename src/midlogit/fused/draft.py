@@ -93,7 +93,8 @@ def draft_sweep(row, width, scale, tempered, R: tl.constexpr, GROUP: tl.constexp
 
 @triton.jit(do_not_specialize=["first"])
 def draft_kernel(
-    base, base_stride, width, length, settings, first, hidden, hidden_stride, dirty, dirty_stride, stops, drafts, tokens,
+    base, base_stride, width, length, settings, first, hidden, hidden_stride, dirty, dirty_stride, stops, drafts,
+    tokens,
     R: tl.constexpr, STOPS: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0)

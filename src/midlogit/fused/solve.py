@@ -61,8 +61,8 @@ def first_alpha(f0, fh, f1, s0, sh, s1, area_low, area_high, use_area):
 
 @triton.jit
 def solve_kernel(
-    base, base_stride, teacher, teacher_stride, length, vocabulary, ids, settings, hidden, hidden_stride, dirty, dirty_stride,
-    stops, drafts, state, results, tokens,
+    base, base_stride, teacher, teacher_stride, length, vocabulary, ids, settings, hidden, hidden_stride, dirty,
+    dirty_stride, stops, drafts, state, results, tokens,
     R: tl.constexpr, STOPS: tl.constexpr, SHIFT: tl.constexpr, NUCLEUS: tl.constexpr, FULL: tl.constexpr,
     GROUP: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip

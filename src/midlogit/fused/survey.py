@@ -64,8 +64,8 @@ def survey(row, width, R: tl.constexpr):
 
 @triton.jit
 def survey_kernel(
-    base, base_stride, teacher, teacher_stride, width, length, settings, hidden, hidden_stride, dirty, dirty_stride, stops,
-    drafts, state, few_base, few_teacher, few_ids,
+    base, base_stride, teacher, teacher_stride, width, length, settings, hidden, hidden_stride, dirty, dirty_stride,
+    stops, drafts, state, few_base, few_teacher, few_ids,
     R: tl.constexpr, STOPS: tl.constexpr, SHIFT: tl.constexpr, NUCLEUS: tl.constexpr, CAPACITY: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0)

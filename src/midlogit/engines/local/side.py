@@ -169,8 +169,8 @@ class Side:
                 difference = (logits_NV[row] - plain_V).abs().max() / plain_V.std()
                 if not difference < 20 * torch.finfo(self._model.dtype).eps ** 0.5:
                     raise ModelUnavailable(
-                        f"{checkpoint.name} does not give the same logits in a batch as alone (off by {float(difference):.2g} σ):"
-                        " the local engine cannot batch this architecture."
+                        f"{checkpoint.name} does not give the same logits in a batch as alone"
+                        f" (off by {float(difference):.2g} σ): the local engine cannot batch this architecture."
                     )
         self.remove(1)
         self.remove(0)

@@ -109,7 +109,7 @@ class Decoding:
         if not self._live:
             self._fresh.append(token_id)
             return ""
-        self._start()
+        self._start(token_id)
         if self._detokenizer.is_byte(token_id):
             if self._run is None:
                 self._run = _Run(self._detokenizer, (self._window + self._fresh)[-1:], [], self.pending)
@@ -122,19 +122,19 @@ class Decoding:
 
     def rest(self) -> str:
         """The text of the ids since the last piece, once it is known that nothing follows."""
-        self._start()
         if not self._fresh:
             return ""
+        self._start(self._fresh[0])
         now = self._decode()
         piece = now[common_length(self._known, now) :]
         self.pending, self._fresh = "", []
         return piece
 
-    def _start(self) -> None:
+    def _start(self, first_id: int) -> None:
         """Looks at the prompt, when text is first needed: decoding may ask a server."""
         if self._prompt_ids is None:
             return
-        anchor, run = _context(self._detokenizer, self._prompt_ids)
+        anchor, run = _context(self._detokenizer, self._prompt_ids, first_id)
         self._prompt_ids = None
         self._window = anchor + run
         self._known = self._detokenizer.decode(self._window) if self._window else ""
@@ -199,8 +199,8 @@ class _Run:
         return self._pending + (REPLACEMENT * self._size if self._unfinished else self._text)
 
 
-def _context(detokenizer: Detokenizer, prompt_ids: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The last ids of a prompt that have text, and after them the byte pieces that following bytes may change."""
+def _context(detokenizer: Detokenizer, prompt_ids: Sequence[int], first_id: int) -> tuple[list[int], list[int]]:
+    """The last ids of a prompt that have text, and after them the byte pieces that `first_id` may change."""
     last: list[int] = []
     for token_id in reversed(prompt_ids):
         if detokenizer.shows(token_id):
@@ -211,7 +211,9 @@ def _context(detokenizer: Detokenizer, prompt_ids: Sequence[int]) -> tuple[list[
 
     size = next((n for n, i in enumerate(reversed(last)) if not detokenizer.is_byte(i)), len(last))
     anchor, run = last[: len(last) - size], last[len(last) - size :]
-    for unfinished in range(min(size + 1, CONTEXT_IDS) if anchor else 0):
+    if not detokenizer.is_byte(first_id):
+        return anchor, run
+    for unfinished in range(min(size + 1, CONTEXT_IDS)):
         whole = run[: size - unfinished]
         if not detokenizer.decode(anchor + whole).endswith(REPLACEMENT):
             return anchor, run[size - unfinished :]

@@ -18,7 +18,7 @@ class Token:
         index: which prompt of the call; sample: which of its n completions.
         position: 0 for the first generated token.
         text: what this token adds to the text; empty while a character or a stop string is undecided.
-        token: the drawn token's own text, as a piece of the vocabulary.
+        token: the drawn token's own text inside a text, with its space.
         decision: α, both KLs and the rest of what is known of the draw.
         finish_reason: set on the last token of a completion.
     """
@@ -106,7 +106,8 @@ class Completion:
     Attributes:
         index: which prompt of the call; sample: which of its n completions.
         prompt: the teacher's prompt as it was given; base_prompt: the base's.
-        text: the generated text, without ending ids and stop strings.
+        text: what the generated ids add to the prompt's text (midlogit.sampling.text), without ending ids and stop
+            strings.
         token_ids: every generated id, the ending one included.
         finish_reason: stop, length, abort or error.
         stop_reason: the stop string or the id of stop_token_ids that ended it; None for the models' own stop.

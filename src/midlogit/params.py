@@ -43,7 +43,7 @@ class SamplingParams:
     Attributes:
         n: completions for each prompt.
         max_tokens: most generated tokens, the ending one included.
-        min_tokens: no ending id is drawn before this many tokens.
+        min_tokens: no ending id is drawn, and no stop string counts that ends, before this many tokens.
         temperature: divides both models' logits before the solve; 0 takes the most likely token of q*
             solved at temperature 1.
         seed: the same request with the same seed draws the same tokens, whatever else is in the batch; different

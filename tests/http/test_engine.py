@@ -255,3 +255,9 @@ def test_tokenizers_of_the_servers_alone(urls: Urls, http: Pair, monkeypatch: py
         stop = ours[0].text[6:10]
         cut = remote.generate(["Tell me a story."], replace(params, stop=(stop,)), chat=True)[0]
         assert cut.text == ours[0].text[: ours[0].text.index(stop)]
+        inside = [http.mixing.teacher.encode("I like 🦊")[:-1]]
+        expected = http.generate(inside, GREEDY, progress=False)[0].text
+        assert len(expected) > 1 and "\ufffd" not in expected
+        *tokens, completion = remote.stream(inside[0], GREEDY)
+        assert "".join(token.text for token in tokens) == completion.text == expected
+        assert remote.generate(inside, GREEDY, progress=False)[0].text == expected

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from midlogit import Pair, SamplingParams
 from midlogit.engines.http.served import ServedDetokenizer
 from midlogit.sampling.text import LocalDetokenizer, TextStream
 from midlogit.server.vocabulary import Offsets
@@ -185,7 +186,7 @@ def law(kind: Kind, prompt: list[int], ids: list[int]) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_text_is_what_the_ids_add_to_the_prompt(kind: Kind, data: st.DataObject) -> None:
     prompt, ids = data.draw(drawn(kind, 8)), data.draw(drawn(kind, 12))
@@ -196,7 +197,7 @@ def test_text_is_what_the_ids_add_to_the_prompt(kind: Kind, data: st.DataObject)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(st.data())
 def test_tokens_and_offsets_agree_with_the_text(kind: Kind, data: st.DataObject) -> None:
     prompt, ids = data.draw(drawn(kind, 8)), data.draw(drawn(kind, 12))
@@ -300,3 +301,15 @@ def test_a_server_that_decodes_gives_the_same_text(kind: Kind) -> None:
             stream = TextStream(served, ids[:start], (), live)
             pieces = [*map(stream.push, ids[start:]), stream.finish()]
             assert "".join(pieces) == "".join(read(kind, ids[:start], ids[start:], live=True))
+
+
+def test_a_completion_holds_no_text_of_the_prompt(pair: Pair) -> None:
+    ids = TOKENIZER.encode("I like 🦊").ids
+    params = SamplingParams(temperature=0, max_tokens=8)
+    prompts = [*(ids[: len(ids) - missing] for missing in range(4)), "The caf\ufffd"]
+    for prompt, completion in zip(prompts, pair.generate(prompts, params, progress=False), strict=True):
+        prompt_ids = TOKENIZER.encode(prompt).ids if isinstance(prompt, str) else prompt
+        text = TOKENIZER.decode(prompt_ids + completion.token_ids).removeprefix(TOKENIZER.decode(prompt_ids))
+        assert completion.text == text and "like" not in text
+        *tokens, streamed = pair.stream(prompt, params)
+        assert "".join(token.text for token in tokens) == streamed.text == text

@@ -27,10 +27,15 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer(ABC):
-    """Decodes ids; a subclass knows one tokenizer."""
+    """Decodes ids; a subclass knows one tokenizer.
+
+    Attributes:
+        token: the text of one id inside a text, with its space, special ids included.
+        first: the text of one id at the beginning of a text, where many tokenizers drop a space.
+    """
 
     def __init__(self) -> None:
-        self.token = lru_cache(maxsize=None)(self._token)  # these hold at most one entry per id
+        self.token = lru_cache(maxsize=None)(self._token)  # at most one entry per id, as in the next
         self.first = lru_cache(maxsize=None)(self._first)
 
     @abstractmethod
@@ -50,13 +55,11 @@ class Detokenizer(ABC):
         return Decoding(self, prompt_ids, live)
 
     def _first(self, token_id: int) -> str:
-        """The text of one id at the beginning of a text, where many tokenizers drop a space."""
         return self.decode((token_id,))
 
     def _token(self, token_id: int) -> str:
-        """The text of one id inside a text, special ids included: that of the second of two equal ids."""
         alone = self.first(token_id)
-        twice = self.decode((token_id, token_id))
+        twice = self.decode((token_id, token_id))  # the second of two is inside a text
         return twice[len(alone) :] if twice.startswith(alone) else alone
 
 
@@ -202,9 +205,9 @@ class _Run:
 def _context(detokenizer: Detokenizer, prompt_ids: Sequence[int], first_id: int) -> tuple[list[int], list[int]]:
     """The last ids of a prompt that have text, and after them the byte pieces that `first_id` may change."""
     last: list[int] = []
-    for token_id in reversed(prompt_ids):
+    for token_id in map(int, reversed(prompt_ids)):
         if detokenizer.shows(token_id):
-            last.append(int(token_id))
+            last.append(token_id)
             if len(last) >= CONTEXT_IDS and not detokenizer.is_byte(token_id):
                 break
     last.reverse()

@@ -32,12 +32,12 @@ what the base sees in its place.
 {"messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 ```
 
-Input is UTF-8, with or without a byte order mark, unless `--encoding` says otherwise; bytes of another encoding are told
-by their line before anything is loaded.
+Input is UTF-8, with or without a byte order mark, unless `--encoding` says otherwise; bytes of another encoding are
+told by their line before anything is loaded.
 
 A prompt that cannot be honoured (too long, empty, no JSON, no messages) costs no other: it is a row with finish_reason
-"error" and an `error` that names its line, the others run, and the exit code is 1. With `--strict`, or where no argument
-can be honoured, nothing runs, and the exit code is 2.
+"error" and an `error` that names its line, the others run, and the exit code is 1. With `--strict`, or where no
+argument can be honoured, nothing runs, and the exit code is 2.
 
 ## Output
 

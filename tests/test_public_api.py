@@ -16,7 +16,8 @@ SIGNATURES = {
     "speculation: 'Asked' = 'auto') -> 'Self'",
     "generate": "(self, prompts: 'Sequence[Prompt] | None' = None, params: 'SamplingParams | None' = None, *, "
     "base_prompts: 'Sequence[Prompt] | None' = None, teacher_prompts: 'Sequence[Prompt] | None' = None, "
-    "chat: 'bool' = False, progress: 'bool | None' = None) -> 'list[Completion]'",
+    "chat: 'bool' = False, request_ids: 'Sequence[str] | None' = None, progress: 'bool | None' = None) "
+    "-> 'list[Completion]'",
     "stream": "(self, prompt: 'Prompt | None' = None, params: 'SamplingParams | None' = None, *, "
     "base_prompt: 'Prompt | None' = None, teacher_prompt: 'Prompt | None' = None, chat: 'bool' = False) "
     "-> 'Iterator[Event]'",
@@ -34,7 +35,8 @@ FIELDS = {
     ),
     "Diagnostics": (
         "alpha", "kl_base", "kl_teacher", "entropy", "ess_base", "ess_teacher", "ess_ratio", "logprobs",
-        "base_logprobs", "teacher_logprobs", "forced", "coverage", "alpha_bound", "bound",
+        "base_logprobs", "teacher_logprobs", "forced", "coverage", "alpha_bound", "bound", "base_bounded",
+        "teacher_bounded",
     ),
 }  # fmt: skip
 

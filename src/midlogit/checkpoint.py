@@ -126,7 +126,7 @@ class Checkpoint:
         added = self.tokenizer.added_tokens_decoder
         return frozenset(self.tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
 
-    @property
+    @cached_property
     def detokenizer(self) -> Detokenizer:
         return LocalDetokenizer(self.tokenizer.backend_tokenizer)
 

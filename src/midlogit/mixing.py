@@ -5,16 +5,17 @@ Knows both tokenizers and the request's parameters; runs no model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from midlogit.checkpoint import Model
 from midlogit.core.alignment import Alignment, align, require_mixable
 from midlogit.core.outcomes import Outcomes
-from midlogit.errors import InvalidRequest
+from midlogit.errors import InvalidRequest, PairMismatch
 from midlogit.params import SamplingParams
 
-KEPT_OUTCOMES = 64  # alphabets kept for later requests; whoever asks for ever new ones must not fill the memory
+KEPT_OUTCOMES = 64  # alphabets kept for later requests
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,11 @@ class Mixing:
 
     base: Model
     teacher: Model
-    _outcomes: dict[object, Outcomes] = field(default_factory=dict, repr=False)
+    _cached: Callable[..., Outcomes] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Several threads ask at once; whoever asks for ever new alphabets must not fill the memory.
+        object.__setattr__(self, "_cached", lru_cache(maxsize=KEPT_OUTCOMES)(self._make_outcomes))
 
     @cached_property
     def alignment(self) -> Alignment:
@@ -34,10 +39,15 @@ class Mixing:
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Stop ids of either model, the teacher's first."""
-        usable = range(self.alignment.size)
-        ids = [*self.teacher.stop_ids, *self.base.stop_ids]
-        return tuple(dict.fromkeys(i for i in ids if i in usable))
+        """Stop ids of either model: those that both models have, the teacher's first, then those of one alone."""
+        ids = [i for model in (self.teacher, self.base) for i in model.stop_ids if i < model.logit_size]
+        return tuple(sorted(dict.fromkeys(ids), key=lambda i: i >= self.alignment.size))
+
+    @property
+    def stops_of_one_model(self) -> dict[int, str]:
+        """Stop ids beyond the other model's vocabulary, and the side that has them."""
+        side = "base" if self.base.logit_size > self.teacher.logit_size else "teacher"
+        return {i: side for i in self.stop_ids if i >= self.alignment.size}
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -45,8 +55,20 @@ class Mixing:
         return (self.base.special_ids | self.teacher.special_ids) - set(self.stop_ids)
 
     def require_mixable(self) -> None:
-        """Raises PairMismatch when the tokenizers disagree."""
+        """Checks that the two models can be mixed.
+
+        Raises:
+            PairMismatch: the tokenizers disagree, or no id of the stop class exists in one of the models.
+        """
         require_mixable(self.alignment)
+        if self.stop_ids and self.stop_ids[0] >= self.alignment.size:
+            (stop_id, side), *_ = self.stops_of_one_model.items()
+            other = "teacher" if side == "base" else "base"
+            raise PairMismatch(
+                f"The {side} ends a text with id {stop_id}, which the {other} does not have,"
+                f" and the {other} has no stop id: no text of the mixture would end.",
+                f"Set eos_token_id in the generation_config.json of the {other}.",
+            )
 
     def outcomes(self, params: SamplingParams) -> Outcomes:
         """The alphabet of a request; requests that ask for the same share one.
@@ -54,26 +76,39 @@ class Mixing:
         Raises:
             InvalidRequest: ids outside the vocabulary.
         """
-        key = (
-            params.exclude_special_tokens, params.special_token_ids, params.stop_token_ids,
-            params.ignore_eos, params.merge_stop_ids,
-        )  # fmt: skip
-        if key not in self._outcomes:
-            while len(self._outcomes) >= KEPT_OUTCOMES:
-                del self._outcomes[next(iter(self._outcomes))]
-            for name in ("special_token_ids", "stop_token_ids"):
-                beyond = [i for i in getattr(params, name) if not 0 <= i < self.alignment.size]
-                if beyond:
-                    raise InvalidRequest(f"{name} holds {beyond[0]}.", f"Ids run from 0 to {self.alignment.size - 1}.")
-            masked = {*self.alignment.masked_ids, *params.special_token_ids}
-            if params.exclude_special_tokens:
-                masked |= self.special_ids
-            masked -= set(params.stop_token_ids)
-            stop_ids = self.stop_ids
-            if params.ignore_eos:
-                masked, stop_ids = masked | set(stop_ids), ()
-            # A differing id that ends a sequence still ends it: it is one outcome, not one token.
-            masked -= set(stop_ids)
-            own = tuple(i for i in params.stop_token_ids if i not in stop_ids)
-            self._outcomes[key] = Outcomes(tuple(sorted(masked)), stop_ids, params.merge_stop_ids, own)
-        return self._outcomes[key]
+        return self._cached(
+            params.special_token_ids,
+            params.stop_token_ids,
+            exclude_special_tokens=params.exclude_special_tokens,
+            ignore_eos=params.ignore_eos,
+            merge_stop_ids=params.merge_stop_ids,
+        )
+
+    def _make_outcomes(
+        self,
+        special_token_ids: tuple[int, ...],
+        stop_token_ids: tuple[int, ...],
+        *,
+        exclude_special_tokens: bool,
+        ignore_eos: bool,
+        merge_stop_ids: bool,
+    ) -> Outcomes:
+        size = self.alignment.size
+        for name, ids in (("special_token_ids", special_token_ids), ("stop_token_ids", stop_token_ids)):
+            if beyond := [i for i in ids if not 0 <= i < size]:
+                raise InvalidRequest(f"{name} holds {beyond[0]}.", f"Ids run from 0 to {size - 1}.")
+
+        masked = {*self.alignment.masked_ids, *special_token_ids}
+        if exclude_special_tokens:
+            masked |= self.special_ids
+        masked -= set(stop_token_ids)
+
+        # Only as a member of the class can an id that one model lacks be drawn.
+        stop_ids = self.stop_ids if merge_stop_ids else tuple(i for i in self.stop_ids if i < size)
+        if ignore_eos:
+            masked, stop_ids = masked | set(stop_ids), ()
+        # A differing id that ends a sequence still ends it: it is one outcome, not one token.
+        masked -= set(stop_ids)
+
+        own = tuple(i for i in stop_token_ids if i not in stop_ids)
+        return Outcomes(tuple(sorted(masked)), stop_ids, merge_stop_ids, own)

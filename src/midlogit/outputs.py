@@ -18,7 +18,7 @@ class Token:
         index: which prompt of the call; sample: which of its n completions.
         position: 0 for the first generated token.
         text: what this token adds to the text; empty while a character or a stop string is undecided.
-        token: the drawn token's own text, as a piece of the vocabulary.
+        token: the drawn token's own text inside a text, with its space.
         decision: α, both KLs and the rest of what is known of the draw.
         finish_reason: set on the last token of a completion.
     """
@@ -53,6 +53,8 @@ class Diagnostics:
         logprobs: log q of the drawn token, under the distribution it was drawn from.
         base_logprobs, teacher_logprobs: raw log-probabilities of the drawn token, untempered, full vocabulary.
         forced: whether the token was forced to the teacher.
+        base_bounded, teacher_bounded: whether base_logprobs or teacher_logprobs is only an upper bound there, because
+            the server neither listed nor scored the token; never for engines that see the full vocabulary.
         coverage: mass of both models that was seen, 1 for engines that see the full vocabulary.
         alpha_bound, bound: certified bounds on |α − α*| and on the total variation between the sampled and
             the exact q*, 0 for them.
@@ -72,6 +74,8 @@ class Diagnostics:
     coverage: list[float] = field(default_factory=list)
     alpha_bound: list[float] = field(default_factory=list)
     bound: list[float] = field(default_factory=list)
+    base_bounded: list[bool] = field(default_factory=list)
+    teacher_bounded: list[bool] = field(default_factory=list)
 
     @classmethod
     def of(cls, decisions: list[Decision]) -> Diagnostics:
@@ -90,6 +94,8 @@ class Diagnostics:
             coverage=[d.coverage for d in decisions],
             alpha_bound=[d.alpha_bound for d in decisions],
             bound=[d.bound for d in decisions],
+            base_bounded=[d.base_bounded for d in decisions],
+            teacher_bounded=[d.teacher_bounded for d in decisions],
         )
 
 
@@ -100,7 +106,8 @@ class Completion:
     Attributes:
         index: which prompt of the call; sample: which of its n completions.
         prompt: the teacher's prompt as it was given; base_prompt: the base's.
-        text: the generated text, without ending ids and stop strings.
+        text: what the generated ids add to the prompt's text (midlogit.sampling.text), without ending ids and stop
+            strings.
         token_ids: every generated id, the ending one included.
         finish_reason: stop, length, abort or error.
         stop_reason: the stop string or the id of stop_token_ids that ended it; None for the models' own stop.

@@ -6,9 +6,11 @@ Knows prompts, parameters, statistics and progress; not how logits are made.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import secrets
 import sys
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,8 +21,9 @@ from typing import Any, Literal, Self, TypeVar
 
 from midlogit.batch import Batch, Event, wait_for
 from midlogit.checkpoint import Checkpoint
+from midlogit.core.uniforms import identity
 from midlogit.engines.base import Engine
-from midlogit.errors import Interrupted, InvalidRequest
+from midlogit.errors import EngineFailure, Interrupted, InvalidRequest
 from midlogit.extras import require
 from midlogit.mixing import Mixing
 from midlogit.outputs import Completion, Scores, Statistics
@@ -49,6 +52,7 @@ class Pair:
     def __init__(self, mixing: Mixing, engine: Engine) -> None:
         self.mixing = mixing
         self._engine = engine
+        self._process = os.getpid()
         self._statistics = Statistics()
         self.observer: Callable[[Running], None] | None = None  # told of each ended sequence, in the engine's thread
 
@@ -234,6 +238,7 @@ class Pair:
         base_prompts: Sequence[Prompt] | None = None,
         teacher_prompts: Sequence[Prompt] | None = None,
         chat: bool = False,
+        request_ids: Sequence[str] | None = None,
         progress: bool | None = None,
     ) -> list[Completion]:
         """Completions of a batch, in the order of the prompts, the n samples of each together.
@@ -243,6 +248,9 @@ class Pair:
             params: the balanced preset when left out.
             base_prompts, teacher_prompts: for one side each, in place of `prompts`.
             chat: wrap text prompts as one user message in each side's own template.
+            request_ids: one name per prompt, unique in the call, such as the rows of a data set. With a seed a named
+                request draws its own tokens however often its prompt occurs and whatever else the call holds; without
+                names, repeated prompts are told apart by their order.
             progress: show a progress bar; by default for more than one completion on a terminal.
 
         Raises:
@@ -250,7 +258,12 @@ class Pair:
             Interrupted: on Ctrl-C; carries the finished completions and what the others had.
         """
         batch = self.as_completed(
-            prompts, params, base_prompts=base_prompts, teacher_prompts=teacher_prompts, chat=chat
+            prompts,
+            params,
+            base_prompts=base_prompts,
+            teacher_prompts=teacher_prompts,
+            chat=chat,
+            request_ids=request_ids,
         )
         shown = progress if progress is not None else batch.size > 1 and sys.stderr.isatty()
         from tqdm import tqdm
@@ -272,6 +285,7 @@ class Pair:
         base_prompts: Sequence[Prompt] | None = None,
         teacher_prompts: Sequence[Prompt] | None = None,
         chat: bool = False,
+        request_ids: Sequence[str] | None = None,
         strict: bool = True,
     ) -> Batch:
         """`generate` that yields each completion as soon as it ends, in whatever order they do.
@@ -282,7 +296,16 @@ class Pair:
             strict: raise for a prompt that cannot be honoured; off, its completions end with finish_reason "error".
         """
         return self.start(
-            self._requests(prompts, params, base_prompts, teacher_prompts, chat, stream=False, strict=strict)
+            self._requests(
+                prompts,
+                params,
+                base_prompts,
+                teacher_prompts,
+                chat,
+                stream=False,
+                request_ids=request_ids,
+                strict=strict,
+            )
         )
 
     def start(self, requests: Sequence[Request]) -> Batch:
@@ -298,11 +321,19 @@ class Pair:
         base_prompts: Sequence[Prompt] | None = None,
         teacher_prompts: Sequence[Prompt] | None = None,
         chat: bool = False,
+        request_ids: Sequence[str] | None = None,
     ) -> list[Completion]:
         """`generate` for asyncio; cancelling the task aborts its requests."""
         # In a thread: where a server makes the ids of the prompts, that takes a while.
         requests = await asyncio.to_thread(
-            self._requests, prompts, params, base_prompts, teacher_prompts, chat, stream=False
+            self._requests,
+            prompts,
+            params,
+            base_prompts,
+            teacher_prompts,
+            chat,
+            stream=False,
+            request_ids=request_ids,
         )
         loop = asyncio.get_running_loop()
         ends: list[asyncio.Future[Completion]] = [loop.create_future() for _ in requests]
@@ -459,8 +490,9 @@ class Pair:
         return {**self._statistics.to_dict(), "speculation": self._engine.drafting.statistics()}
 
     def close(self) -> None:
-        """Aborts what runs and frees the models."""
-        self._engine.close()
+        """Aborts what runs and frees the models; in a process that was forked from the pair's own, does nothing."""
+        if os.getpid() == self._process:
+            self._engine.close()
 
     def __enter__(self) -> Self:
         return self
@@ -492,14 +524,19 @@ class Pair:
         chat: bool,
         *,
         stream: bool,
+        request_ids: Sequence[str] | None = None,
         strict: bool = True,
     ) -> list[Request]:
         """Every request of a call, checked in full before any runs."""
+        self._require_own_process()
         params = params or SamplingParams.preset(DEFAULT_PRESET)
         outcomes = self.mixing.outcomes(params)
         base, teacher = self.mixing.base, self.mixing.teacher
+        pairs = pair_up(prompts, base_prompts, teacher_prompts)
+        names = _require_request_ids(request_ids, len(pairs))
+        places: Counter[bytes] = Counter()
         requests = []
-        for index, (base_prompt, prompt) in enumerate(pair_up(prompts, base_prompts, teacher_prompts)):
+        for index, (base_prompt, prompt) in enumerate(pairs):
             base_ids, teacher_ids, refused = [], [], None
             number = index if strict else None
             try:
@@ -510,6 +547,9 @@ class Pair:
                     raise
                 refused = str(error)
             seed = secrets.randbits(63) if params.seed is None else params.seed
+            own = identity(base_ids, teacher_ids, names[index])
+            first = params.n * places[own]
+            places[own] += 1
             requests += [
                 Request(
                     index=index,
@@ -520,6 +560,8 @@ class Pair:
                     teacher_ids=tuple(teacher_ids),
                     params=params,
                     seed=seed,
+                    identity=own,
+                    repetition=first + sample,
                     room=min(base.max_context - len(base_ids), teacher.max_context - len(teacher_ids)),
                     outcomes=outcomes,
                     stream=stream,
@@ -528,6 +570,18 @@ class Pair:
                 for sample in range(params.n)
             ]
         return requests
+
+    def _require_own_process(self) -> None:
+        """Refuses a process that was forked after the pair was opened: the engine's thread is not in it.
+
+        Raises:
+            EngineFailure: in such a process.
+        """
+        if os.getpid() != self._process:
+            raise EngineFailure(
+                f"This pair was opened in process {self._process}, from which this one was forked.",
+                "Open a pair in the child, after the fork.",
+            )
 
     def _submit(self, requests: list[Request], listener: Callable[[int], Callable[[Event], None]]) -> list[Running]:
         """Starts the requests; events of request number i go to listener(i), completions once they are counted."""
@@ -567,6 +621,24 @@ def open_checkpoints(base: str | Path | None, teacher: str | Path | None) -> tup
     first = Checkpoint.open(bundled("base") if base is None else base)
     same = base is not None and str(base) == str(teacher)
     return first, first if same else Checkpoint.open(bundled("teacher") if teacher is None else teacher)
+
+
+def _require_request_ids(request_ids: Sequence[str] | None, prompts: int) -> Sequence[str | None]:
+    """The name of each prompt's request, None where the caller gave none.
+
+    Raises:
+        InvalidRequest: not one name per prompt, or a name that occurs twice.
+    """
+    if request_ids is None:
+        return [None] * prompts
+    if isinstance(request_ids, str) or len(request_ids) != prompts:
+        raise InvalidRequest("request_ids and prompts differ in number.", "Give one id per prompt.")
+    for name, count in Counter(request_ids).items():
+        if not isinstance(name, str):
+            raise InvalidRequest(f"request_ids holds {name!r}, which is no text.", "Give strings.")
+        if count > 1:
+            raise InvalidRequest(f"request_ids holds {name!r} {count} times.", "Give each request its own.")
+    return list(request_ids)
 
 
 def _resolve(end: asyncio.Future[_T], result: _T) -> None:

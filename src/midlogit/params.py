@@ -44,10 +44,11 @@ class SamplingParams:
     Attributes:
         n: completions for each prompt, 1 to 16384.
         max_tokens: most generated tokens, the ending one included.
-        min_tokens: no ending id is drawn before this many tokens.
+        min_tokens: no ending id is drawn, and no stop string counts that ends, before this many tokens.
         temperature: divides both models' logits before the solve; 0 takes the most likely token of q*
             solved at temperature 1.
-        seed: same seed, same tokens, whatever else is in the batch; None draws a fresh one.
+        seed: the same request with the same seed draws the same tokens, whatever else is in the batch; different
+            requests of one seed are independent. None draws a fresh seed for each prompt.
         stop: strings that end the text; the text ends before them.
         stop_token_ids: further ids that end the sequence.
         ignore_eos: go on to max_tokens; the models' stop ids are masked.

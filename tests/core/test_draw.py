@@ -13,7 +13,7 @@ from midlogit.core import reference
 from midlogit.core.draw import inverse_cdf
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
-from midlogit.core.uniforms import BLOCK, Chances, Uniforms
+from midlogit.core.uniforms import BLOCK, Chances, Uniforms, identity
 from midlogit.sampling.decision import Decision, RowSettings
 from midlogit.sampling.policy import decide
 from tests.law import chi_square_p
@@ -195,5 +195,8 @@ def test_uniforms_depend_on_their_key_alone() -> None:
     backwards = Uniforms(1, 0)
     assert [c for i in reversed(range(3 * BLOCK)) for c in reversed(backwards.at(i))][::-1] == long
     assert len(set(long)) == len(long) and stats.kstest(long, "uniform").pvalue > 0.01
-    for other in ({"seed": 2}, {"sample": 1}, {"seed": 2**40 + 1}):
+    others = [identity([1, 2], [3]), identity([1], [2, 3]), identity([1, 2], [3], "a"), identity([1, 2], [3], "b")]
+    apart = [first(50, identity=name) for name in others]
+    assert len({chance for run in apart for chance in run}) == len(apart) * len(apart[0])
+    for other in ({"seed": 2}, {"sample": 1}, {"seed": 2**40 + 1}, {"identity": others[0]}):
         assert not set(first(50, **other)) & set(long)

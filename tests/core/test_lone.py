@@ -18,6 +18,7 @@ from midlogit.sampling.policy import draw_listed
 
 SIZE, VOCABULARY, K = 60, 58, 8
 MERGED = Outcomes(masked_ids=(3, 11, 59), stop_ids=(0, 1, 20), stop_token_ids=(7,))
+OWN = Outcomes(masked_ids=(3,), stop_ids=(0, 20, 59))  # 59 is of one model alone
 APART = Outcomes(masked_ids=(3,), stop_ids=(0, 1), merge=False)
 BARE = Outcomes()
 
@@ -29,11 +30,17 @@ def lists(chance: np.random.Generator, settings: RowSettings) -> tuple[Listed, L
     for row in rows:
         if chance.random() < 0.15:
             row[chance.integers(SIZE, size=120)] = -np.inf
+    if chance.random() < 0.4:
+        one = chance.integers(2)
+        rows[one] = rows[one][:VOCABULARY]
+        rows[1 - one][59] += 12
+        rows[one][20] += 12
     whole = [row - np.logaddexp.reduce(row) for row in rows]
     k = SIZE if chance.random() < 0.1 else K
     tops = [np.argsort(-row, kind="stable")[:k].tolist() for row in whole]
     pair = [
-        Listed({i: float(row[i]) for i in ids}, float(row[ids[-1]]), SIZE) for row, ids in zip(whole, tops, strict=True)
+        Listed({i: float(row[i]) for i in ids}, float(row[ids[-1]]), len(row))
+        for row, ids in zip(whole, tops, strict=True)
     ]
     if chance.random() < 0.7:
         wanted = unlisted_ids(pair[0], pair[1], settings, VOCABULARY)
@@ -47,9 +54,9 @@ def lists(chance: np.random.Generator, settings: RowSettings) -> tuple[Listed, L
 def some_settings(chance: np.random.Generator) -> RowSettings:
     return RowSettings(
         rule=[EqualKL(), FixedAlpha(0.4), KLBudget(0.05)][chance.integers(3)],
-        outcomes=[MERGED, APART, BARE][chance.integers(3)],
+        outcomes=[MERGED, OWN, APART, BARE][chance.integers(4)],
         temperature=float(chance.choice([0.0, 0.3, 1.0, 1.0, 1.6])),
-        top_p=[None, 0.5, 0.9, 0.99][chance.integers(4)],
+        top_p=[None, 0.5, 0.9, 0.99, 1.0][chance.integers(5)],
         alpha_tol=1e-9,
         forced=chance.random() < 0.1,
         may_end=chance.random() < 0.7,
@@ -80,10 +87,13 @@ def test_alone_as_among_others(seed: int, monkeypatch: pytest.MonkeyPatch) -> No
         assert alone.token_ids == among.token_ids
         (ours,), (theirs,) = alone.decisions(), among.decisions()
         assert ours == theirs
-        ends["empty" if alone.token_ids[0] is None else "stop" if alone.token_ids[0] in (0, 1, 20) else "token"] += 1
+        token_id = alone.token_ids[0]
+        ends["empty" if token_id is None else "stop" if token_id in settings.outcomes.merged_stops else "token"] += 1
+        ends["own stop"] += token_id == 59
+        ends["bounded"] += ours.base_bounded or ours.teacher_bounded
         ends["fallback"] += ours.fallback
         ends["drafted"] += settings.drafted is not None
-    assert min(ends[name] for name in ("token", "stop", "fallback", "drafted")) > 20
+    assert min(ends[name] for name in ("token", "stop", "own stop", "fallback", "drafted", "bounded")) > 20
     print(ends)
 
 

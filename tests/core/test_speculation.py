@@ -126,7 +126,9 @@ def run(case: Case, drafts: int, runs: int = RUNS) -> np.ndarray:
         ahead, at = running, node.copy()
         for place in range(drafts):  # the base goes on alone, but not beyond the last token
             ahead = ahead[length[ahead] + place < LONGEST - 1]
-            drafted[place, ahead] = draft(base[at[ahead] % NODES], list(asked(case)[length[ahead] + place, ahead]))
+            drafted[place, ahead] = draft(
+                base[at[ahead] % NODES], list(asked(case)[length[ahead] + place, ahead]), VOCABULARY
+            )
             at[ahead] = child(at[ahead], drafted[place, ahead])
         alive = running
         for place in range(drafts + 1):  # the teacher has read the drafts: one token and, as long as they stand, more
@@ -215,7 +217,7 @@ def test_drafts_stand_as_often_as_the_distributions_overlap(name: str) -> None:
     case, _ = CASES[name]
     base, teacher = tree()
     rows = list(asked(case)[0])
-    drafted = draft(np.tile(base[0], (RUNS, 1)), rows)
+    drafted = draft(np.tile(base[0], (RUNS, 1)), rows, VOCABULARY)
     drawn = [d.token_id for d in decide(*(np.tile(x[0], (RUNS, 1)) for x in (base, teacher)), rows)]
     stood = sum(case.outcomes.outcome_of(t) == d for t, d in zip(drawn, drafted, strict=True))
     d = reference.softmax(base[0].tolist(), case.temperature)
@@ -282,5 +284,5 @@ def test_every_draw_has_mass_under_q(rows, three, top_p, forced) -> None:
         asked_for = RowSettings(EqualKL(), Outcomes(), temperature, top_p, 1e-8, forced, True, Chances(*three))
         (d,) = decide(base_NV, teacher_NV, [asked_for])
         assert d.error is None and np.isfinite(d.logprob)
-        (drafted,) = draft(base_NV, [asked_for])
+        (drafted,) = draft(base_NV, [asked_for], base_NV.shape[-1])
         assert base_NV[0, drafted] > -np.inf

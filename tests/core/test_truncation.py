@@ -12,7 +12,7 @@ from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
 from midlogit.core.truncation import Boxes
 from midlogit.core.uniforms import Chances
 from midlogit.sampling.decision import Decision, RowSettings
-from midlogit.sampling.listed import Listed
+from midlogit.sampling.listed import Listed, unlisted_ids
 from midlogit.sampling.policy import decide, decide_listed
 
 V = 300
@@ -123,11 +123,48 @@ def test_wider_lists_bound_tighter() -> None:
     assert medians[-1] == 0
 
 
+@pytest.mark.parametrize("score", [False, True])
+@pytest.mark.parametrize("top_p", [None, 0.9, 1.0])
+@pytest.mark.parametrize("widths", [(V - 2, V), (V, V - 2)], ids=["teacher", "base"])
+def test_a_stop_id_that_one_model_alone_has(widths: tuple[int, int], top_p: float | None, score: bool) -> None:
+    rows = [row[:, :width] for row, width in zip(row_pairs(120, seed=8), widths, strict=True)]
+    for row in rows:
+        row[:, [4, V - 2 if row.shape[1] == V else 5]] += 6.0  # ends are likely
+        row -= np.log(np.exp(row).sum(axis=-1, keepdims=True))
+    outcomes = Outcomes(masked_ids=(3,), stop_ids=(4, V - 2, V - 1))
+    for k, temperature, may_end in ((8, 1.0, True), (20, 0.7, True), (20, 1.4, True), (20, 1.0, False), (V, 1.0, True)):
+        asked = [
+            settings(outcomes=outcomes, top_p=top_p, temperature=temperature, may_end=may_end, chances=Chances(u, u, u))
+            for u in np.linspace(0, 0.99, 120)
+        ]
+        lists = [(listed(p, min(k, len(p))), listed(t, min(k, len(t)))) for p, t in zip(*rows, strict=True)]
+        if score:
+            wanted = [unlisted_ids(*pair, asked[0], V - 2) for pair in lists]
+            lists = [
+                tuple(
+                    replace(one, logprobs=one.logprobs | {i: float(row[n][i]) for i in ids})
+                    for one, row, ids in zip(pair, rows, both, strict=True)
+                )
+                for n, (pair, both) in enumerate(zip(lists, wanted, strict=True))
+            ]
+        exact, cut = decide(*rows, asked), decide_listed(lists, asked, V - 2)
+        stops = 0
+        for e, c in zip(exact, cut, strict=True):
+            assert abs(e.alpha - c.alpha) <= c.alpha_bound + 1e-8
+            assert variation(e, c) <= c.bound + 1e-8
+            stops += c.token_id in outcomes.stop_ids
+            if k == V:
+                assert (c.token_id, c.bound) == (e.token_id, 0.0)
+                assert c.teacher_logprob == pytest.approx(e.teacher_logprob)
+        assert stops > 10 if may_end else stops == 0
+
+
 def test_padding_beyond_the_smaller_vocabulary_is_never_drawn() -> None:
     base, teacher = row_pairs(60, seed=6)
     rows = [settings(chances=Chances(u, 0.5, u)) for u in np.linspace(0, 0.99, 60)]
-    cut = decide_listed(pairs_of(base, teacher, 20), rows, 100)
-    exact = decide(base[:, :100], teacher[:, :100], rows)
+    base = base - np.log(np.exp(base[:, :100]).sum(axis=-1, keepdims=True))
+    cut = decide_listed(pairs_of(base[:, :100], teacher, 20), rows, 100)
+    exact = decide(base[:, :100], teacher, rows)
     for e, c in zip(exact, cut, strict=True):
         assert c.token_id < 100
         assert abs(e.alpha - c.alpha) <= c.alpha_bound + 1e-8

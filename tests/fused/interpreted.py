@@ -36,12 +36,13 @@ RULES = {
 
 
 def run(base_NV: torch.Tensor, teacher_NV: torch.Tensor, settings: list[RowSettings], **rows: object) -> list[Decision]:
-    policy = fused.FusedPolicy(700 if base_NV.shape[1] > 700 else base_NV.shape[1], torch.device("cpu"))
+    vocabulary = min(base_NV.shape[1], teacher_NV.shape[1])
+    policy = fused.FusedPolicy(vocabulary, torch.device("cpu"))
     prepared = policy.prepare(settings, **rows)
     pending = policy.launch(base_NV, teacher_NV, prepared)
     decisions = pending.decisions()
     assert pending.token_ids() == pending.tokens_N.tolist() == [d.token_id for d in decisions]
-    drafts = draft(base_NV.double(), settings)
+    drafts = draft(base_NV.double(), settings, vocabulary)
     for found, true, decision in zip(pending.drafted_ids(), drafts, decisions, strict=True):
         assert found == true or decision.error is not None
     return decisions
@@ -75,7 +76,7 @@ def check_every_way_to_a_token() -> None:
             )
             for i in range(rows)
         ]  # fmt: skip
-        drafts = draft(base.double(), settings)
+        drafts = draft(base.double(), settings, vocabulary)
         truth = decide(base.double(), teacher.double(), settings)
         for i, (a, b) in enumerate(zip(run(base, teacher, settings), truth, strict=True)):
             assert_agree(a, b, f"{dtype}, {top_p}, row {i}, {settings[i]}")
@@ -111,7 +112,7 @@ def check_drafts_made_ahead() -> None:
         drafted += policy.draft(wide_NV, prepared, drafts_RC, some).tolist()
     assert policy.draft(wide_NV, prepared, drafts_RC, slice(5, 5)).tolist() == []
     pending = policy.launch(wide_NV, teacher_NV, prepared, drafts_RC)
-    assert pending.drafted_ids() == drafted == draft(base_NV.double(), settings)
+    assert pending.drafted_ids() == drafted == draft(base_NV.double(), settings, 300)
     assert pending.decisions() == run(base_NV, teacher_NV, settings)
 
 
@@ -150,15 +151,34 @@ def check_against_the_plain_reference() -> None:
 
 
 def check_rows_of_larger_buffers() -> None:
-    wide_base = torch.randn(9, 320)
-    wide_teacher = torch.randn(5, 400)
-    settings = [PLAIN] * 3
+    """Some rows of a buffer, and ids that one model alone has: they hold mass, and may end a sequence."""
     base_rows, teacher_rows = [8, 0, 3], [1, 1, 4]
-    policy = fused.FusedPolicy(300, torch.device("cpu"))
-    found = policy.launch(wide_base, wide_teacher, policy.prepare(settings, base_rows, teacher_rows)).decisions()
-    truth = decide(wide_base[base_rows, :300].double(), wide_teacher[teacher_rows, :300].double(), settings)
-    for a, b in zip(found, truth, strict=True):
-        assert_agree(a, b)
+    for base_size, teacher_size in ((320, 400), (401, 320)):
+        base_NV, teacher_NV = 2 * torch.randn(9, base_size), 2 * torch.randn(5, teacher_size)
+        base_NV[:, 320:] += 3
+        teacher_NV[:, 320:] += 3
+        policy = fused.FusedPolicy(320, torch.device("cpu"))
+        for top_p in (None, 0.9):
+            for stops in ((), (10, 7, 330, 399), (10, 399)):
+                row = replace(PLAIN, outcomes=Outcomes(stop_ids=stops), top_p=top_p, temperature=0.8)
+                settings = [replace(row, chances=Chances(u, u, u)) for u in (0.02, 0.4, 0.9)]
+                pending = policy.launch(base_NV, teacher_NV, policy.prepare(settings, base_rows, teacher_rows))
+                truth = decide(base_NV[base_rows].double(), teacher_NV[teacher_rows].double(), settings)
+                for a, b in zip(pending.decisions(), truth, strict=True):
+                    assert_agree(a, b)
+                shared = [d.token_id if d.token_id < 320 else 10 for d in truth]
+                assert pending.tokens_N.tolist() == shared
+                drafts = draft(base_NV[base_rows].double(), settings, 320)
+                assert pending.drafted_ids() == drafts
+    # Nothing but the stop class has mass: what ends the text is the teacher's own id.
+    base_NV, teacher_NV = torch.full((1, 320), -30.0), torch.full((1, 400), -30.0)
+    base_NV[:, 10], teacher_NV[:, 399] = 10.0, 10.0
+    for top_p in (None, 0.9):
+        settings = [replace(PLAIN, outcomes=Outcomes(stop_ids=(10, 399)), top_p=top_p)]
+        policy = fused.FusedPolicy(320, torch.device("cpu"))
+        pending = policy.launch(base_NV, teacher_NV, policy.prepare(settings))
+        assert pending.token_ids() == [399] and pending.tokens_N.tolist() == [10]
+        assert_agree(pending.decisions()[0], decide(base_NV.double(), teacher_NV.double(), settings)[0])
 
 
 def check_what_cannot_be_drawn() -> None:

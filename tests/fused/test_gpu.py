@@ -48,7 +48,7 @@ def test_every_setting_agrees_with_the_policy(device, dtype, vocabulary: int) ->
     settings = mixed_settings(rows, vocabulary, np.random.default_rng(vocabulary))
     pending = launched(base_NV, teacher_NV, settings)
     truth = decide(base_NV.double(), teacher_NV.double(), settings)
-    drafts = draft(base_NV.double(), settings)
+    drafts = draft(base_NV.double(), settings, base_NV.shape[1])
     moved = strayed = 0
     for i, (a, b) in enumerate(zip(pending.decisions(), truth, strict=True)):
         if b.error is None:

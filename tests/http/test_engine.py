@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from midlogit import Completion, EngineFailure, KLBudget, Pair, SamplingParams, Token
-from tests.http.conftest import WHOLE, Urls
+from tests.http.conftest import FLAGS, WHOLE, Urls
 from tests.http.proxy import Proxy
+from tests.http.servers import VERSION, serving
+from tests.wider import with_own_stop
 
 WORDS = [
     "the",
@@ -83,6 +87,39 @@ def test_top_20_keeps_its_word_against_the_local_engine(pair: Pair, http: Pair) 
     assert compared > 30
     if all(model.scores for model in (http._engine._base, http._engine._teacher)):
         assert exact > 3
+
+
+def test_reported_logprobs_are_the_models_own(pair: Pair, urls: Urls) -> None:
+    """Lists that end before the nucleus does: what the teacher did not list is asked for."""
+    params = SamplingParams(max_tokens=16, seed=4, target_top_p=0.99)
+    with Pair.http(urls.base, urls.teacher, top_k=4) as narrow:
+        scored = all(model.scores for model in (narrow._engine._base, narrow._engine._teacher))
+        found = narrow.generate(PROMPTS, params, progress=False)
+    texts = [pair.mixing.teacher.encode(c.prompt) + c.token_ids for c in found if c.finish_reason == "length"]
+    scores = pair.score(texts, SamplingParams.preset("exploratory"))
+    outside = 0
+    for completion, own in zip((c for c in found if c.finish_reason == "length"), scores, strict=True):
+        for side in ("base", "teacher"):
+            reported = getattr(completion.diagnostics, f"{side}_logprobs")
+            bounded = getattr(completion.diagnostics, f"{side}_bounded")
+            true = getattr(own.diagnostics, f"{side}_logprobs")[-len(reported) :]
+            for ours, exact, only_bound in zip(reported, true, bounded, strict=True):
+                assert ours > exact - 1e-3 if only_bound else ours == pytest.approx(exact, abs=1e-3)
+                assert not (only_bound and scored)
+        outside += sum(logprob < -4 for logprob in completion.diagnostics.teacher_logprobs)
+    assert len(texts) > 4 and outside > 3
+
+
+def test_a_stop_id_of_the_teacher_alone_ends_texts(urls: Urls, tmp_path: Path) -> None:
+    _, teacher = with_own_stop(tmp_path)
+    params = SamplingParams(max_tokens=150, n=4)
+    with serving(teacher, flags=FLAGS, version=os.environ.get("MIDLOGIT_TEST_VLLM", VERSION)) as (url,):
+        for speculation in ("off", 3):
+            with Pair.http(urls.base, url, speculation=speculation) as own:
+                found = own.generate(["Tell me a story.", "Who is there?"], params, chat=True, progress=False)
+                assert own.mixing.stop_ids == (0, WHOLE)
+            stops = [completion for completion in found if completion.finish_reason == "stop"]
+            assert len(stops) >= 6 and {completion.token_ids[-1] for completion in stops} == {WHOLE}
 
 
 def test_same_seed_same_tokens_alone_and_in_a_batch(http: Pair) -> None:
@@ -218,3 +255,9 @@ def test_tokenizers_of_the_servers_alone(urls: Urls, http: Pair, monkeypatch: py
         stop = ours[0].text[6:10]
         cut = remote.generate(["Tell me a story."], replace(params, stop=(stop,)), chat=True)[0]
         assert cut.text == ours[0].text[: ours[0].text.index(stop)]
+        inside = [http.mixing.teacher.encode("I like 🦊")[:-1]]
+        expected = http.generate(inside, GREEDY, progress=False)[0].text
+        assert len(expected) > 1 and "\ufffd" not in expected
+        *tokens, completion = remote.stream(inside[0], GREEDY)
+        assert "".join(token.text for token in tokens) == completion.text == expected
+        assert remote.generate(inside, GREEDY, progress=False)[0].text == expected

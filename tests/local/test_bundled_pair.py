@@ -46,7 +46,7 @@ def scored(pair: Pair, models, held_out) -> dict[str, list[float]]:
             with torch.inference_mode():
                 logits = model(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :].double()
             may_end = torch.ones(len(answer), dtype=torch.bool)
-            rows.append(normalise(outcomes.apply(logits, may_end)))
+            rows.append(normalise(outcomes.apply(logits, may_end, logits.shape[-1])))
         base, teacher = rows
         kl = torch.where(teacher > -torch.inf, teacher.exp() * (teacher - base), 0.0).nansum(-1)
         found["kl"] += kl.tolist()

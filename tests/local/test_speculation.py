@@ -176,6 +176,18 @@ def test_every_draft_of_a_model_that_is_its_own_teacher_stands() -> None:
     assert found["acceptance"] == 1.0 and found["rounds"] < found["checked"] < 4 * found["rounds"]
 
 
+@pytest.mark.parametrize("preset", ["balanced", "exploratory"])
+def test_rows_that_agree_to_rounding_have_alpha_one_half(preset: str) -> None:
+    """One model on both sides, read token by token as the base and several tokens at once as the teacher."""
+    with open_pair(4, TEACHER, TEACHER, dtype="float32") as pair:
+        for temperature in (0.5, 1.0, 10.0):
+            params = SamplingParams.preset(preset, seed=1, max_tokens=24, temperature=temperature)
+            for completion in pair.generate(QUESTIONS[:6], params, chat=True):
+                facts = completion.diagnostics
+                drawn = [alpha for alpha, forced in zip(facts.alpha, facts.forced, strict=True) if not forced]
+                assert set(drawn) <= {0.5} and max(facts.kl_base) < 1e-8
+
+
 def test_lock_step_and_drafts_have_one_law() -> None:
     """5,000 sampled continuations, half of them drafted ahead, at different seeds."""
     runs = 2500

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from midlogit import SamplingParams
+from midlogit import Pair, SamplingParams
 from midlogit.cli.main import app
-from tests.server.conftest import Live
+from midlogit.sampling.decision import Top
+from midlogit.server.parameters import sampling_params
+from midlogit.server.pieces import completion_logprobs
+from tests.server.conftest import Live, run_server
+from tests.variants import sentencepiece_pair
 
 PROMPTS = ["Once upon a time", "The dog was", "Tom and Ann went to the"]
+
+
+@pytest.fixture(scope="module")
+def spaced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server of a pair with SentencePiece-like vocabularies."""
+    folders = sentencepiece_pair(tmp_path_factory.mktemp("sentencepiece"))
+    with run_server(lambda: Pair.local(*folders, dtype="float32", device="cpu", speculation="off")) as live:
+        yield live
 
 
 def cli(*arguments: str) -> str:
@@ -107,6 +122,146 @@ def test_characters_of_many_bytes_are_never_split(server: Live) -> None:
         for t in parts["logprobs"]["tokens"]
     )
     assert data.decode() == "🦊 你好 é"
+
+
+def streamed(server: Live, body: dict[str, Any]) -> dict[str, Any]:
+    """The one choice of a stream, put together."""
+    found: dict[str, Any] = {"text": "", "tokens": [], "text_offset": []}
+    for event in server.stream("/v1/completions", body):
+        choice = event["choices"][0]
+        found["text"] += choice["text"]
+        for name in ("tokens", "text_offset"):
+            found[name] += (choice["logprobs"] or {name: []})[name]
+    return found
+
+
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize("kind", ["server", "spaced"])
+def test_prompts_that_end_inside_a_character(kind: str, echo: bool, request: pytest.FixtureRequest) -> None:
+    server: Live = request.getfixturevalue(kind)
+    teacher = server.pair.mixing.teacher
+    decode = teacher.tokenizer.backend_tokenizer.decode
+    ids = teacher.encode("I like 🦊")
+    for missing in range(4):
+        prompt = ids[: len(ids) - missing]
+        body = {"prompt": prompt, "temperature": 0, "max_tokens": 8, "logprobs": 1, "echo": echo}
+        choice = server.post("/v1/completions", {**body, "return_token_ids": True}).json()["choices"][0]
+        before, whole = decode(prompt), decode(prompt + choice["token_ids"])
+        assert whole.startswith(before) and before.endswith("\ufffd" if missing else "🦊")
+        text, logprobs = whole if echo else whole.removeprefix(before), choice["logprobs"]
+        assert choice["text"] == text
+        for name, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
+            shown = name if not echo or offset else name.lstrip()
+            assert text[offset:].startswith(shown) or name.startswith("bytes:")
+        expected = {"text": text, "tokens": logprobs["tokens"], "text_offset": logprobs["text_offset"]}
+        assert streamed(server, body) == expected
+        if missing != 2:
+            continue
+        stop = whole[-4:-1]
+        cut = server.post("/v1/completions", {**body, "stop": stop}).json()["choices"][0]["text"]
+        start = len(before) + whole[len(before) :].index(stop)
+        assert cut == (whole[:start] if echo else whole[len(before) : start])
+        assert streamed(server, {**body, "stop": stop})["text"] == cut
+
+
+@pytest.mark.parametrize("kind", ["server", "spaced"])
+def test_a_character_that_the_prompt_began_and_the_completion_ends(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server: Live = request.getfixturevalue(kind)
+    ids = server.pair.mixing.teacher.encode("I like 🦊")
+    masked = tuple(i for i in range(4096) if i != ids[-1])
+
+    def only_the_last(*args: Any, **kwargs: Any) -> SamplingParams:
+        return replace(sampling_params(*args, **kwargs), special_token_ids=masked)
+
+    monkeypatch.setattr("midlogit.server.completions.sampling_params", only_the_last)
+    for echo, missing, text, offsets in (
+        (False, 1, "🦊", [0]),
+        (True, 1, "I like 🦊", [0, 1, 6, 7, 7, 7, 7]),
+        (True, 2, "I like \ufffd" if kind == "server" else "I like " + "\ufffd" * 3, [0, 1, 6, 7, 7, 7]),
+    ):
+        body = {"prompt": ids[:-missing], "max_tokens": 1, "echo": echo, "logprobs": 0, "ignore_eos": True}
+        choice = server.post("/v1/completions", body).json()["choices"][0]
+        found = streamed(server, body)
+        assert choice["text"] == found["text"] == text
+        assert choice["logprobs"]["text_offset"] == found["text_offset"] == offsets
+
+
+def test_a_replacement_character_in_the_prompt_is_no_unfinished_one(server: Live) -> None:
+    body = {"prompt": "The caf\ufffd", "temperature": 0, "max_tokens": 8, "echo": True}
+    text = server.post("/v1/completions", body).json()["choices"][0]["text"]
+    assert text.startswith("The caf\ufffd The") and text == streamed(server, body)["text"]
+    assert server.complete("The caf\ufffd", temperature=0, max_tokens=8)["choices"][0]["text"] == text[8:]
+
+
+def test_tokens_keep_their_spaces(spaced: Live) -> None:
+    """Where tokens carry the space before a word, as in SentencePiece's vocabularies."""
+    body = {"prompt": "Tom and\nAnn", "temperature": 0, "max_tokens": 12, "logprobs": 20, "echo": True}
+    choice = spaced.post("/v1/completions", body).json()["choices"][0]
+    logprobs = choice["logprobs"]
+    assert "".join(logprobs["tokens"]) == " " + choice["text"]
+    assert choice["text"].startswith("Tom and\nAnn")
+    ends = [*logprobs["text_offset"][1:], len(choice["text"])]
+    for token, start, end in zip(logprobs["tokens"], logprobs["text_offset"], ends, strict=True):
+        assert choice["text"][start:end] == token.removeprefix("" if start else " ")
+    assert streamed(spaced, body)["tokens"] == logprobs["tokens"]
+    answer = spaced.chat(temperature=0, max_tokens=12, logprobs=True)["choices"][0]
+    entries = answer["logprobs"]["content"]
+    assert "".join(entry["token"] for entry in entries) == answer["message"]["content"]
+    assert b"".join(bytes(entry["bytes"]) for entry in entries).decode() == answer["message"]["content"]
+    found = spaced.post("/tokenize", {"prompt": "A  fox!\n", "return_token_strs": True}).json()
+    assert "".join(found["token_strs"]) == " A  fox!\n"
+    tokens = list(spaced.pair.stream("Tom and", SamplingParams(temperature=0, max_tokens=8)))
+    completion = tokens.pop()
+    assert "".join(token.token for token in tokens) == completion.text
+
+
+@pytest.mark.parametrize("kind", ["server", "spaced"])
+def test_every_candidate_has_its_own_entry(kind: str, request: pytest.FixtureRequest) -> None:
+    server: Live = request.getfixturevalue(kind)
+    body = {"prompt": ["x"] * 24, "temperature": 100, "max_tokens": 8, "seed": 1, "logprobs": 20}
+    facts = {"preset": "exploratory", "diagnostics": True}
+    for choice in server.post("/v1/completions", {**body, "midlogit": facts}).json()["choices"]:
+        drawn = zip(choice["logprobs"]["top_logprobs"], choice["logprobs"]["tokens"], strict=True)
+        for (named, token), top in zip(drawn, choice["midlogit"]["top"], strict=True):
+            values = sorted(lp for _, lp in top["q"])
+            assert len(named) in (20, 21) and token in named
+            assert sorted(named.values())[-20:] == pytest.approx(values)
+
+
+def test_ids_with_one_name_are_told_apart(spaced: Live) -> None:
+    vocabulary = spaced.service.vocabulary
+    names: dict[str, list[int]] = {}
+    for token_id in range(4096):
+        names.setdefault(vocabulary.text(token_id), []).append(token_id)
+    for name, ids in names.items():
+        if len(ids) > 1:
+            top = Top([(i, -1.0 - n) for n, i in enumerate(ids)], [], [])
+            offsets = vocabulary.offsets(())
+            found = completion_logprobs(ids[1:2], [-2.0], [top], offsets, vocabulary, False)["top_logprobs"][0]
+            expected = {name: -2.0, f"token_id:{ids[0]}": -1.0}
+            assert found is not None and found.items() >= expected.items() and len(found) == len(ids)
+
+
+def test_a_stop_string_that_begins_before_min_tokens(server: Live) -> None:
+    body = {"prompt": "Once upon a time", "max_tokens": 24, "temperature": 0, "logprobs": 0}
+    free = server.post("/v1/completions", body).json()["choices"][0]
+    tokens, text = free["logprobs"]["tokens"], free["text"]
+    for count in (1, 2, 3, 6):
+        stop = tokens[count - 1] + tokens[count]
+        asked = {**body, "stop": stop, "min_tokens": count}
+        choice = server.post("/v1/completions", asked).json()["choices"][0]
+        before = len("".join(tokens[:count]))
+        assert choice["text"] == text[: text.index(stop, max(before + 1 - len(stop), 0))]
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", stop)
+        assert len(choice["logprobs"]["tokens"]) == count + 1
+        assert streamed(server, asked)["text"] == choice["text"]
+        # All of it before min_tokens: text like any other.
+        late = {**body, "stop": stop, "min_tokens": count + 1}
+        choice = server.post("/v1/completions", late).json()["choices"][0]
+        assert choice["text"].startswith(text[: before + len(tokens[count])])
+        assert streamed(server, late)["text"] == choice["text"]
 
 
 def test_stop_strings_never_leak(server: Live) -> None:

@@ -104,7 +104,8 @@ def _describe_mixture(mixing: Mixing) -> None:
     else:
         print(f"ids        {alignment.size} used; {differing}; {len(alignment.undefined)} undefined, masked")
     merged = " counted as one outcome" if len(mixing.stop_ids) > 1 else ""
-    print(f"stop       {_ids(mixing.stop_ids)}{merged}")
+    alone = "".join(f"; {i} is of the {side} alone" for i, side in mixing.stops_of_one_model.items())
+    print(f"stop       {_ids(mixing.stop_ids)}{merged}{alone}")
     print(f"special    {_ids(sorted(mixing.special_ids))} masked by default")
     print(f"context    {min(mixing.base.max_context, mixing.teacher.max_context)} tokens, the smaller of the two")
 

@@ -8,7 +8,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from midlogit.core.arrays import Array, array_namespace, row_max, row_sum
+from midlogit.core.arrays import Array, array_namespace, device, row_max, row_sum
+
+FLOAT32 = 2.0**-23  # its resolution
+ROUNDING = 2.0**8  # of a logit that two ways of computing it share, in units of the resolution
+
+
+def rounding(resolution: float, temperature: float) -> float:
+    """|F′| up to which rounding alone may have made two rows of equal models differ (docs/theory.md section 4.3).
+
+    Args:
+        resolution: of the logits' floats. temperature: that divides them; 0 counts as 1.
+    """
+    return (ROUNDING * resolution / (temperature or 1.0)) ** 2
 
 
 def normalise(logits_NV: Array) -> Array:
@@ -33,6 +45,7 @@ class LogPair:
         common_NV: base log-probabilities on the common support, −inf elsewhere.
         ratio_NV: ℓ = log teacher − log base (docs/theory.md (3)), 0 off the common support.
         overlap_N: whether the row has a common support at all.
+        rounding_N: |F′| that says nothing (`rounding`).
     """
 
     base_NV: Array
@@ -40,14 +53,18 @@ class LogPair:
     common_NV: Array
     ratio_NV: Array
     overlap_N: Array
+    rounding_N: Array
 
     @classmethod
-    def of(cls, base_NV: Array, teacher_NV: Array) -> LogPair:
+    def of(cls, base_NV: Array, teacher_NV: Array, rounding_N: Array | None = None) -> LogPair:
+        """The pair of two rows of log-probabilities; without `rounding_N` they are taken to be exact."""
         xp = array_namespace(base_NV, teacher_NV)
         both_NV = (base_NV > -xp.inf) & (teacher_NV > -xp.inf)
         ratio_NV = xp.where(both_NV, teacher_NV, 0.0) - xp.where(both_NV, base_NV, 0.0)
         common_NV = xp.where(both_NV, base_NV, -xp.inf)
-        return cls(base_NV, teacher_NV, common_NV, ratio_NV, xp.any(both_NV, axis=-1))
+        if rounding_N is None:
+            rounding_N = xp.zeros(base_NV.shape[0], dtype=xp.float64, device=device(base_NV))
+        return cls(base_NV, teacher_NV, common_NV, ratio_NV, xp.any(both_NV, axis=-1), rounding_N)
 
     def rows(self, index_N: Array) -> LogPair:
         """The pair restricted to some rows."""
@@ -61,11 +78,12 @@ class LoneRow:
     """The common support of a row as plain numbers, which cost a fraction of arrays when they are few.
 
     Attributes:
-        common, ratio: as of `LogPair`.
+        common, ratio, rounding: as of `LogPair`.
     """
 
     common: list[float]
     ratio: list[float]
+    rounding: float = 0.0
 
     def moments(self, alpha: float) -> tuple[float, float, float]:
         ratio = self.ratio

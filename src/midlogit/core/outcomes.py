@@ -20,7 +20,8 @@ class Outcomes:
 
     Attributes:
         masked_ids: never drawn; both models are renormalised without them (docs/theory.md (13)).
-        stop_ids: every id that ends a sequence for either model.
+        stop_ids: every id that ends a sequence for either model; with `merge` the first stands for all, so both models
+            have it, and others may lie beyond one model's vocabulary.
         merge: count `stop_ids` as one outcome (docs/theory.md (14)); otherwise each stands alone.
         stop_token_ids: ordinary ids that end this request; never merged.
     """
@@ -69,31 +70,35 @@ class Outcomes:
         """Ids that are not drawn while the sequence may not end."""
         return self.hidden | set(self.ending_ids)
 
-    def apply(
-        self, logits_NV: Array, ending_N: Array, ids_NV: Array | None = None, drawable_NV: Array | None = None
-    ) -> Array:
-        """Tempered logits with masked ids at −inf and the stop class summed into its column.
+    def apply(self, logits_NW: Array, ending_N: Array, vocabulary: int) -> Array:
+        """Tempered logits of the ids that may be drawn, with the stop class summed into its column.
 
         Args:
-            logits_NV: tempered logits of one model.
+            logits_NW: tempered logits of all ids that the model has, W at least `vocabulary`.
             ending_N: rows that may end now; the others have every ending id masked.
-            ids_NV: the id of each column, −1 for none; None when column and id are the same.
-            drawable_NV: `drawable` of given ids.
+            vocabulary: ids below it are drawn from.
+
+        Returns:
+            [N, vocabulary], masked ids at −inf.
         """
-        xp = array_namespace(logits_NV)
-        if ids_NV is not None:
-            return self._apply_to_columns(logits_NV, drawable_NV, ids_NV)
+        xp = array_namespace(logits_NW)
+        logits_NV = logits_NW[:, :vocabulary]
         ending_NV = None if bool(xp.all(ending_N)) else ending_N[:, None] | ~self._mask(xp, logits_NV, "ending")
         merged_NV = xp.where(self._mask(xp, logits_NV, "masked"), xp.full_like(logits_NV, -xp.inf), logits_NV)
         if self.stop_outcome is not None:
-            stop_N = log_sum_exp(xp.take(logits_NV, self._index(xp, logits_NV), axis=-1))
+            stop_N = log_sum_exp(xp.take(logits_NW, self._index(xp, logits_NW), axis=-1))
             merged_NV[:, self.stop_outcome] = xp.astype(stop_N, logits_NV.dtype)
         if ending_NV is not None:
             merged_NV = xp.where(ending_NV, merged_NV, xp.full_like(merged_NV, -xp.inf))
         return merged_NV
 
     def emitted_stop(self, teacher_NV: Array, ids_NV: Array | None = None) -> Array:
-        """The id that ends a sequence of each row: the teacher's most likely stop id."""
+        """The id that ends a sequence of each row: the teacher's most likely stop id.
+
+        Args:
+            teacher_NV: its logits of all ids that it has, or of given ones.
+            ids_NV: the id of each column, −1 for none; None when column and id are the same.
+        """
         xp = array_namespace(teacher_NV)
         if ids_NV is not None:
             likeliest_N = np.argmax(np.where(self.stop_columns(ids_NV), teacher_NV, -np.inf), axis=-1)
@@ -101,11 +106,9 @@ class Outcomes:
         index_K = self._index(xp, teacher_NV)
         return xp.take(index_K, xp.argmax(xp.take(teacher_NV, index_K, axis=-1), axis=-1))
 
-    def stop_mass(self, log_probs_NV: Array, ids_NV: Array | None = None) -> Array:
+    def stop_mass(self, log_probs_NV: Array) -> Array:
         """log of the summed mass of the stop class."""
         xp = array_namespace(log_probs_NV)
-        if ids_NV is not None:
-            return log_sum_exp(np.where(self.stop_columns(ids_NV), log_probs_NV, -np.inf))
         return log_sum_exp(xp.take(log_probs_NV, self._index(xp, log_probs_NV), axis=-1))
 
     def drawable(self, ids_NV: Array, ending_N: Array) -> Array:
@@ -116,6 +119,10 @@ class Outcomes:
     def stop_columns(self, ids_NV: Array) -> Array:
         """Which columns of given ids belong to the merged stop class (NumPy)."""
         return self._among(ids_NV, "stop")
+
+    def stops_beyond(self, vocabulary: int) -> tuple[int, ...]:
+        """The members of the merged stop class that only the model with more ids than `vocabulary` has."""
+        return tuple(i for i in self.merged_stops if i >= vocabulary)
 
     def hidden_count(self, may_end: bool, vocabulary: int) -> int:
         """How many ids below `vocabulary` may not be drawn."""
@@ -137,8 +144,12 @@ class Outcomes:
         row_V = self._masks["ids", kind]
         return row_V[np.minimum(ids_NV, len(row_V) - 1)]  # the last entry, False, is also where −1 points
 
-    def _apply_to_columns(self, logits_NV: Array, drawable_NV: Array, ids_NV: Array) -> Array:
-        """`apply` for columns of given ids (NumPy)."""
+    def apply_to_columns(self, logits_NV: Array, drawable_NV: Array, ids_NV: Array) -> Array:
+        """`apply` for columns of given ids (NumPy).
+
+        Args:
+            drawable_NV: `drawable` of the ids. ids_NV: the id of each column, −1 for none.
+        """
         merged_NV = np.where(drawable_NV, logits_NV, -np.inf)
         if self.stop_outcome is not None:
             stops_NV = self.stop_columns(ids_NV)
@@ -146,8 +157,10 @@ class Outcomes:
             merged_NV = np.where(stops_NV, np.where(ids_NV == self.stop_outcome, stop_N1, -np.inf), merged_NV)
         return merged_NV
 
-    def _index(self, xp: Namespace, like: Array) -> Array:
-        return xp.asarray(np.asarray(self.stop_ids, dtype=np.int64), device=device(like))
+    def _index(self, xp: Namespace, logits_NW: Array) -> Array:
+        """The stop ids that the model of these logits has."""
+        ids = [i for i in self.stop_ids if i < logits_NW.shape[-1]]
+        return xp.asarray(np.asarray(ids, dtype=np.int64), device=device(logits_NW))
 
     def _mask(self, xp: Namespace, like_NV: Array, kind: str) -> Array:
         """The boolean row of masked or of ending ids, made once for each vocabulary size and device."""

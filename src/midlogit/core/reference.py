@@ -59,7 +59,7 @@ def nucleus(t: list[float], top_p: float) -> set[int]:
     chosen: set[int] = set()
     reached = 0.0
     for i in sorted(range(len(t)), key=lambda i: (-t[i], i)):
-        if reached >= top_p or t[i] == 0:
+        if (reached >= top_p and top_p < 1) or t[i] == 0:
             break
         chosen.add(i)
         reached += t[i]

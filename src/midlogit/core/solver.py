@@ -22,7 +22,8 @@ FLOAT64 = 2.0**-52  # its resolution
 def increasing_root(function: Function, pair: LogPair | LoneRow, tolerance: float) -> Array:
     """The root of each row's function on [0, 1], or the end nearest to it.
 
-    A function that is zero at both ends, as far as the rows' dtype can tell, is zero everywhere: α = 0.5.
+    A function that is zero at both ends, as far as the rows' dtype and the rounding of the models can tell, is zero
+    everywhere: α = 0.5.
 
     Args:
         function: (rows, α) to (value, slope) of each row, nondecreasing in α.
@@ -42,7 +43,8 @@ def increasing_root(function: Function, pair: LogPair | LoneRow, tolerance: floa
     low_value_N, _ = function(pair, zeros_N)
     high_value_N, _ = function(pair, ones_N)
     at_low_N, at_high_N = low_value_N >= 0, high_value_N <= 0
-    flat_N = (xp.abs(low_value_N) <= 16 * floor) & (xp.abs(high_value_N) <= 16 * floor)
+    nothing_N = xp.maximum(pair.rounding_N, xp.full_like(pair.rounding_N, 16 * floor))
+    flat_N = (xp.abs(low_value_N) <= nothing_N) & (xp.abs(high_value_N) <= nothing_N)
     rise_N = high_value_N - low_value_N
     secant_N = -low_value_N / xp.where(rise_N > 0, rise_N, 1.0)
     alpha_N = xp.where(at_low_N, 0.0, xp.where(at_high_N, 1.0, secant_N))
@@ -80,7 +82,7 @@ def increasing_root(function: Function, pair: LogPair | LoneRow, tolerance: floa
 def _lone_root(function: Function, row: LoneRow, tolerance: float) -> float:
     """`increasing_root` of one row: the same steps on plain numbers."""
     (low_value, _), (high_value, _) = function(row, 0.0), function(row, 1.0)
-    if max(abs(low_value), abs(high_value)) <= 16 * FLOAT64:
+    if max(abs(low_value), abs(high_value)) <= max(row.rounding, 16 * FLOAT64):
         return 0.5
     if low_value >= 0 or high_value <= 0:
         return 0.0 if low_value >= 0 else 1.0

@@ -24,8 +24,8 @@ FIRST_CANDIDATES = 128
 def nucleus(logits_NV: Array, top_p_N: Array, total_N: Array | None = None) -> tuple[Array, Array]:
     """The support S of each row, as columns in id order.
 
-    Ties are broken by the lower id, and the outcome that crosses `top_p` is in. A row of a smaller S
-    repeats columns that are not valid.
+    Ties are broken by the lower id, and the outcome that crosses `top_p` is in; with `top_p` 1 all that have mass are,
+    although rounded sums may reach 1 before. A row of a smaller S repeats columns that are not valid.
 
     Args:
         logits_NV: the teacher's logits, −inf for what cannot be drawn.
@@ -48,7 +48,7 @@ def nucleus(logits_NV: Array, top_p_N: Array, total_N: Array | None = None) -> t
             ids_NK = take_columns(ids_NK, descending_order(take_columns(logits_NV, ids_NK)))
         logits_NK = float64(xp, take_columns(logits_NV, ids_NK))
         before_NK = _mass_before(logits_NK, total_N)
-        valid_NK = (before_NK < top_p_N[:, None]) & (logits_NK > -xp.inf)
+        valid_NK = ((before_NK < top_p_N[:, None]) | (top_p_N == 1)[:, None]) & (logits_NK > -xp.inf)
         crossing_N1 = last_index(xp, valid_NK)[:, None]
         if k == vocabulary:
             break

@@ -1,11 +1,14 @@
-"""Counter-based uniforms: those of each token position, keyed by (seed, sample); knows no distribution.
+"""Counter-based uniforms of each token position, keyed by seed, request and sample; knows no distribution.
 
 Philox (Salmon et al. 2011; docs/theory.md (17)): the values at a position depend on the key alone, so
-the same request draws the same tokens whatever else is in its batch.
+the same request draws the same tokens whatever else is in its batch, and different requests of one seed
+draw independently.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -26,11 +29,36 @@ class Chances(NamedTuple):
     redraw: float
 
 
-class Uniforms:
-    """The uniforms of one sequence, multiples of 2^-53 in [0, 1)."""
+def identity(base_ids: Sequence[int], teacher_ids: Sequence[int], request_id: str | None = None) -> bytes:
+    """Digest of what distinguishes a request from the others of its call.
 
-    def __init__(self, seed: int, sample: int) -> None:
-        self._key = (seed % 2**64) << 64 | sample
+    Args:
+        base_ids, teacher_ids: the ids of both prompts.
+        request_id: a name that the caller gives the request, such as the row of a data set.
+    """
+    digest = blake2b(digest_size=32)
+    for ids in (base_ids, teacher_ids):
+        row = np.asarray(ids, dtype="<i8")
+        digest.update(row.size.to_bytes(8, "little"))
+        digest.update(row.tobytes())
+    if request_id is not None:
+        digest.update(b"id" + request_id.encode("utf-8", "surrogatepass"))
+    return digest.digest()
+
+
+class Uniforms:
+    """The uniforms of one sequence, multiples of 2^-53 in [0, 1).
+
+    Args:
+        seed: of the call; two seeds that agree modulo 2^64 are one.
+        sample: tells apart the sequences of one request; at least 0, below 2^64.
+        identity: tells apart the requests of one seed, as `identity` makes it.
+    """
+
+    def __init__(self, seed: int, sample: int, identity: bytes = b"") -> None:
+        digest = blake2b((seed % 2**64).to_bytes(8, "little") + identity, digest_size=16).digest()
+        self._key = int.from_bytes(digest, "little")
+        self._first = sample << 192  # the top word of the counter, which no position reaches
         self._block = -1
         self._values: list[list[float]] = []
 
@@ -45,6 +73,6 @@ class Uniforms:
     def _lanes(self, position: int) -> list[float]:
         block, offset = divmod(position, BLOCK)
         if block != self._block:
-            philox = np.random.Philox(key=self._key, counter=block * BLOCK)
+            philox = np.random.Philox(key=self._key, counter=self._first + block * BLOCK)
             self._values, self._block = np.random.Generator(philox).random((BLOCK, LANES)).tolist(), block
         return self._values[offset]

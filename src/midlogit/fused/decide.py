@@ -63,7 +63,7 @@ class Pending:
 
     Attributes:
         tokens_N: their ids on the device, int64, for work enqueued later on the same stream; 0 in a row with an
-            error.
+            error, and another member of the stop class in place of one that only one model has.
     """
 
     def __init__(self, settings: Sequence[RowSettings], tokens_N: torch.Tensor, results_NC: torch.Tensor) -> None:
@@ -100,7 +100,7 @@ class FusedPolicy:
     """`sampling.policy.decide` for CUDA rows in three or four kernel launches a batch, `draft` in one of them.
 
     Args:
-        vocabulary: ids drawn from are below it; columns beyond are not read.
+        vocabulary: ids drawn from are below it; columns beyond count as mass of their model.
         device: where the logits are.
     """
 
@@ -177,8 +177,8 @@ class FusedPolicy:
         tokens_N = torch.empty(last - first, dtype=torch.int64, device=self._device)
         if last > first:
             draft_kernel[(last - first,)](
-                base_NV, base_NV.stride(0), self._vocabulary, prepared.table_NC, first, *_alphabets(prepared.tables),
-                drafts_RC, tokens_N,
+                base_NV, base_NV.stride(0), base_NV.shape[1], self._vocabulary, prepared.table_NC, first,
+                *_alphabets(prepared.tables), drafts_RC, tokens_N,
                 R=LANES, STOPS=STOPS, GROUP=GROUP, GROUPS=_groups(self._vocabulary, LANES),
                 num_warps=WARPS, maxnreg=REGISTERS,
             )  # fmt: skip
@@ -194,8 +194,8 @@ class FusedPolicy:
         """Enqueues the decisions of a batch on the current stream.
 
         Args:
-            base_NV, teacher_NV: raw logits of both models, float32, float16 or bfloat16, contiguous along V; they
-                may have more rows and columns than are used, and must not change before the kernels have run.
+            base_NV, teacher_NV: raw logits of all ids of each model, float32, float16 or bfloat16, contiguous along
+                V; they may have more rows than are used, and must not change before the kernels have run.
             drafts_RC: the table that holds a draft for every decision, made with the same settings; without it the
                 drafts are made here.
         """
@@ -214,13 +214,15 @@ class FusedPolicy:
         coarse = COARSE[teacher_NV.dtype]
         if rows:
             survey_kernel[(rows,)](
-                base_NV, base_NV.stride(0), teacher_NV, teacher_NV.stride(0), self._vocabulary, settings_NC,
+                base_NV, base_NV.stride(0), teacher_NV, teacher_NV.stride(0), teacher_NV.shape[1], self._vocabulary,
+                settings_NC,
                 *alphabets, drafts_RC, state_NC, few_base_NK, few_teacher_NK, few_ids_NK,
                 R=LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=prepared.constrained, CAPACITY=CAPACITY,
                 num_warps=WARPS, maxnreg=REGISTERS,
             )  # fmt: skip
             solve_kernel[(rows,)](
-                base_NV, base_NV.stride(0), teacher_NV, teacher_NV.stride(0), self._vocabulary, few_ids_NK,
+                base_NV, base_NV.stride(0), teacher_NV, teacher_NV.stride(0), self._vocabulary, self._vocabulary,
+                few_ids_NK,
                 settings_NC, *alphabets, drafts_RC, state_NC, results_NC, tokens_N,
                 R=LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=prepared.constrained, FULL=True,
                 GROUP=GROUP, GROUPS=_groups(self._vocabulary, LANES),
@@ -228,7 +230,7 @@ class FusedPolicy:
             )  # fmt: skip
         if rows and prepared.constrained:
             solve_kernel[(rows,)](
-                few_base_NK, CAPACITY, few_teacher_NK, CAPACITY, CAPACITY, few_ids_NK,
+                few_base_NK, CAPACITY, few_teacher_NK, CAPACITY, CAPACITY, self._vocabulary, few_ids_NK,
                 settings_NC, *alphabets, drafts_RC, state_NC, results_NC, tokens_N,
                 R=FEW_LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=True, FULL=False,
                 GROUP=GROUP, GROUPS=_groups(CAPACITY, FEW_LANES), num_warps=FEW_WARPS,

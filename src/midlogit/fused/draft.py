@@ -32,8 +32,10 @@ DRAFTS = tl.constexpr(7)  # columns, float64, one row for each row of the base's
 
 
 @triton.jit
-def draft_sweep(row, scale, tempered, R: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr):
+def draft_sweep(row, width, scale, tempered, R: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr):
     """Of the ids that are not hidden the mass of each GROUP tiles, and what is to be known of the whole row.
+
+    The row goes on to `width` with ids that cannot be drawn and count only as mass of the model.
 
     Returns:
         For each group the largest logit met until its end and its mass relative to that; the largest logit, LOWEST
@@ -71,6 +73,13 @@ def draft_sweep(row, scale, tempered, R: tl.constexpr, GROUP: tl.constexpr, GROU
         mine = tl.arange(0, GROUPS) == group // (GROUP * R * 8)
         peak_G = tl.where(mine, top, peak_G)
         mass_G = tl.where(mine, total(mass * tl.exp2((peak - top) * scale)), mass_G)
+    for start in range(row[2], width, R * 8):
+        cols = columns(start, R)
+        x = tl.load(row[0] + cols, mask=cols < width, other=float("-inf")).to(tl.float32)
+        new = tl.maximum(shut_peak, tl.max(x, axis=1))
+        shut = shut * tl.exp2((shut_peak - new) * LOG2E)
+        shut += tl.sum(tl.exp2((x - new[:, None]) * LOG2E), axis=1)
+        shut_peak = new
     top = tl.max(peak)
     mass_G *= tl.exp2((peak_G - top) * scale)
     open_lse = tl.log(tl.sum(mass_G)) + top
@@ -84,7 +93,8 @@ def draft_sweep(row, scale, tempered, R: tl.constexpr, GROUP: tl.constexpr, GROU
 
 @triton.jit(do_not_specialize=["first"])
 def draft_kernel(
-    base, base_stride, length, settings, first, hidden, hidden_stride, dirty, dirty_stride, stops, drafts, tokens,
+    base, base_stride, width, length, settings, first, hidden, hidden_stride, dirty, dirty_stride, stops, drafts,
+    tokens,
     R: tl.constexpr, STOPS: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0)
@@ -98,7 +108,7 @@ def draft_kernel(
     uniform = tl.load(s + 10)
     stop_ids = tl.load(stops + alphabet * STOPS + tl.arange(0, STOPS))
     stop_at = tl.load(stops + alphabet * STOPS)
-    stop_raw, stop, _ = stop_sums(base, stop_ids, inv_t)
+    stop_raw, stop, _ = stop_sums(base, stop_ids, width, inv_t)
     stop32 = stop.to(tl.float32)
     hidden += alphabet * hidden_stride
     dirty += alphabet * dirty_stride
@@ -106,7 +116,7 @@ def draft_kernel(
 
     SPAN: tl.constexpr = GROUP * R * 8
     groups_G = tl.arange(0, GROUPS)
-    peak_G, mass_G, top, raw_lse, lowest = draft_sweep(row, scale, inv_t != 1.0, R, GROUP, GROUPS)
+    peak_G, mass_G, top, raw_lse, lowest = draft_sweep(row, width, scale, inv_t != 1.0, R, GROUP, GROUPS)
     peak = tl.maximum(top, stop32)
     mass_G *= tl.exp2((top - peak) * scale)
     stop_group = tl.where(stop_at >= 0, stop_at // SPAN, -1)

@@ -27,6 +27,7 @@ EMPTY = tl.constexpr(2)
 
 CLOSE = tl.constexpr(50.0)  # E|ℓ| / Var ℓ beyond which float32 sums of signed terms say too little of F′
 STEPS = tl.constexpr(80)
+ROUNDING = tl.constexpr(2.0**-30)  # of |F′| at temperature 1 (core/mixture.py: rounding)
 SMALL_KL = tl.constexpr(0.02)  # below it the KLs are summed from terms that are never negative
 
 
@@ -60,8 +61,8 @@ def first_alpha(f0, fh, f1, s0, sh, s1, area_low, area_high, use_area):
 
 @triton.jit
 def solve_kernel(
-    base, base_stride, teacher, teacher_stride, length, ids, settings, hidden, hidden_stride, dirty, dirty_stride,
-    stops, drafts, state, results, tokens,
+    base, base_stride, teacher, teacher_stride, length, vocabulary, ids, settings, hidden, hidden_stride, dirty,
+    dirty_stride, stops, drafts, state, results, tokens,
     R: tl.constexpr, STOPS: tl.constexpr, SHIFT: tl.constexpr, NUCLEUS: tl.constexpr, FULL: tl.constexpr,
     GROUP: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
@@ -86,7 +87,8 @@ def solve_kernel(
         length = count
 
     alphabet = tl.load(s + 2).to(tl.int32)
-    scale = (tl.load(s + 3) / LN2).to(tl.float32)
+    inv_t = tl.load(s + 3)
+    scale = (inv_t / LN2).to(tl.float32)
     greedy = tl.load(s + 4) != 0
     top_p = tl.load(s + 5)
     tolerance = tl.load(s + 6)
@@ -180,7 +182,8 @@ def solve_kernel(
     alpha = tl.where(near & ~budget, 0.5, alpha)
     # Where both have the same support, F′ is negative at 0 and positive at 1 whatever float32 makes of it.
     ends = (holes | budget) & ~rough
-    flat = (tl.abs(f0) <= 3.6e-15) & (tl.abs(f1) <= 3.6e-15) & (vh < 1e-15) & ~rough
+    nothing = ROUNDING * inv_t * inv_t  # |F′| that rounding alone may make of equal models
+    flat = (tl.abs(f0) <= nothing) & (tl.abs(f1) <= nothing) & (vh <= 2 * nothing) & ~rough
     settled = flat | (ends & ((f0 >= 0) | (f1 <= 0))) | (rule == FIXED_ALPHA)
     alpha = tl.where(ends & (f1 <= 0), 1.0, alpha)
     alpha = tl.where(ends & (f0 >= 0), 0.0, alpha)
@@ -232,7 +235,9 @@ def solve_kernel(
         floor = tl.where(near, 1e-6 * slope, tl.where(budget, 2e-7, 1e-8 * tl.sqrt(second)))
         at_root = tl.abs(f) <= tl.maximum(tolerance * tl.minimum(slope, 1.0), floor)
         at_end = ((stage == 0) & (f >= 0)) | ((stage == 1) & (f <= 0))
-        done = done | (stage == 3) | at_end | ((stage == 2) & (at_root | (hi - lo <= 6e-8)))
+        # A row that nearly agrees begins at ½, and stays there where its variance is that of rounding.
+        equal = near & ~budget & (steps == 0) & (second <= 2 * nothing)
+        done = done | (stage == 3) | at_end | equal | ((stage == 2) & (at_root | (hi - lo <= 6e-8)))
 
         lo = tl.where((stage == 2) & (f < 0), alpha, lo)
         hi = tl.where((stage == 2) & (f > 0), alpha, hi)
@@ -304,7 +309,8 @@ def solve_kernel(
     raw_base = tl.where(stopped, tl.load(drafted + 6), raw_base) - base_lse
     raw_teacher = tl.where(stopped, tl.load(known + 3), raw_teacher) - teacher_lse
     token = tl.where(stopped, tl.load(known + 4).to(tl.int32), token)
-    tl.store(tokens + n, token.to(tl.int64))
+    # What the models read next is an id that both have.
+    tl.store(tokens + n, tl.where(stopped & (token >= vocabulary), stop_at, token).to(tl.int64))
     tl.store(out, token.to(tl.float64))
     tl.store(out + 1, alpha)
     tl.store(out + 2, tl.where(missing > 0, float("inf"), kl_b / z + b_off))

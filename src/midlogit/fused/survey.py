@@ -29,9 +29,10 @@ SLACK = tl.constexpr(3e-8)  # what float32 sums may miss of the nucleus' mass
 
 
 @triton.jit
-def survey(row, R: tl.constexpr):
+def survey(row, width, R: tl.constexpr):
     """The teacher's raw log-sum-exp; of the ids that are not hidden, the largest logit, and the smallest or 0.
 
+    The row goes on to `width` with ids that cannot be drawn and count only as mass of the model.
     A raw result that is not finite gives a row with NaN, +inf or nothing but −inf away.
     """
     peak = tl.full((R,), LOWEST, tl.float32)
@@ -52,13 +53,19 @@ def survey(row, R: tl.constexpr):
             low = tl.min(tl.where(hide, 0.0, t), axis=1)
         lowest = tl.minimum(lowest, low)
         top = tl.maximum(top, high)
+    for start in range(row[2], width, R * 8):
+        cols = columns(start, R)
+        t = tl.load(row[TEACHER] + cols, mask=cols < width, other=float("-inf")).to(tl.float32)
+        new = tl.maximum(peak, tl.max(t, axis=1))
+        mass = mass * tl.exp2((peak - new) * LOG2E) + tl.sum(tl.exp2((t - new[:, None]) * LOG2E), axis=1)
+        peak = new
     return log_total(peak, mass), tl.max(top), tl.min(lowest)
 
 
 @triton.jit
 def survey_kernel(
-    base, base_stride, teacher, teacher_stride, length, settings, hidden, hidden_stride, dirty, dirty_stride, stops,
-    drafts, state, few_base, few_teacher, few_ids,
+    base, base_stride, teacher, teacher_stride, width, length, settings, hidden, hidden_stride, dirty, dirty_stride,
+    stops, drafts, state, few_base, few_teacher, few_ids,
     R: tl.constexpr, STOPS: tl.constexpr, SHIFT: tl.constexpr, NUCLEUS: tl.constexpr, CAPACITY: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0)
@@ -75,12 +82,12 @@ def survey_kernel(
     places = tl.arange(0, STOPS)
     stop_ids = tl.load(stops + alphabet * STOPS + places)
     stop_at = tl.load(stops + alphabet * STOPS)
-    stop_raw, stop, x = stop_sums(teacher, stop_ids, inv_t)
+    stop_raw, stop, x = stop_sums(teacher, stop_ids, width, inv_t)
     emitted = tl.sum(tl.where(places == tl.min(tl.where(x == tl.max(x), places, STOPS - 1)), stop_ids, 0))
 
     stop_base = tl.load(drafted + 5).to(tl.float32)
     row = (base, teacher, length, hidden, dirty, stop_at, stop_base, stop.to(tl.float32))
-    lse, t_peak, lowest = survey(row, R)
+    lse, t_peak, lowest = survey(row, width, R)
     t_peak = tl.maximum(t_peak, row[7])
 
     count = tl.full((), -1, tl.int32)

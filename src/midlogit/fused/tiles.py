@@ -86,9 +86,12 @@ def pair_tile(row, start, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.const
 
 
 @triton.jit
-def stop_sums(ptr, ids, inv_t):
-    """log Σ exp over the stop class, raw, and as the logit that tempers to the class's tempered mass; its logits."""
-    x = tl.load(ptr + ids, mask=ids >= 0, other=float("-inf")).to(tl.float64)
+def stop_sums(ptr, ids, width, inv_t):
+    """log Σ exp over the stop class, raw, and as the logit that tempers to the class's tempered mass; its logits.
+
+    Members beyond `width`, the ids that the model has, are −inf.
+    """
+    x = tl.load(ptr + ids, mask=(ids >= 0) & (ids < width), other=float("-inf")).to(tl.float64)
     peak = tl.max(x)
     safe = tl.where(peak > float("-inf"), peak, 0.0)
     raw = tl.log(tl.maximum(tl.sum(tl.exp(x - safe)), 1e-300)) + safe

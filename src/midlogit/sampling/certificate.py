@@ -54,7 +54,7 @@ class Weights:
         least_N, most_N = _unlisted(rows, side, known_NU, peak_N)
         cap_N = np.minimum((side.cap_N * np.exp(-peak_N)) ** rows.heat_N, most_N)
         low_NU = np.maximum(log_NU, LOG_ZERO)
-        missing_NU = rows.drawable_NU & ~side.known_NU
+        missing_NU = side.missing_NU
         high_NU = np.where(missing_NU, _log(cap_N)[:, None], low_NU)
         if rows.outcomes.stop_outcome is not None:
             stops_NU = rows.outcomes.stop_columns(rows.ids_NU)
@@ -93,6 +93,9 @@ def _unlisted(rows: Truncation, side: Side, known_NU: Array, peak_N: Array) -> t
     listed_N = side.known_NU.sum(axis=-1)
     counts = (rows.outcomes.hidden_count(may_end, rows.vocabulary) for may_end in (True, False))
     hidden_N = np.where(rows.may_end_N, *counts) + side.sizes_N - rows.vocabulary
+    beyond_B = np.array(rows.outcomes.stops_beyond(rows.vocabulary))
+    if beyond_B.size:
+        hidden_N = hidden_N - np.where(rows.may_end_N, (beyond_B < side.sizes_N[:, None]).sum(axis=-1), 0)
     hidden_N = np.maximum(hidden_N - (listed_N - known_NU.sum(axis=-1)), 0)
     allowed_N = np.maximum(side.sizes_N - listed_N - hidden_N, 0)
     scale_N = np.exp(-peak_N)
@@ -171,10 +174,13 @@ def _boxes_of_nucleus(base: Weights, teacher: Weights, used_NU: Array, top_p_N: 
     )
     before_lo_NU, before_hi_NU = _mass_before(teacher, low_NU, high_NU)
     present_NU = high_NU > 0
-    sure_NU = present_NU & (low_NU > 0) & (before_hi_NU < needed_lo_N[:, None])
-    perhaps_NU = (present_NU & (before_lo_NU < needed_hi_N[:, None])) | used_NU
+    all_N1 = (top_p_N == 1)[:, None]  # S is the whole support, whatever rounding makes of sums
+    sure_NU = present_NU & (low_NU > 0) & ((before_hi_NU < needed_lo_N[:, None]) | all_N1)
+    perhaps_NU = (present_NU & ((before_lo_NU < needed_hi_N[:, None]) | all_N1)) | used_NU
     above_cap_N = np.where(low_NU > teacher.cap_N[:, None], low_NU, 0.0).sum(axis=-1)
-    beyond_N = (teacher.most_N > 0) & (above_cap_N < needed_hi_N)  # ids outside the union may be in S
+    beyond_N = (teacher.most_N > 0) & (
+        (above_cap_N < needed_hi_N) | (top_p_N == 1)
+    )  # ids outside the union may be in S
 
     def ends(weights: Weights) -> tuple[Array, Array]:
         return np.where(sure_NU, weights.low_NU, LOG_ZERO), np.where(perhaps_NU, weights.high_NU, LOG_ZERO)

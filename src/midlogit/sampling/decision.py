@@ -82,6 +82,8 @@ class Decision:
         coverage: mass of the model of which less was seen; 1 for whole rows.
         alpha_bound, bound: certified bounds on |α − α*| and on the total variation between the sampled and
             the exact q* (docs/theory.md (26a), (30)); 0 for whole rows.
+        base_bounded, teacher_bounded: whether base_logprob or teacher_logprob is only an upper bound, because the
+            server neither listed nor scored the id.
     """
 
     token_id: int
@@ -100,6 +102,8 @@ class Decision:
     coverage: float = 1.0
     alpha_bound: float = 0.0
     bound: float = 0.0
+    base_bounded: bool = False
+    teacher_bounded: bool = False
     top: Top | None = None
     error: str | None = None
 

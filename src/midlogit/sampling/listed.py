@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from midlogit.core.arrays import Array
+from midlogit.core.arrays import Array, log_sum_exp
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.truncation import MASS_PRECISION
 
@@ -43,16 +43,29 @@ class Side:
 
     Attributes:
         values_NU: log-probabilities; where not known, the estimate (docs/theory.md (34)) or −inf.
-        known_NU: reported values.
+        known_NU: reported values. missing_NU: outcomes that the model has and did not report.
         mass_N: probability that was not reported. cap_N: the largest that an unreported id may have.
         sizes_N: ids of the model.
     """
 
     values_NU: Array
     known_NU: Array
+    missing_NU: Array
     mass_N: Array
     cap_N: Array
     sizes_N: Array
+
+    def raw_logprobs(self, members_NU: Array) -> tuple[Array, Array]:
+        """Log-probability of one outcome of each row, and whether it is only an upper bound (docs/theory.md (21)).
+
+        Args:
+            members_NU: the columns of the ids that the outcome stands for.
+        """
+        reported_N = log_sum_exp(np.where(members_NU & self.known_NU, self.values_NU, -np.inf))
+        count_N = (members_NU & self.missing_NU).sum(axis=-1)
+        unseen_N = np.minimum(count_N * self.cap_N, self.mass_N)
+        bound_N = np.logaddexp(reported_N, _log(unseen_N))
+        return np.where(count_N > 0, bound_N, reported_N), count_N > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +96,8 @@ class Truncation:
 
         Args:
             pairs: base and teacher lists of each row.
-            vocabulary: ids below it are drawn from; the rest is some model's padding.
+            vocabulary: ids below it are drawn from; of the rest, which only one model has, a stop id counts for its
+                class.
         """
         stops = outcomes.merged_stops
         unions = []
@@ -92,7 +106,7 @@ class Truncation:
             unions.append(sorted(union | stops if not stops.isdisjoint(union) else union))
         width = max(map(len, unions))
         ids_NU = np.array([union + [-1] * (width - len(union)) for union in unions])
-        ids_NU = np.where(ids_NU < vocabulary, ids_NU, -1)
+        ids_NU = np.where((ids_NU < vocabulary) | outcomes.stop_columns(ids_NU), ids_NU, -1)
         drawable_NU = outcomes.drawable(ids_NU, may_end_N)
         sides = _sides(pairs, unions, width, drawable_NU, outcomes, ids_NU)
         return cls(sides[0], sides[1], ids_NU, outcomes, may_end_N, 1 / temperature_N, vocabulary, drawable_NU)
@@ -164,18 +178,19 @@ def _sides(
     mass_N = np.where(whole_N, 0.0, np.maximum(1.0 - seen_N, 0.0) + MASS_PRECISION)
     cap_N = np.minimum(floor_N, mass_N)
 
+    missing_NU = drawable_NU & ~known_NU & (ids_NU < sizes_N[:, None])
     # Of a stop class that is partly listed the rest is left out; of one that is not, one member stands for it.
-    missing_NU = drawable_NU & ~known_NU
+    estimated_NU = missing_NU
     if outcomes.stop_outcome is not None:
         stops_NU = outcomes.stop_columns(ids_NU)
         class_listed_N1 = (known_NU & stops_NU).any(axis=-1)[:, None]
-        missing_NU &= ~stops_NU | ((ids_NU == outcomes.stop_outcome) & ~class_listed_N1)
-    count_N = np.maximum(missing_NU.sum(axis=-1), 1)
+        estimated_NU = missing_NU & (~stops_NU | ((ids_NU == outcomes.stop_outcome) & ~class_listed_N1))
+    count_N = np.maximum(estimated_NU.sum(axis=-1), 1)
     estimate_N = _log(np.minimum(cap_N, mass_N / count_N))
-    values_NU = np.where(known_NU, values_NU, np.where(missing_NU, estimate_N[:, None], -np.inf))
+    values_NU = np.where(known_NU, values_NU, np.where(estimated_NU, estimate_N[:, None], -np.inf))
     count = len(pairs)
     return [
-        Side(values_NU[part], known_NU[part], mass_N[part], cap_N[part], sizes_N[part])
+        Side(values_NU[part], known_NU[part], missing_NU[part], mass_N[part], cap_N[part], sizes_N[part])
         for part in (slice(count), slice(count, None))
     ]
 
@@ -187,25 +202,26 @@ def _log(x_N: Array) -> Array:
 def unlisted_ids(base: Listed, teacher: Listed, settings: RowSettings, vocabulary: int) -> tuple[list[int], list[int]]:
     """Ids whose log-probability would make the row's union complete: (of the base, of the teacher).
 
-    With a support constraint only the teacher's nucleus counts, and of the teacher only the stop class in it.
+    With a support constraint only ids that may lie in the teacher's nucleus count.
     """
     outcomes = settings.outcomes
     hidden = outcomes.hidden if settings.may_end else outcomes.hidden_before_end
     stops = outcomes.merged_stops if settings.may_end else frozenset()
-    if settings.top_p is None:
-        wanted = base.logprobs.keys() | teacher.logprobs.keys()
-    else:
-        wanted = _nucleus_ids(teacher, settings, hidden, vocabulary)
-    wanted = {i for i in wanted if i < vocabulary and i not in hidden}
+    drawable = {
+        i for i in base.logprobs.keys() | teacher.logprobs.keys() if (i < vocabulary or i in stops) and i not in hidden
+    }
+    wanted = drawable if settings.top_p is None else _nucleus_ids(teacher, drawable, settings)
     if not wanted.isdisjoint(stops):
-        wanted.update(stops)
-    return sorted(wanted - base.logprobs.keys()), sorted(wanted - teacher.logprobs.keys())
+        wanted = wanted | stops
+    return tuple(  # type: ignore[return-value]
+        sorted(i for i in wanted if i < row.size and i not in row.logprobs) for row in (base, teacher)
+    )
 
 
-def _nucleus_ids(teacher: Listed, settings: RowSettings, hidden: frozenset[int], vocabulary: int) -> set[int]:
-    """At least the ids of the nucleus that lie in the teacher's list."""
+def _nucleus_ids(teacher: Listed, drawable: set[int], settings: RowSettings) -> set[int]:
+    """At least the ids of the nucleus among those that may be drawn; all, where the teacher's list ends before it."""
     heat = 1 / (settings.temperature or 1.0)
-    allowed = [(lp, i) for i, lp in teacher.logprobs.items() if i < vocabulary and i not in hidden]
+    allowed = [(lp, i) for i, lp in teacher.logprobs.items() if i in drawable]
     allowed.sort(key=lambda entry: (-entry[0], entry[1]))
     rest = max(1 - math.fsum(map(math.exp, teacher.logprobs.values())), 0.0) + MASS_PRECISION
     weights = [math.exp(lp * heat) for lp, _ in allowed]
@@ -215,6 +231,6 @@ def _nucleus_ids(teacher: Listed, settings: RowSettings, hidden: frozenset[int],
     for weight, (_, i) in zip(weights, allowed, strict=True):
         found.add(i)
         reached += weight
-        if reached >= needed:
-            break
-    return found
+        if reached >= needed and settings.top_p != 1:
+            return found
+    return drawable

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate, compress
 
-from midlogit.core.mixture import LoneRow
+from midlogit.core.mixture import FLOAT32, LoneRow, rounding
 from midlogit.core.truncation import MASS_PRECISION
 from midlogit.sampling.decision import RowSettings
 from midlogit.sampling.listed import Listed
@@ -30,7 +30,7 @@ def draw_alone(pair: tuple[Listed, Listed], settings: RowSettings, vocabulary: i
     union = pair[0].logprobs.keys() | pair[1].logprobs.keys()
     if not stops.isdisjoint(union):
         union |= stops
-    ids = [i for i in sorted(union) if i < vocabulary and i not in hidden]
+    ids = [i for i in sorted(union) if (i < vocabulary or i in stops) and i not in hidden]
     base, teacher = (_filled(row, ids, settings) for row in pair)
     p, t = (_tempered(values, ids, settings) for values in (base, teacher))
 
@@ -42,7 +42,7 @@ def draw_alone(pair: tuple[Listed, Listed], settings: RowSettings, vocabulary: i
     common = [b > HIDDEN and a > HIDDEN for b, a in zip(base_log, teacher_log, strict=True)]
     if any(common) and not settings.forced:
         ratio = [a - b for b, a in compress(zip(base_log, teacher_log, strict=True), common)]
-        row = LoneRow(list(compress(base_log, common)), ratio)
+        row = LoneRow(list(compress(base_log, common)), ratio, rounding(FLOAT32, settings.temperature))
         alpha = settings.rule.alpha(row, settings.alpha_tol)
         mixed = iter(b + alpha * r for b, r in zip(row.common, row.ratio, strict=True))
         log_q = _normalised([next(mixed) if both else HIDDEN for both in common])
@@ -88,8 +88,10 @@ def _nucleus(teacher: Listed, ids: list[int], t: list[float], settings: RowSetti
     heat = 1 / (settings.temperature or 1.0)
     known = [teacher.logprobs[i] for i in ids if i in teacher.logprobs]
     peak = max(known, default=0.0)
-    hidden = settings.outcomes.hidden_count(settings.may_end, vocabulary)
-    hidden = max(hidden + teacher.size - vocabulary - (len(teacher.logprobs) - len(known)), 0)
+    hidden = settings.outcomes.hidden_count(settings.may_end, vocabulary) + teacher.size - vocabulary
+    if settings.may_end:
+        hidden -= sum(i < teacher.size for i in settings.outcomes.stops_beyond(vocabulary))
+    hidden = max(hidden - (len(teacher.logprobs) - len(known)), 0)
     allowed = teacher.size - len(teacher.logprobs) - hidden
     mass = _unlisted_mass(teacher)
     cap, scale = min(math.exp(teacher.floor), mass), math.exp(-peak)
@@ -99,7 +101,8 @@ def _nucleus(teacher: Listed, ids: list[int], t: list[float], settings: RowSetti
     log_total = math.log(total) + peak * heat if total else 0.0
     order = sorted((k for k, x in enumerate(t) if x > HIDDEN), key=lambda k: -t[k])
     before = accumulate((math.exp(t[k] - log_total) for k in order), initial=0.0)
-    return sorted(k for k, mass_before in zip(order, before, strict=False) if mass_before < (settings.top_p or 1.0))
+    top_p = settings.top_p or 1.0
+    return sorted(k for k, mass_before in zip(order, before, strict=False) if mass_before < top_p or top_p == 1)
 
 
 def _unseen(mass: float, cap: float, allowed: int, hidden: int, heat: float) -> float:

@@ -21,6 +21,7 @@ from midlogit.core.arrays import (
     device,
     float64,
     log_sum_exp,
+    resolution,
     row_max,
     row_sum,
     take_columns,
@@ -28,7 +29,8 @@ from midlogit.core.arrays import (
 )
 from midlogit.core.diagnostics import diagnose
 from midlogit.core.draw import inverse_cdf, masses, most_likely
-from midlogit.core.mixture import LogPair, log_mixture, normalise
+from midlogit.core.mixture import FLOAT32, LogPair, log_mixture, normalise, rounding
+from midlogit.core.outcomes import Outcomes
 from midlogit.core.speculation import accepted, residual
 from midlogit.core.support import nucleus
 from midlogit.sampling.certificate import Certificate, Weights, certify, teacher_total
@@ -44,7 +46,8 @@ def decide(base_NV: Array, teacher_NV: Array, settings: Sequence[RowSettings]) -
     nothing but −inf yields a Decision with `error` set; the others are not touched by it.
 
     Args:
-        base_NV, teacher_NV: raw logits of both models for the same positions, NumPy or torch, on one device.
+        base_NV, teacher_NV: raw logits of both models for the same positions, NumPy or torch, on one device. Each row
+            holds all ids that its model has; tokens are drawn from those that both have.
         settings: one a row.
     """
     xp = array_namespace(base_NV, teacher_NV)
@@ -59,11 +62,11 @@ def decide(base_NV: Array, teacher_NV: Array, settings: Sequence[RowSettings]) -
     return Drawn.together(settings, some).decisions()
 
 
-def draft(base_NV: Array, settings: Sequence[RowSettings]) -> list[int]:
+def draft(base_NV: Array, settings: Sequence[RowSettings], vocabulary: int) -> list[int]:
     """The token that the base drafts at each position: the one that `decide` will find there, if it stands.
 
     Args:
-        base_NV: raw logits of the base. settings: one a row.
+        base_NV: raw logits of the base. settings: one a row. vocabulary: the ids drawn from are below it.
     """
     xp = array_namespace(base_NV)
     drafted: dict[int, int] = {}
@@ -71,7 +74,7 @@ def draft(base_NV: Array, settings: Sequence[RowSettings]) -> list[int]:
         alike = [settings[row] for row in rows]
         some_NV = xp.take(base_NV, xp.asarray(np.asarray(rows, dtype=np.int64), device=device(base_NV)), axis=0)
         may_end_N = xp.asarray(np.asarray([s.may_end for s in alike]), device=device(base_NV))
-        p_NV = alike[0].outcomes.apply(_temper(xp, some_NV, alike), may_end_N)
+        p_NV = alike[0].outcomes.apply(_temper(xp, some_NV, alike), may_end_N, vocabulary)
         uniform_N = xp.asarray(np.asarray([s.chances.draft for s in alike]), device=device(base_NV))
         greedy_N = xp.asarray(np.asarray([s.temperature == 0 for s in alike]), device=device(base_NV))
         drawn_N = xp.where(greedy_N, most_likely(p_NV), inverse_cdf(masses(p_NV), uniform_N))
@@ -155,10 +158,11 @@ def _alike(settings: Sequence[RowSettings], key: Callable[[RowSettings], object]
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Both models' rows on common columns.
+    """Both models' rows, whose first columns are common.
 
     Attributes:
-        base_NV, teacher_NV: logits, or log-probabilities when listed.
+        base_NV, teacher_NV: logits of all ids of each model, or log-probabilities when listed.
+        vocabulary: how many columns are common.
         base_lse_N, teacher_lse_N: what turns them into log-probabilities.
         ids_NV: the id of each column; None when column and id are the same.
         seen: what was listed and what not; None for whole rows.
@@ -166,6 +170,7 @@ class Columns:
 
     base_NV: Array
     teacher_NV: Array
+    vocabulary: int
     base_lse_N: Array
     teacher_lse_N: Array
     ids_NV: Array | None = None
@@ -173,18 +178,57 @@ class Columns:
 
     @classmethod
     def whole(cls, base_NV: Array, teacher_NV: Array) -> Columns:
-        return cls(base_NV, teacher_NV, log_sum_exp(base_NV), log_sum_exp(teacher_NV))
+        vocabulary = min(base_NV.shape[-1], teacher_NV.shape[-1])
+        return cls(base_NV, teacher_NV, vocabulary, log_sum_exp(base_NV), log_sum_exp(teacher_NV))
 
     @classmethod
     def listed(cls, seen: Truncation) -> Columns:
         nothing_N = np.zeros(len(seen.ids_NU))
-        return cls(seen.base.values_NU, seen.teacher.values_NU, nothing_N, nothing_N, seen.ids_NU, seen)
+        base_NU, teacher_NU = seen.base.values_NU, seen.teacher.values_NU
+        return cls(base_NU, teacher_NU, base_NU.shape[-1], nothing_N, nothing_N, seen.ids_NU, seen)
+
+    def zeroed(self, rows_N: Array) -> Columns:
+        """The same with zeros in some rows."""
+        xp = array_namespace(self.base_NV)
+        base_NV, teacher_NV = (
+            xp.where(rows_N[:, None], xp.zeros_like(x_NV), x_NV) for x_NV in (self.base_NV, self.teacher_NV)
+        )
+        return replace(self, base_NV=base_NV, teacher_NV=teacher_NV)
+
+    def effective(self, logits_NV: Array, outcomes: Outcomes, may_end_N: Array) -> Array:
+        """Tempered logits of one model over the outcomes of the common columns."""
+        if self.seen is None:
+            return outcomes.apply(logits_NV, may_end_N, self.vocabulary)
+        return outcomes.apply_to_columns(logits_NV, self.seen.drawable_NU, self.seen.ids_NU)
 
     def column_of(self, ids_N: Array) -> Array:
         return ids_N if self.ids_NV is None else np.argmax(self.ids_NV == ids_N[:, None], axis=-1)
 
     def id_of(self, columns_N: Array) -> Array:
         return columns_N if self.ids_NV is None else take_columns(self.ids_NV, columns_N[:, None])[:, 0]
+
+    def raw_logprobs(self, drawn_N: Array, outcome_N: Array, outcomes: Outcomes) -> tuple[Array, Array, Array, Array]:
+        """Both models' own log-probabilities of what was drawn, and where they are only upper bounds.
+
+        Args:
+            drawn_N: its column. outcome_N: its id, that of the class where a stop was drawn.
+        """
+        xp = array_namespace(self.base_NV)
+        lead = outcomes.stop_outcome
+        if self.seen is not None:
+            members_NU = self.seen.ids_NU == outcome_N[:, None]
+            if lead is not None:
+                members_NU |= (outcome_N == lead)[:, None] & outcomes.stop_columns(self.seen.ids_NU)
+            base, teacher = (side.raw_logprobs(members_NU) for side in (self.seen.base, self.seen.teacher))
+            return base[0], teacher[0], base[1], teacher[1]
+
+        found = []
+        for logits_NV, lse_N in ((self.base_NV, self.base_lse_N), (self.teacher_NV, self.teacher_lse_N)):
+            raw_N = xp.astype(take_columns(logits_NV, drawn_N[:, None])[:, 0], xp.float64)
+            if lead is not None:
+                raw_N = xp.where(outcome_N == lead, outcomes.stop_mass(logits_NV), raw_N)
+            found.append(raw_N - lse_N)
+        return found[0], found[1], xp.zeros_like(drawn_N), xp.zeros_like(drawn_N)
 
     def reported(self) -> tuple[Array, Array]:
         """Log-probabilities of both models as far as they are known, −inf elsewhere."""
@@ -209,22 +253,19 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> S
     """
     rule, outcomes, tolerance, top_k = rows[0].rule, rows[0].outcomes, rows[0].alpha_tol, rows[0].top_logprobs
     constrained = rows[0].top_p is not None
-    base_NV, teacher_NV, ids_NV, seen = columns.base_NV, columns.teacher_NV, columns.ids_NV, columns.seen
     base_lse_N, teacher_lse_N = columns.base_lse_N, columns.teacher_lse_N
 
     def column(values: list[float] | list[int] | list[bool]) -> Array:
-        return xp.asarray(np.asarray(values), device=device(base_NV))
+        return xp.asarray(np.asarray(values), device=device(base_lse_N))
 
     # A raw normaliser that is not finite gives the row away: it is drawn from harmless zeros and reported.
     broken_N = ~(xp.isfinite(base_lse_N) & xp.isfinite(teacher_lse_N))
     if bool(broken_N.any()):
-        base_NV = xp.where(broken_N[:, None], xp.zeros_like(base_NV), base_NV)
-        teacher_NV = xp.where(broken_N[:, None], xp.zeros_like(teacher_NV), teacher_NV)
+        columns = columns.zeroed(broken_N)
+    base_NV, teacher_NV, ids_NV, seen = columns.base_NV, columns.teacher_NV, columns.ids_NV, columns.seen
 
     may_end_N, forced_N = column([s.may_end for s in rows]), column([s.forced for s in rows])
-    drawable_NV = None if seen is None else seen.drawable_NU
-    p_NV = outcomes.apply(_temper(xp, base_NV, rows), may_end_N, ids_NV, drawable_NV)
-    t_NV = outcomes.apply(_temper(xp, teacher_NV, rows), may_end_N, ids_NV, drawable_NV)
+    p_NV, t_NV = (columns.effective(_temper(xp, x_NV, rows), outcomes, may_end_N) for x_NV in (base_NV, teacher_NV))
     mixed, support = (p_NV, t_NV), None
 
     top_p_N = column([s.top_p or 1.0 for s in rows])
@@ -235,7 +276,10 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> S
         p_NV = xp.where(valid_NK, float64(xp, take_columns(p_NV, columns_NK)), hidden)
         t_NV = xp.where(valid_NK, float64(xp, take_columns(t_NV, columns_NK)), hidden)
     empty_N = row_max(xp, t_NV) == -xp.inf
-    pair = LogPair.of(*(normalise(float64(xp, x_NV)) for x_NV in (p_NV, t_NV)))
+    finest = FLOAT32 if seen is not None else min(resolution(base_NV), FLOAT32)
+    rounding_N = column([rounding(finest, s.temperature) for s in rows])
+    base_log_NV, teacher_log_NV = (normalise(float64(xp, x_NV)) for x_NV in (p_NV, t_NV))
+    pair = LogPair.of(base_log_NV, teacher_log_NV, rounding_N)
 
     fallback_N = ~pair.overlap_N & ~forced_N
     to_teacher_N = forced_N | fallback_N
@@ -263,12 +307,7 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> S
     else:
         weights = Weights.of(seen, seen.base), Weights.of(seen, seen.teacher)
         certificate = certify(seen, weights, rule, alpha_N, ~to_teacher_N & ~empty_N, mixed, support, top_p_N)
-    raw_base_N = xp.astype(take_columns(base_NV, drawn_N[:, None])[:, 0], xp.float64) - base_lse_N
-    raw_teacher_N = xp.astype(take_columns(teacher_NV, drawn_N[:, None])[:, 0], xp.float64) - teacher_lse_N
-    if outcomes.stop_outcome is not None:
-        stopped_N = outcome_N == outcomes.stop_outcome
-        raw_base_N = xp.where(stopped_N, outcomes.stop_mass(base_NV, ids_NV) - base_lse_N, raw_base_N)
-        raw_teacher_N = xp.where(stopped_N, outcomes.stop_mass(teacher_NV, ids_NV) - teacher_lse_N, raw_teacher_N)
+    raw_base_N, raw_teacher_N, base_bounded_N, teacher_bounded_N = columns.raw_logprobs(drawn_N, outcome_N, outcomes)
 
     tops: list[Top | None] = [None] * len(rows)
     if top_k:
@@ -284,7 +323,7 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> S
     numbers = (
         alpha_N, facts.kl_base_N, facts.kl_teacher_N, facts.entropy_N, facts.ess_base_N, facts.ess_teacher_N,
         logprob_N, raw_base_N, raw_teacher_N, certificate.coverage_N, certificate.alpha_bound_N, certificate.bound_N,
-        token_N, fallback_N, broken_N, empty_N,
+        token_N, fallback_N, broken_N, empty_N, base_bounded_N, teacher_bounded_N,
     )  # fmt: skip
     table_NC = xp.stack([xp.astype(x, xp.float64) for x in numbers], axis=1).tolist()
     return [_decision(values, settings, top) for values, settings, top in zip(table_NC, rows, tops, strict=True)]
@@ -293,7 +332,7 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> S
 def _decision(values: list[float], settings: RowSettings, top: Top | None) -> Decision:
     """A row of the table as a Decision."""
     alpha, kl_base, kl_teacher, entropy, ess_base, ess_teacher, logprob, base, teacher, *rest = values
-    coverage, alpha_bound, bound, token, fallback, broken, empty = rest
+    coverage, alpha_bound, bound, token, fallback, broken, empty, base_bounded, teacher_bounded = rest
     error = None
     if broken:
         error = BROKEN
@@ -316,6 +355,8 @@ def _decision(values: list[float], settings: RowSettings, top: Top | None) -> De
         coverage=coverage,
         alpha_bound=alpha_bound,
         bound=bound,
+        base_bounded=bool(base_bounded),
+        teacher_bounded=bool(teacher_bounded),
         top=top,
         error=error,
     )

@@ -29,7 +29,9 @@ class Request:
         index, sample: which prompt of the call, which of its n completions.
         prompt, base_prompt: as the user gave them.
         base_ids, teacher_ids: the prompts' token ids.
-        seed: of this request; the sample number makes the n completions differ.
+        seed: of the call, or fresh for this prompt where the call has none.
+        identity: what distinguishes the request from others of the seed (`core.uniforms.identity`).
+        repetition: which of the call's completions of this very request, across its repeated prompts.
         room: most tokens that fit both context windows.
         outcomes: the alphabet.
         stream: whether the listener wants each token.
@@ -44,6 +46,8 @@ class Request:
     teacher_ids: tuple[int, ...]
     params: SamplingParams
     seed: int
+    identity: bytes
+    repetition: int
     room: int
     outcomes: Outcomes
     stream: bool
@@ -68,7 +72,7 @@ class Sequence:
         self.token_times: list[float] = []
         self._detokenizer = detokenizer
         self._listener = listener
-        self._uniforms = Uniforms(request.seed, request.sample)
+        self._uniforms = Uniforms(request.seed, request.repetition, request.identity)
         live = request.stream or bool(request.params.stop)
         self._text = TextStream(detokenizer, request.teacher_ids, request.params.stop, live=live)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -10,6 +11,7 @@ from starlette.responses import Response
 from midlogit.outputs import Completion, Scores, Token
 from midlogit.prompts import Prompt
 from midlogit.sampling.sequence import Request
+from midlogit.sampling.text import REPLACEMENT
 from midlogit.server.body import read_body
 from midlogit.server.call import Call
 from midlogit.server.errors import ApiError
@@ -56,6 +58,7 @@ class CompletionCall(Call):
         )
         self._body = body
         self._offsets: dict[int, Offsets] = {}
+        self._unfinished: dict[int, list[int]] = {}  # ids after an echo whose last character they may complete
 
     def frame(self, choices: list[dict[str, Any]], *, chunk: bool) -> dict[str, Any]:
         return {"object": "text_completion", "choices": choices}
@@ -68,9 +71,12 @@ class CompletionCall(Call):
         choice = _empty(index, None if self.requests else "length")
         if body.echo:
             choice["text"] = self._text_of(prompt)
+            if self.requests and not isinstance(prompt.prompt, str) and choice["text"].endswith(REPLACEMENT):
+                choice["text"] = choice["text"].rstrip(REPLACEMENT)
+                self._unfinished[index] = []
         if self.scores:
             scores = self.scores[prompt.index]
-            choice["logprobs"] = self._prompt_logprobs(scores)
+            choice["logprobs"] = self._prompt_logprobs(scores, index)
             if body.midlogit.diagnostics:
                 choice["midlogit"] = facts_of_scores(scores)
         if body.return_token_ids:
@@ -80,7 +86,7 @@ class CompletionCall(Call):
     def delta(self, token: Token, index: int) -> dict[str, Any] | None:
         body = self._body
         choice = _empty(index, None)
-        choice["text"] = token.text
+        choice["text"] = self._after_echo(index, token.text, [token.token_id])
         if body.logprobs is not None:
             choice["logprobs"] = completion_logprobs(
                 [token.token_id],
@@ -94,15 +100,16 @@ class CompletionCall(Call):
             choice["token_ids"] = [token.token_id]
         if body.midlogit.diagnostics:
             choice["midlogit"] = facts_of_token(token, self.service.vocabulary)
-        return choice if token.text or len(choice) > len(EMPTY) or choice["logprobs"] else None
+        return choice if choice["text"] or len(choice) > len(EMPTY) or choice["logprobs"] else None
 
     def ending(self, completion: Completion, index: int, rest: str) -> dict[str, Any]:
-        return _empty(index, completion.finish_reason) | {"text": rest, "stop_reason": completion.stop_reason}
+        text = self._after_echo(index, rest, [], ends=True)
+        return _empty(index, completion.finish_reason) | {"text": text, "stop_reason": completion.stop_reason}
 
     def choice(self, completion: Completion, index: int) -> dict[str, Any]:
         body = self._body
         choice = self.opening(index) or _empty(index, None)
-        choice["text"] += completion.text
+        choice["text"] += self._after_echo(index, completion.text, completion.token_ids, ends=True)
         choice |= {"finish_reason": completion.finish_reason, "stop_reason": completion.stop_reason}
         if body.logprobs is not None:
             generated = completion_logprobs(
@@ -127,23 +134,44 @@ class CompletionCall(Call):
         given = prompt.prompt
         return given if isinstance(given, str) else self.service.vocabulary.decode(prompt.teacher_ids)
 
+    def _after_echo(self, index: int, text: str, token_ids: Sequence[int], ends: bool = False) -> str:
+        """The text of more ids, after what the echo left out: the last character of the prompt, if unfinished.
+
+        With an echo the text is that of all ids together. So the unfinished character waits for the first text after
+        it, and is left out if that completes it.
+        """
+        if index not in self._unfinished:
+            return text
+        self._unfinished[index] += token_ids
+        if not (text or ends):
+            return ""
+        prompt_ids = self.prompt_of(index).teacher_ids
+        prompt = self.service.vocabulary.decode(prompt_ids)
+        whole = self.service.vocabulary.decode([*prompt_ids, *self._unfinished.pop(index)])
+        return prompt[len(prompt.rstrip(REPLACEMENT)) :] + text if whole.startswith(prompt) else text
+
     def _offsets_of(self, index: int) -> Offsets:
+        """Of the completion; with an echo those of the prompt go on."""
         if index not in self._offsets:
-            prompt = self.prompt_of(index)
-            start = len(self._text_of(prompt)) if self._body.echo else 0
-            self._offsets[index] = self.service.vocabulary.offsets(prompt.teacher_ids, start, special=False)
+            self._offsets[index] = self.service.vocabulary.offsets(self.prompt_of(index).teacher_ids)
         return self._offsets[index]
 
-    def _prompt_logprobs(self, scores: Scores) -> CompletionLogprobs:
+    def _prompt_logprobs(self, scores: Scores, index: int) -> CompletionLogprobs:
+        vocabulary = self.service.vocabulary
+        # Text may be less than its ids say: they begin with what the tokenizer adds.
+        added = len(vocabulary.decode(scores.token_ids)) - len(self._text_of(self.prompt_of(index)))
+        offsets = self._offsets[index] = vocabulary.echo_offsets(-added)
         context: list[None] = [None] * scores.first
-        return completion_logprobs(
+        found = completion_logprobs(
             scores.token_ids,
             [*context, *scores.diagnostics.logprobs],
             [*context, *tops_of(scores.top, len(scores.token_ids) - scores.first)],
-            self.service.vocabulary.offsets((), 0, special=True),
-            self.service.vocabulary,
+            offsets,
+            vocabulary,
             self._body.return_tokens_as_token_ids,
         )
+        offsets.completion_begins(vocabulary.shows)
+        return found
 
 
 EMPTY = ("index", "text", "logprobs", "finish_reason", "stop_reason")

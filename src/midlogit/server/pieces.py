@@ -11,7 +11,7 @@ from dataclasses import asdict
 from midlogit.outputs import Completion, Diagnostics, Scores, Token
 from midlogit.sampling.decision import Candidates, Top
 from midlogit.sampling.sequence import Request
-from midlogit.server.vocabulary import Offsets, Vocabulary
+from midlogit.server.vocabulary import Offsets, Vocabulary, by_id
 from midlogit.server.wire.responses import (
     ChatLogprobs,
     CompletionLogprobs,
@@ -41,7 +41,10 @@ def completion_logprobs(
     vocabulary: Vocabulary,
     as_ids: bool,
 ) -> CompletionLogprobs:
-    """Legacy log-probabilities; None for a token that was not scored."""
+    """Legacy log-probabilities; None for a token that was not scored.
+
+    Every candidate has its own entry: one whose text another has already goes by its id.
+    """
     top_logprobs: list[dict[str, float] | None] = []
     for token_id, logprob, top in zip(token_ids, logprobs, tops, strict=True):
         if logprob is None:
@@ -49,7 +52,8 @@ def completion_logprobs(
             continue
         named: dict[str, float] = {}
         for i, value in candidates_of(token_id, logprob, top):
-            named.setdefault(vocabulary.text(i, as_ids), finite(value))
+            name = vocabulary.text(i, as_ids)
+            named[by_id(i) if name in named else name] = finite(value)
         top_logprobs.append(named)
     return {
         "tokens": [vocabulary.text(i, as_ids) for i in token_ids],

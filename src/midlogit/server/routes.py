@@ -40,6 +40,7 @@ def _card(service: Service) -> ModelCard:
         "max_model_len": service.max_model_len,
         "base": display_name(mixing.base.name),
         "teacher": display_name(mixing.teacher.name),
+        "stop_token_ids": list(mixing.stop_ids),
     }
 
 

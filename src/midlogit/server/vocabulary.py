@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
-
 from midlogit.checkpoint import Checkpoint
+from midlogit.sampling.text import REPLACEMENT, Detokenizer, LocalDetokenizer, common_length
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -20,11 +18,13 @@ class Vocabulary:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._tokenizer: Any = checkpoint.tokenizer.backend_tokenizer
+        self._detokenizer = checkpoint.detokenizer
+        self._all = LocalDetokenizer(self._tokenizer, special=True)
         self._of = lru_cache(maxsize=None)(self._look_up)  # at most one entry an id
 
     def text(self, token_id: int, as_id: bool = False) -> str:
-        """The token's own text; `bytes:\\x..` for a part of a character, which has no text of its own."""
-        return f"token_id:{token_id}" if as_id else self._of(token_id)[0]
+        """The token's text inside a text, with its space; `bytes:\\x..` for a part of a character, which has none."""
+        return by_id(token_id) if as_id else self._of(token_id)[0]
 
     def bytes(self, token_id: int) -> list[int]:
         """The token's UTF-8 bytes."""
@@ -32,36 +32,68 @@ class Vocabulary:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ids, special tokens included."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+        return self._all.decode(list(token_ids))
 
-    def offsets(self, context: Sequence[int], start: int, *, special: bool) -> Offsets:
-        """Where the tokens behind `context` begin, counted from `start`; `special`: special tokens have text."""
-        return Offsets(self._tokenizer, context, start, special)
+    def offsets(self, prompt_ids: Sequence[int]) -> Offsets:
+        """Where the tokens of a completion begin, counted from its own beginning."""
+        return Offsets(self._detokenizer, prompt_ids, 0)
+
+    def echo_offsets(self, start: int) -> Offsets:
+        """Where the tokens of a prompt begin, special ones included, counted from `start`."""
+        return Offsets(self._all, (), start)
+
+    def shows(self, token_id: int) -> bool:
+        """Whether a token has text in a completion."""
+        return self._detokenizer.shows(token_id)
 
     def _look_up(self, token_id: int) -> tuple[str, list[int]]:
-        text = self._tokenizer.decode([token_id], skip_special_tokens=False)
-        if REPLACEMENT not in text:
-            return text, list(text.encode())
-        piece = self._tokenizer.id_to_token(token_id) or ""
-        data = _bytes_of(piece)
+        text = self._all.token(token_id)
+        data = _bytes_of(self._tokenizer.id_to_token(token_id) or "") if REPLACEMENT in text else None
         if data is None:
             return text, list(text.encode())
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data), list(data)
+        try:
+            return data.decode(), list(data)
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data), list(data)
+
+
+def by_id(token_id: int) -> str:
+    """The name of a token by its id, as vLLM has it."""
+    return f"token_id:{token_id}"
 
 
 class Offsets:
-    """Where each token of a growing text begins, in characters."""
+    """Where each token of a growing text begins, in characters.
 
-    def __init__(self, tokenizer: Any, context: Sequence[int], start: int, special: bool) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(ids=list(context[-6:]), skip_special_tokens=not special)
-        self._at = start
+    A token that is a part of a character begins where the character does. In a run of byte pieces that turns out to be
+    no text, what was said of earlier tokens stands.
+
+    Args:
+        prompt_ids: what the text follows. start: the place of the first token.
+    """
+
+    def __init__(self, detokenizer: Detokenizer, prompt_ids: Sequence[int], start: int) -> None:
+        self._decoding = detokenizer.decoding(prompt_ids, live=True)
+        self._shows: Callable[[int], bool] = detokenizer.shows
+        self._told = start
+        self._last = max(start, 0)
+
+    def completion_begins(self, shows: Callable[[int], bool]) -> None:
+        """From now on only the tokens that `shows` names have text."""
+        self._shows = shows
 
     def next(self, token_id: int) -> int:
         """The offset of the next token."""
-        here = self._at
-        self._at += len(self._stream.step(self._tokenizer, token_id) or "")
-        return here
+        waiting = self._decoding.pending
+        if self._shows(token_id):
+            piece = self._decoding.step(token_id)
+            whole = piece if self._decoding.pending.endswith(REPLACEMENT) else piece + self._decoding.pending
+            here = self._told + common_length(waiting, whole)
+            self._told += len(piece)
+        else:
+            here = self._told + len(waiting)
+        self._last = max(self._last, here)
+        return self._last
 
 
 def _bytes_of(piece: str) -> bytes | None:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from midlogit.checkpoint import Checkpoint, Message, plain_chat
 from midlogit.engines.http.client import CallFailed, Client, Endpoint
 from midlogit.errors import EngineFailure, InvalidRequest
-from midlogit.sampling.text import Decoding, Detokenizer
+from midlogit.sampling.text import REPLACEMENT, Detokenizer
 
 REMEMBERED = 100_000  # decoded pieces kept
+RARE = "\U0010fffd"  # a character that no vocabulary holds: it is encoded as bytes, if at all
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class ServedModel:
     detokenizer: ServedDetokenizer = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "detokenizer", ServedDetokenizer(self._decode, self.special_ids, self.stop_ids))
+        detokenizer = ServedDetokenizer(self.encode, self._decode, self.special_ids, self.stop_ids)
+        object.__setattr__(self, "detokenizer", detokenizer)
 
     @property
     def vocabulary(self) -> dict[int, str] | None:
@@ -102,53 +104,38 @@ class ServedModel:
             raise EngineFailure(f"{self.server.name}: {failure.message}") from failure
 
 
-class ServedDetokenizer:
+class ServedDetokenizer(Detokenizer):
     """Text by /detokenize: nothing until the end where nobody reads along, else piece by piece."""
 
     def __init__(
-        self, decode: Callable[[Sequence[int]], str], special_ids: frozenset[int], stop_ids: Sequence[int]
+        self,
+        encode: Callable[[str], list[int]],
+        decode: Callable[[Sequence[int]], str],
+        special_ids: frozenset[int],
+        stop_ids: Sequence[int],
     ) -> None:
+        super().__init__()
         self._hidden = special_ids | set(stop_ids)
+        self._encode = encode
         self._decode = lru_cache(maxsize=REMEMBERED)(decode)
 
-    def decoding(self, context: Sequence[int], live: bool) -> Decoding:
-        return ServedDecoding(self.text, context, live)
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._decode(tuple(ids))
 
-    def token(self, token_id: int) -> str:
-        return self._decode((token_id,))
+    def shows(self, token_id: int) -> bool:
+        return token_id not in self._hidden
 
-    def text(self, ids: Sequence[int]) -> str:
-        return self._decode(tuple(i for i in ids if i not in self._hidden))
+    def is_byte(self, token_id: int) -> bool:
+        """Whether a wrong byte after it changes its text, as in a run of byte pieces."""
+        if self._wrong_byte is None:
+            return False
+        alone = self.first(token_id)
+        return alone == REPLACEMENT or not self.decode((token_id, self._wrong_byte)).startswith(alone)
 
-
-class ServedDecoding:
-    """`Decoding` by windows: what the last whole piece is when it stands before the new ids."""
-
-    def __init__(self, text: Callable[[Sequence[int]], str], context: Sequence[int], live: bool) -> None:
-        self._text = text
-        self._live = live
-        self._window = list(context)
-        self._known = len(self._window)
-
-    def step(self, token_id: int) -> str | None:
-        self._window.append(token_id)
-        if not self._live:
+    @cached_property
+    def _wrong_byte(self) -> int | None:
+        """A byte piece that begins no character; None where one does not change the text of the pieces before it."""
+        ids = [i for i in self._encode(RARE) if self.shows(i)]
+        if not ids or self.first(ids[-1]) != REPLACEMENT:
             return None
-        piece = self._new_text()
-        if not piece or piece.endswith("\ufffd"):
-            return None
-        self._advance()
-        return piece
-
-    def rest(self) -> str:
-        piece = self._new_text() if len(self._window) > self._known else ""
-        self._advance()
-        return piece
-
-    def _new_text(self) -> str:
-        before, now = self._text(self._window[: self._known]), self._text(self._window)
-        return now[len(before) :]
-
-    def _advance(self) -> None:
-        self._window = self._window[self._known :] or self._window
-        self._known = len(self._window)
+        return None if self.decode([*ids, ids[-1]]).endswith(RARE + REPLACEMENT) else ids[-1]

@@ -67,7 +67,7 @@ class LocalEngine(SteppingEngine):
 
     Args:
         base, teacher: may be the same checkpoint; then the weights are loaded once.
-        vocabulary: columns of logits that both share.
+        vocabulary: ids that both have.
         devices: of base and teacher: "auto", "cpu", "cuda", "cuda:1".
         dtype: "auto", "float32", "float64", "bfloat16" or "float16".
         max_num_seqs: most sequences that run at once.
@@ -94,8 +94,8 @@ class LocalEngine(SteppingEngine):
         teacher_model = load_model(teacher, teacher_device, parse_dtype(dtype, teacher_device))
         same = base.name == teacher.name and base_device == teacher_device
         base_model = teacher_model if same else load_model(base, base_device, parse_dtype(dtype, base_device))
-        self._base = Side(base_model, base, vocabulary)
-        self._teacher = Side(teacher_model, teacher, vocabulary)
+        self._base = Side(base_model, base)
+        self._teacher = Side(teacher_model, teacher)
         self._vocabulary = vocabulary
         self._max_num_seqs = max_num_seqs
         self._waiting: deque[Sequence] = deque()
@@ -224,7 +224,7 @@ class LocalEngine(SteppingEngine):
             for place in range(drafts):
                 base_KNV.append(self._base.advance([tokens[-1] for tokens in fed]))
                 ahead = [s.settings_at(len(s.token_ids) + place) for s in self._running]
-                drafted_KN.append(draft(base_KNV[-1], ahead))
+                drafted_KN.append(draft(base_KNV[-1], ahead, self._vocabulary))
                 for tokens, token in zip(fed, drafted_KN[-1], strict=True):
                     tokens.append(token)
             base_KNV.append(self._base.advance([tokens[-1] for tokens in fed]))

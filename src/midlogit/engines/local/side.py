@@ -35,35 +35,34 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
 
 
 class Side:
-    """A model and the sequences in its cache; slots 0 … rows − 1 are in use."""
+    """A model and the sequences in its cache; slots 0 … rows − 1 are in use, and V ids have a logit."""
 
-    def __init__(self, model: Any, checkpoint: Checkpoint, vocabulary: int) -> None:
+    def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
         self._model = model
-        self._vocabulary = vocabulary
         self._cache = SlotCache(int(checkpoint.config.num_hidden_layers))
         self._lengths: list[int] = []
         self._written: list[int] = []  # columns of each slot that were ever written, rolled-back ones among them
         self.device = next(model.parameters()).device
         try:
-            self._require_rows_independent(checkpoint.name)
+            self._require_rows_independent(checkpoint)
         except ModelUnavailable:
             raise
         except Exception as error:  # a configuration that the weights do not fit fails in many ways
             raise ModelUnavailable(f"{checkpoint.name} cannot be run: {_first_line(error)}") from error
 
     def add(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Opens a slot for each prompt and runs them; logits [N, vocabulary] behind their last tokens."""
+        """Opens a slot for each prompt and runs them; logits [N, V] behind their last tokens."""
         first = len(self._lengths)
         self._lengths += [0] * len(prompts)
         self._written += [0] * len(prompts)
         return self._feed(slice(first, len(self._lengths)), prompts)[:, -1]
 
     def advance(self, tokens: Sequence[int]) -> Tensor:
-        """Feeds one token to every slot in order; logits [N, vocabulary] behind them."""
+        """Feeds one token to every slot in order; logits [N, V] behind them."""
         return self.extend([[token] for token in tokens])[0]
 
     def extend(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Feeds equally many tokens to every slot in order; logits [tokens, N, vocabulary] behind each."""
+        """Feeds equally many tokens to every slot in order; logits [tokens, N, V] behind each."""
         return self._feed(slice(0, len(self._lengths)), tokens, keep=len(tokens[0])).transpose(0, 1)
 
     def roll_back(self, tokens: Sequence[int]) -> None:
@@ -77,7 +76,7 @@ class Side:
         Texts are right-aligned: a text of fewer tokens has padding before them, whose logits mean nothing.
 
         Returns:
-            [N, at most `chunk`, vocabulary] a time, in order. The slots are closed when all is read.
+            [N, at most `chunk`, V] a time, in order. The slots are closed when all is read.
         """
         first, width = len(self._lengths), max(map(len, texts))
         self._lengths += [0] * len(texts)
@@ -147,7 +146,7 @@ class Side:
             use_cache=True,
             logits_to_keep=keep,
         ).logits
-        return _at_least_float32(logits_NQV[:, -keep:, : self._vocabulary])
+        return _at_least_float32(logits_NQV[:, -keep:])
 
     def _as_mask(self, visible_N1QK: Tensor) -> Tensor:
         """The mask in the form that the model's attention takes: additive for eager, boolean for sdpa."""
@@ -158,23 +157,23 @@ class Side:
             ~visible_N1QK, torch.finfo(dtype).min
         )
 
-    def _require_rows_independent(self, name: str) -> None:
+    def _require_rows_independent(self, checkpoint: Checkpoint) -> None:
         """Checks that the architecture honours positions, masks and cache as given.
 
         Two rows of different length, fed through the cache, must give what the model gives without one.
         """
-        long, short = ([i % self._vocabulary for i in ids] for ids in ((5, 6, 7, 8), (9, 10)))
+        long, short = ([i % checkpoint.logit_size for i in ids] for ids in ((5, 6, 7, 8), (9, 10)))
         logits_NV = self.add([long[:3], short[:1]])
         logits_NV = self.advance([long[3], short[1]])
         with torch.inference_mode():
             for row, ids in enumerate((long, short)):
                 plain_V = self._model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1]
-                plain_V = _at_least_float32(plain_V[: self._vocabulary])
+                plain_V = _at_least_float32(plain_V)
                 difference = (logits_NV[row] - plain_V).abs().max() / plain_V.std()
                 if not difference < 20 * torch.finfo(self._model.dtype).eps ** 0.5:
                     raise ModelUnavailable(
-                        f"{name} does not give the same logits in a batch as alone (off by {float(difference):.2g} σ):"
-                        " the local engine cannot batch this architecture."
+                        f"{checkpoint.name} does not give the same logits in a batch as alone"
+                        f" (off by {float(difference):.2g} σ): the local engine cannot batch this architecture."
                     )
         self.remove(1)
         self.remove(0)

@@ -93,12 +93,12 @@ class ArrayDrawing(Drawing):
         start = len(self._base_rows) * self._sequences
         settings = self._settings[start : start + self._sequences]
         self._base_rows.append(rows_NV)
-        tokens = draft(rows_NV, settings)
+        tokens = draft(rows_NV, settings, self._vocabulary)
         if known is not None:
             teacher_MV = self._taken(known.teacher_MV, range(len(known.numbers)))
             some = decide(rows_NV[list(known.numbers)], teacher_MV, [settings[n] for n in known.numbers])
             for n, decision in zip(known.numbers, some, strict=True):
-                tokens[n] = decision.token_id
+                tokens[n] = self._fed(decision.token_id)
         return sent(tokens, logits_RV.device)
 
     def decide(self, logits_RV: Tensor, rows: Sequence[int]) -> None:
@@ -108,12 +108,14 @@ class ArrayDrawing(Drawing):
         self._device = logits_RV.device
 
     def tokens(self) -> Tensor:
-        return sent(self.token_ids(), self._device)
+        return sent([self._fed(token_id) for token_id in self.token_ids()], self._device)
+
+    def _fed(self, token_id: int) -> int:
+        """The id for the models to read next: one that both have, in place of a stop id that only one has."""
+        return token_id if token_id < self._vocabulary else 0
 
     def _taken(self, logits_RV: Tensor, rows: Sequence[int]) -> Tensor:
-        return logits_RV[sent(rows, logits_RV.device), : self._vocabulary].to(
-            torch.promote_types(logits_RV.dtype, torch.float32)
-        )
+        return logits_RV[sent(rows, logits_RV.device)].to(torch.promote_types(logits_RV.dtype, torch.float32))
 
     def token_ids(self) -> list[int]:
         return [decision.token_id for decision in self._made]

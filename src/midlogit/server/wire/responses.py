@@ -128,6 +128,7 @@ class ModelCard(TypedDict):
     max_model_len: int
     base: str
     teacher: str
+    stop_token_ids: list[int]
 
 
 class ModelList(TypedDict):

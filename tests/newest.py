@@ -25,11 +25,16 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".cache" / "newest"
 PYTHON, MADE = FOLDER / "bin" / "python", FOLDER / ".made"
+PIP = (PYTHON, "-m", "pip", "--disable-pip-version-check")
 EXTRAS = ("local", "http", "server", "dev")
 LINTERS = {"mypy", "ruff"}
 A_DAY = 86_400  # seconds
-TWO_TOKENS = """
+CHECK = """
 import pkgutil
+
+import pytest
+
+assert pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider"]) == 0  # imports the tests
 
 import midlogit
 from midlogit import Pair, SamplingParams
@@ -64,45 +69,46 @@ def is_recent() -> bool:
 
 
 def install() -> None:
-    """Makes the environment anew: in an empty one, pip cannot pass off an old release for one that it cannot reach.
-
-    Raises:
-        subprocess.CalledProcessError: pip failed, without a network for instance.
-        SystemExit: a release is older than constraints.txt has it, as from a mirror when the index is out of reach.
-    """
-    pinned = pins()
-    torch = f"torch=={pinned['torch']}"
-    pip = [PYTHON, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    """Makes the environment anew: in an empty one, pip cannot pass off an old release for one that it cannot reach."""
+    torch = f"torch=={pins()['torch']}"
     shutil.rmtree(FOLDER, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", FOLDER], check=True)
     # torch first: on its own its pinned version may be found as a small CPU build.
     for wanted in ([torch], [torch, *requirements()]):
-        subprocess.run([*pip, "install", "--no-compile", *wanted], check=True)
+        if subprocess.run([*PIP, "install", "-qq", "--no-compile", *wanted]).returncode:
+            sys.exit("The newest releases cannot be installed; see pip's error above.")
 
-    listed = json.loads(subprocess.run([*pip, "list", "--format", "json"], check=True, stdout=subprocess.PIPE).stdout)
-    found = {canonicalize_name(entry["name"]): entry["version"] for entry in listed}
-    direct = {canonicalize_name(Requirement(line).name) for line in requirements()} & found.keys()
+
+def compare() -> None:
+    """Names the releases that are newer than their pins.
+
+    Raises:
+        SystemExit: one is older than its pin, as from a mirror when the index is out of reach.
+    """
+    pinned = pins()
+    listed = subprocess.run([*PIP, "list", "--format", "json"], check=True, stdout=subprocess.PIPE).stdout
+    found = {canonicalize_name(entry["name"]): entry["version"] for entry in json.loads(listed)}
+    direct = sorted({canonicalize_name(Requirement(line).name) for line in requirements()} & found.keys())
     changed = {name: f"{name} {found[name]} (pinned: {pinned[name]})" for name in direct if found[name] != pinned[name]}
-    older = [text for name, text in sorted(changed.items()) if Version(found[name]) < Version(pinned[name])]
+    older = [text for name, text in changed.items() if Version(found[name]) < Version(pinned[name])]
     if older:
         sys.exit(f"The newest releases are out of reach: pip found {', '.join(older)}.")
     if changed:
-        print("Newer than constraints.txt:", ", ".join(text for _, text in sorted(changed.items())))
-    MADE.touch()
+        print("Newer than constraints.txt:", ", ".join(changed.values()))
 
 
 def main() -> None:
     if not is_recent():
         print(f"Installing the newest releases into {FOLDER.relative_to(ROOT)} ...", flush=True)
         install()
+        compare()
+        MADE.touch()
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    for command in (["-c", TWO_TOKENS], ["-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider"]):
-        ran = subprocess.run(
-            [PYTHON, "-W", "error", *command], cwd=ROOT, env=environment, capture_output=True, text=True
-        )
-        if ran.returncode:
-            print(ran.stdout, ran.stderr, sep="\n")
-            sys.exit(f"midlogit or its tests fail on the newest releases ({FOLDER.relative_to(ROOT)}).")
+    command = [PYTHON, "-W", "error", "-c", CHECK]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if ran.returncode:
+        print(ran.stdout, ran.stderr, sep="\n")
+        sys.exit(f"midlogit or its tests fail on the newest releases ({FOLDER.relative_to(ROOT)}).")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from benchmarks.gpu import COMMON, Spent, alone_apart, checked_parts, prompts, since, watch, write_models
 
 RESULTS = Path(__file__).parent / "results" / "speculation_gpu.json"
-ACCEPTANCE = 0.88
+ACCEPTANCE = 0.85
 SETTLING, SETTLED = 2, 40  # batches on which "auto" tries several γ before its time begins, and rounds of each
 WARM, WINDOW, WINDOW_OF_ONE = 2.0, 3.0, 9.0  # seconds; one sequence has few rounds in each, and they differ more
 MOST_TOKENS = 1800

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
-from midlogit.cli.loading import InProcess, Serving, open_pair
+from midlogit.cli.loading import InProcess, Serving, Templates, open_pair
 from midlogit.errors import InvalidRequest
+from midlogit.messages import TemplateOptions
 from midlogit.outputs import Completion, Token
 from midlogit.pair import Pair
 from midlogit.params import SamplingParams
@@ -27,6 +29,12 @@ class Job:
     params: SamplingParams
     stream: bool
     json: bool
+    chat_template_kwargs: TemplateOptions | None = None
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the prompts are read, as the methods of `Pair` take it."""
+        return {"chat": self.chat, "chat_template_kwargs": self.chat_template_kwargs}
 
 
 def run_generate(
@@ -36,6 +44,7 @@ def run_generate(
     teacher: str | None,
     here: InProcess,
     serving: Serving,
+    templates: Templates,
 ) -> int:
     """Runs the job and returns the exit code."""
     if job.stream and job.json:
@@ -46,7 +55,7 @@ def run_generate(
         raise InvalidRequest("--stream shows one completion a prompt.", "Leave out --n.")
     prompts = job.prompts or _prompts_from_stdin()
     base_prompts = None if job.base_prompt is None else [job.base_prompt] * len(prompts)
-    with open_pair(base, teacher, here=here, serving=serving) as pair:
+    with open_pair(base, teacher, here=here, serving=serving, templates=templates) as pair:
         if job.stream:
             return _stream(pair, job, prompts)
         return _batch(pair, job, prompts, base_prompts)
@@ -64,7 +73,7 @@ def _prompts_from_stdin() -> list[str]:
 def _stream(pair: Pair, job: Job, prompts: list[str]) -> int:
     failed = False
     for prompt in prompts:
-        for event in pair.stream(prompt, job.params, base_prompt=job.base_prompt, chat=job.chat):
+        for event in pair.stream(prompt, job.params, base_prompt=job.base_prompt, **job.reading):
             if isinstance(event, Token):
                 print(event.text, end="", flush=True)
             else:
@@ -76,7 +85,7 @@ def _stream(pair: Pair, job: Job, prompts: list[str]) -> int:
 def _batch(pair: Pair, job: Job, prompts: list[str], base_prompts: list[str] | None) -> int:
     from tqdm import tqdm
 
-    batch = pair.as_completed(prompts, job.params, base_prompts=base_prompts, chat=job.chat)
+    batch = pair.as_completed(prompts, job.params, base_prompts=base_prompts, **job.reading)
     printer = OrderedPrinter(job)
     shown = batch.size > 1 and sys.stderr.isatty()
     code = 0

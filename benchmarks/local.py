@@ -1,4 +1,4 @@
-"""The local engine on a real pair: its time against the two models' own `generate`, and its memory.
+"""The local engine on a real pair in lock-step: its time against the two models' own `generate`, and its memory.
 
     python -m benchmarks.local --base FOLDER/qwen-0.5b --teacher FOLDER/qwen-1.5b
 
@@ -75,7 +75,7 @@ def compare(base: str, teacher: str, dtype: str, rounds: int) -> dict:
     from midlogit import Pair
 
     base_prompts, teacher_prompts = messages()
-    with Pair.local(base, teacher, dtype=dtype, device="cpu") as pair:
+    with Pair.local(base, teacher, dtype=dtype, device="cpu", speculation="off") as pair:
         engine = pair._engine
         sides = [(pair.mixing.base, engine._base._model), (pair.mixing.teacher, engine._teacher._model)]
         times: dict[str, list[float]] = {"base": [], "teacher": [], "balanced": [], "exploratory": []}
@@ -133,7 +133,7 @@ def measure_memory(base: str, teacher: str, dtype: str) -> dict:
     from midlogit import Pair
 
     base_prompts, teacher_prompts = messages()
-    with PeakMemory() as peak, Pair.local(base, teacher, dtype=dtype, device="cpu") as pair:
+    with PeakMemory() as peak, Pair.local(base, teacher, dtype=dtype, device="cpu", speculation="off") as pair:
         pair.generate(base_prompts=base_prompts, teacher_prompts=teacher_prompts, params=pair_params("exploratory"))
         sides = (pair._engine._base, pair._engine._teacher)
         models = {id(side._model): side._model for side in sides}.values()

@@ -13,14 +13,14 @@ from midlogit import errors
 SIGNATURES = {
     "local": "(base: 'str | Path | None' = None, teacher: 'str | Path | None' = None, *, "
     "device: 'str | tuple[str, str]' = 'auto', dtype: 'str' = 'auto', max_num_seqs: 'int' = 16, "
-    "speculation: 'Asked' = 'auto') -> 'Self'",
+    "speculation: 'Asked' = 'auto', chat_template: 'TemplateNames' = None) -> 'Self'",
     "generate": "(self, prompts: 'Sequence[Prompt] | None' = None, params: 'SamplingParams | None' = None, *, "
     "base_prompts: 'Sequence[Prompt] | None' = None, teacher_prompts: 'Sequence[Prompt] | None' = None, "
-    "chat: 'bool' = False, request_ids: 'Sequence[str] | None' = None, progress: 'bool | None' = None) "
-    "-> 'list[Completion]'",
+    "chat: 'bool' = False, chat_template_kwargs: 'TemplateOptions | None' = None, add_special_tokens: 'bool' = True, "
+    "request_ids: 'Sequence[str] | None' = None, progress: 'bool | None' = None) -> 'list[Completion]'",
     "stream": "(self, prompt: 'Prompt | None' = None, params: 'SamplingParams | None' = None, *, "
-    "base_prompt: 'Prompt | None' = None, teacher_prompt: 'Prompt | None' = None, chat: 'bool' = False) "
-    "-> 'Iterator[Event]'",
+    "base_prompt: 'Prompt | None' = None, teacher_prompt: 'Prompt | None' = None, chat: 'bool' = False, "
+    "chat_template_kwargs: 'TemplateOptions | None' = None, add_special_tokens: 'bool' = True) -> 'Iterator[Event]'",
     "statistics": "(self) -> 'dict[str, Any]'",
 }
 FIELDS = {

@@ -1,17 +1,95 @@
-"""Altered copies of the bundled pair, for what its own files do not show."""
+"""Altered copies of the bundled pair, made below a folder: other tokenizer files, the same weights."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from shutil import copytree
 from typing import Any
 
+from midlogit import Pair
 from midlogit.pair import bundled
 from midlogit.server.vocabulary import _byte_of_character
 
+SIDES = ("base", "teacher")
 REPLACE = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
 STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+
+
+def copy_pair(folder: Path) -> Path:
+    """The bundled pair below a folder that is not there yet."""
+    for side in SIDES:
+        shutil.copytree(bundled(side), folder / side)
+    return folder
+
+
+def edit(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes a JSON file in place."""
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data, ensure_ascii=False))
+
+
+def open_folders(folder: Path, **options: Any) -> Pair:
+    return Pair.local(folder / "base", folder / "teacher", dtype="float32", device="cpu", **options)
+
+
+def template() -> str:
+    """The bundled teacher's chat template."""
+    return str(json.loads((bundled("teacher") / "tokenizer_config.json").read_text())["chat_template"])
+
+
+def with_template(folder: Path, chat_template: object, sides: tuple[str, ...] = ("teacher",)) -> Path:
+    """Other chat templates."""
+    copy_pair(folder)
+    for side in sides:
+        edit(folder / side / "tokenizer_config.json", lambda config: config.update(chat_template=chat_template))
+    return folder
+
+
+def with_named_templates(folder: Path, *names: str) -> Path:
+    """The teacher's template under several names; each writes its name first."""
+    return with_template(folder, [{"name": name, "template": f"{name}: {template()}"} for name in names])
+
+
+def with_thinking(folder: Path, sides: tuple[str, ...] = ("teacher",)) -> Path:
+    """A switch in the template, as Qwen3 has it."""
+    return with_template(folder, thinking(template()), sides)
+
+
+def thinking(chat_template: str) -> str:
+    """The template with a switch that closes an empty thought."""
+    off = "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think></think>' }}{% endif %}"
+    answer = "{{ '<|assistant|>' }}"
+    return chat_template.replace(answer, answer + off)
+
+
+def with_bos(folder: Path) -> Path:
+    """A beginning-of-text token, id 2, before every text and in the teacher's template."""
+    copy_pair(folder)
+
+    def change_tokenizer(data: dict[str, Any]) -> None:
+        next(token for token in data["added_tokens"] if token["id"] == 2)["content"] = "<s>"
+        data["model"]["vocab"]["<s>"] = data["model"]["vocab"].pop("<|system|>")
+        single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        data["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [2], "tokens": ["<s>"]}},
+        }
+
+    def change_config(data: dict[str, Any]) -> None:
+        data["bos_token"] = "<s>"
+        data["additional_special_tokens"].remove("<|system|>")
+        if "chat_template" in data:
+            data["chat_template"] = "{{ bos_token }}" + data["chat_template"]
+
+    for side in SIDES:
+        edit(folder / side / "tokenizer.json", change_tokenizer)
+        edit(folder / side / "tokenizer_config.json", change_config)
+    return folder
 
 
 def sentencepiece(tokenizer: dict[str, Any]) -> dict[str, Any]:
@@ -59,14 +137,10 @@ def metaspace(tokenizer: dict[str, Any]) -> dict[str, Any]:
 
 def sentencepiece_pair(folder: Path) -> tuple[Path, Path]:
     """The bundled pair with `sentencepiece` vocabularies, below `folder`."""
-    return _copied(folder, "base"), _copied(folder, "teacher")
-
-
-def _copied(folder: Path, side: str) -> Path:
-    copytree(bundled(side), folder / side)
-    file = folder / side / "tokenizer.json"
-    file.write_text(json.dumps(sentencepiece(json.loads(file.read_text()))))
-    return folder / side
+    copy_pair(folder)
+    for side in SIDES:
+        edit(folder / side / "tokenizer.json", lambda tokenizer: tokenizer.update(sentencepiece(tokenizer)))
+    return folder / "base", folder / "teacher"
 
 
 def _sentencepiece_name(piece: str) -> str:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from shutil import copytree
 from typing import Any
 
 import torch
 import transformers
 
-from midlogit.pair import bundled
+from tests.variants import copy_pair, edit
 
 OWN_STOP = "<|im_end|>"
 BUNDLED_STOP = {"base": 0, "teacher": 1}
-
-
-def copy_pair(folder: Path) -> tuple[Path, Path]:
-    """The bundled base and teacher below a folder."""
-    return tuple(copytree(bundled(side), folder / side) for side in ("base", "teacher"))  # type: ignore[return-value]
 
 
 def with_own_stop(folder: Path, side: str = "teacher") -> tuple[Path, Path]:
@@ -27,8 +20,7 @@ def with_own_stop(folder: Path, side: str = "teacher") -> tuple[Path, Path]:
 
     The new id's logits are those that the bundled stop id had, which gets the opposite ones.
     """
-    folders = copy_pair(folder)
-    own = folder / side
+    own = copy_pair(folder) / side
     old = BUNDLED_STOP[side]
     stop_id = widen(own, 1, lambda head: torch.stack([head[old]]), swap=old)
 
@@ -45,19 +37,19 @@ def with_own_stop(folder: Path, side: str = "teacher") -> tuple[Path, Path]:
     edit(own / "tokenizer_config.json", change_config)
     for name in ("config.json", "generation_config.json"):
         edit(own / name, lambda data: data.update(eos_token_id=stop_id))
-    return folders
+    return folder / "base", folder / "teacher"
 
 
 def with_heavy_padding(folder: Path, rows: int = 64) -> tuple[Path, Path]:
     """A base with padding rows that hold mass."""
-    folders = copy_pair(folder)
+    copy_pair(folder)
 
     def padding(head: torch.Tensor) -> torch.Tensor:
         noise = torch.randn((rows, head.shape[1]), generator=torch.Generator().manual_seed(0))
         return noise * head.std() * 2
 
-    widen(folders[0], rows, padding)
-    return folders
+    widen(folder / "base", rows, padding)
+    return folder / "base", folder / "teacher"
 
 
 def widen(folder: Path, rows: int, head_rows: Callable[[torch.Tensor], torch.Tensor], swap: int | None = None) -> int:
@@ -83,10 +75,3 @@ def widen(folder: Path, rows: int, head_rows: Callable[[torch.Tensor], torch.Ten
     model.config.vocab_size, model.config.tie_word_embeddings = size + rows, False
     model.save_pretrained(folder)
     return size
-
-
-def edit(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Changes a JSON file in place."""
-    data = json.loads(file.read_text())
-    change(data)
-    file.write_text(json.dumps(data, ensure_ascii=False))

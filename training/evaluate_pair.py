@@ -9,12 +9,13 @@ serve as a check of it. With --write the figures go into PAIR/training.json unde
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 from pathlib import Path
 
 import torch
 from corpus import Example, load
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 
 KINDS = {"question": 64, "story": 200}  # and the number of tokens that nearly every answer keeps within
 MAX_TOKENS = 300
@@ -105,13 +106,19 @@ def middle(
     return q, alpha[:, 0], (q * (q.clamp_min(1e-38).log() - p)).sum(-1)
 
 
+def cache_keyword(model: torch.nn.Module) -> str:
+    """The name of the cache among the parameters of the model's forward: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 @torch.no_grad()
 def sample(
     pair: Pair, requests: list[str], soon: int, merged: bool, top_p: float
 ) -> tuple[list[str], dict[str, float]]:
     """Texts from q*; the share that ended by themselves, mean length, and mean alpha and KL after token 1."""
     generator = torch.Generator(pair.device).manual_seed(0)
-    inputs, masks, caches = [], [], [None, None]
+    inputs, masks = [], []
+    caches = [DynamicCache(config=model.config) for model in pair.models]
     for prompts in zip(*map(pair.prompts, requests), strict=True):
         width = max(map(len, prompts))
         inputs.append(torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts], device=pair.device))
@@ -126,9 +133,8 @@ def sample(
             positions = (masks[side].cumsum(-1) - 1).clamp_min(0)[:, -inputs[side].shape[1] :]
             out = model(
                 input_ids=inputs[side], attention_mask=masks[side], position_ids=positions,
-                past_key_values=caches[side], use_cache=True,
+                use_cache=True, **{cache_keyword(model): caches[side]},
             )  # fmt: skip
-            caches[side] = out.past_key_values
             rows.append(pair.log_probs(out.logits[:, -1], merged))
         q, alpha, divergence = middle(*rows, top_p, first=step == 0)
         token = torch.multinomial(q, 1, generator=generator)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from midlogit.errors import (
         EngineFailure,
         Interrupted,
+        InvalidField,
         InvalidRequest,
         MidlogitError,
         MissingExtra,
@@ -32,6 +33,7 @@ _HOMES = {
     "midlogit.errors": (
         "EngineFailure",
         "Interrupted",
+        "InvalidField",
         "InvalidRequest",
         "MidlogitError",
         "MissingExtra",
@@ -56,6 +58,7 @@ __all__ = [
     "EqualKL",
     "FixedAlpha",
     "Interrupted",
+    "InvalidField",
     "InvalidRequest",
     "KLBudget",
     "MidlogitError",

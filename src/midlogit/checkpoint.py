@@ -6,17 +6,17 @@ Knows transformers' configuration and tokenizer files; loads no torch model.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from midlogit.errors import InvalidRequest, ModelUnavailable
+from midlogit.errors import InvalidRequest, ModelUnavailable, PromptTooLong
 from midlogit.extras import require
+from midlogit.messages import Message
 from midlogit.sampling.text import Detokenizer, LocalDetokenizer
-
-Message = dict[str, Any]
+from midlogit.tokenization import Density, ids_before, undoubled
 
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -43,8 +43,10 @@ class Model(Protocol):
     def has_chat_template(self) -> bool: ...
     @property
     def detokenizer(self) -> Detokenizer: ...
-    def encode(self, text: str) -> list[int]: ...
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]: ...
+    def encode_chat(
+        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None, *, most: int | None = None
+    ) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Checkpoint:
         tokenizer: transformers' tokenizer, backed by the tokenizers library.
         generation_stop_ids: eos_token_id of the generation configuration, else of the configuration.
         context_limit: fewer tokens than the model's own context, where the engine is told so.
+        template_name: which of the tokenizer's named chat templates to use; None for its only or default one.
     """
 
     name: str
@@ -64,13 +67,23 @@ class Checkpoint:
     tokenizer: Any
     generation_stop_ids: tuple[int, ...]
     context_limit: int | None = None
+    template_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.template_name is not None and self.template_name not in self.template_names:
+            known = ", ".join(self.template_names)
+            raise InvalidRequest(
+                f"{self.name} has no chat template named {self.template_name!r}.",
+                f"It has {known}." if known else "Its templates have no names: leave it out.",
+            )
 
     @classmethod
-    def open(cls, name: str | Path) -> Checkpoint:
+    def open(cls, name: str | Path, template_name: str | None = None) -> Checkpoint:
         """Reads a folder or hub id.
 
         Raises:
             ModelUnavailable: not there, unreadable, or not a causal language model.
+            InvalidRequest: no chat template of that name.
             MissingExtra: transformers is not installed.
         """
         require("transformers", "local")
@@ -108,7 +121,7 @@ class Checkpoint:
             raise ModelUnavailable(f"{name}'s generation_config.json cannot be read: {_first_line(error)}") from error
         if not all(isinstance(i, int) for i in _as_ids(stop)):
             raise ModelUnavailable(f"{name} names {stop!r} as its eos_token_id.", "It must be an id, or a list of ids.")
-        return cls(name, config.get_text_config(), tokenizer, _as_ids(stop))
+        return cls(name, config.get_text_config(), tokenizer, _as_ids(stop), template_name=template_name)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -153,6 +166,34 @@ class Checkpoint:
         return bool(self.tokenizer.chat_template)
 
     @property
+    def template_names(self) -> tuple[str, ...]:
+        """Names of the tokenizer's chat templates, where they have names."""
+        templates = self.tokenizer.chat_template
+        return tuple(templates) if isinstance(templates, dict) else ()
+
+    @property
+    def has_default_template(self) -> bool:
+        """Whether chat needs no choice of a template."""
+        return not self.template_names or (self.template_name or "default") in self.template_names
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template in use; None for a model without one.
+
+        Raises:
+            InvalidRequest: there are several, none is the default, and none is chosen; names them.
+        """
+        templates = self.tokenizer.chat_template
+        if not self.template_names:
+            return templates or None
+        if not self.has_default_template:
+            raise InvalidRequest(
+                f"{self.name} has several chat templates and no default: {', '.join(templates)}.",
+                "Choose one: Pair.local(..., chat_template=), --base-chat-template, --teacher-chat-template.",
+            )
+        return str(templates[self.template_name or "default"])
+
+    @property
     def weight_count(self) -> int | None:
         """Number of weights in the folder's safetensors files, None for a hub id or other formats."""
         files = sorted(Path(self.name).glob("*.safetensors"))
@@ -185,29 +226,67 @@ class Checkpoint:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return int(2 * config.num_hidden_layers * heads * head_dim)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of plain text, with what the tokenizer itself adds (such as a beginning-of-text id)."""
-        return list(self.tokenizer(text)["input_ids"])
+    def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]:
+        """Ids of plain text.
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of chat messages in the model's own template, ready for the answer.
+        Args:
+            add_special_tokens: with what the tokenizer itself adds, such as a beginning-of-text id. A text that
+                carries it already gets no second one.
+            most: tokens that are of use; a text that certainly has more is not tokenized.
+
+        Raises:
+            PromptTooLong: more than `most` tokens, by the number of characters.
+        """
+        if most is not None and len(text) > most and self._density is not None:
+            fewest = self._density.fewest_tokens(text)
+            if fewest > most:
+                raise PromptTooLong(f"has {len(text)} characters, so at least {fewest} tokens")
+        ids = self._ids(text, add_special_tokens)
+        return undoubled(ids, self._ids_before) if add_special_tokens else ids
+
+    def encode_chat(
+        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None, *, most: int | None = None
+    ) -> list[int]:
+        """Ids of plain chat messages in the model's own template, ready for the answer.
 
         A model without a template gets `plain_chat`.
 
-        Raises:
-            InvalidRequest: the template refuses the messages.
-        """
-        if not self.has_chat_template:
-            return self.encode(plain_chat(messages))
-        from jinja2 import TemplateError
+        Args:
+            variables: of the template, besides the messages. most: as of `encode`.
 
+        Raises:
+            InvalidRequest: the template refuses the messages, or there are several to choose from.
+            PromptTooLong: as `encode`.
+        """
+        template = self.chat_template
+        if template is None:
+            return self.encode(plain_chat(messages), most=most)
+        require("jinja2", "local")
         try:
-            text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        except TemplateError as error:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), chat_template=template, add_generation_prompt=True, tokenize=False, **(variables or {})
+            )
+        except Exception as error:  # a template is a program of its own, and can fail in any way
             raise InvalidRequest(
                 f"The chat template of {self.name} refuses the messages: {_first_line(error)}"
             ) from error
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.encode(text, add_special_tokens=False, most=most)
+
+    @cached_property
+    def _density(self) -> Density | None:
+        return Density.of(self.tokenizer.backend_tokenizer)
+
+    @cached_property
+    def _ids_before(self) -> list[int]:
+        return ids_before(self._ids)
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+
+
+def files_of(model: Model) -> Checkpoint | None:
+    """The tokenizer files of a model; None when they are not on this machine."""
+    return model if isinstance(model, Checkpoint) else getattr(model, "files", None)
 
 
 def plain_chat(messages: Sequence[Message]) -> str:

@@ -2,6 +2,7 @@
 
 MidlogitError
 ├── InvalidRequest (ValueError)       a parameter or prompt that cannot be honoured
+│   ├── InvalidField                  a field inside a message that cannot be honoured
 │   └── PromptTooLong                 a prompt beyond a context window
 ├── PairMismatch (ValueError)         two models that cannot be mixed
 ├── ModelUnavailable (OSError)        a model that is not there or is not a causal LM
@@ -40,11 +41,24 @@ class MidlogitError(Exception):
         return f"{self.args[0]} {self.hint}".rstrip()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.args[0], self.hint)
+        return type(self), (self.args[0], self.hint), self.__dict__
 
 
 class InvalidRequest(MidlogitError, ValueError):
     """A parameter or prompt that cannot be honoured; raised before anything runs."""
+
+
+class InvalidField(InvalidRequest):
+    """A field inside a chat message or of its template variables that is wrong or cannot be honoured.
+
+    Attributes:
+        field: where in the message, such as "content.1.type"; empty for the message itself.
+        unsupported: whether it asks for what midlogit does not do, rather than being of no known form.
+    """
+
+    def __init__(self, message: str, hint: str = "", field: str = "", *, unsupported: bool = False) -> None:
+        super().__init__(message, hint)
+        self.field, self.unsupported = field, unsupported
 
 
 class PromptTooLong(InvalidRequest):

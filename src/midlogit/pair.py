@@ -25,14 +25,17 @@ from midlogit.core.uniforms import identity
 from midlogit.engines.base import Engine
 from midlogit.errors import EngineFailure, Interrupted, InvalidRequest
 from midlogit.extras import require
+from midlogit.messages import TemplateOptions
 from midlogit.mixing import Mixing
 from midlogit.outputs import Completion, Scores, Statistics
 from midlogit.params import DEFAULT_PRESET, SamplingParams
-from midlogit.prompts import Prompt, encode_prompt, pair_up
+from midlogit.prompts import Prompt, Reading, pair_up, readers, require_chat
 from midlogit.sampling.drafting import Asked, Drafting, require_speculation
 from midlogit.sampling.scoring import Scored, ScoreRequest
 from midlogit.sampling.sequence import Request
 from midlogit.sampling.sequence import Sequence as Running
+
+TemplateNames = str | tuple[str | None, str | None] | None
 
 _T = TypeVar("_T")
 
@@ -66,6 +69,7 @@ class Pair:
         dtype: str = "auto",
         max_num_seqs: int = 16,
         speculation: Asked = "auto",
+        chat_template: TemplateNames = None,
     ) -> Self:
         """Two transformers models in this process; without names the bundled pair.
 
@@ -76,17 +80,20 @@ class Pair:
             max_num_seqs: most sequences that run at once; more wait.
             speculation: tokens that the base drafts ahead for the teacher to check at once; "auto" chooses as
                 many as measured times say pay. It changes the speed, never the tokens (docs/speculation.md).
+            chat_template: which of a tokenizer's named chat templates to use: a name, or one for each of
+                (base, teacher); by default the only one, or the one named "default".
 
         Raises:
             ModelUnavailable: a model that is not there or not a causal LM.
             PairMismatch: tokenizers that disagree.
-            InvalidRequest: an unknown device or dtype, a speculation out of range, or only one of the models named.
+            InvalidRequest: an unknown device, dtype or chat template, a speculation out of range, or only one of the
+                models named.
             MissingExtra: torch or transformers is not installed.
         """
         if max_num_seqs < 1:
             raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
         drafting = Drafting(speculation)
-        checkpoints = open_checkpoints(base, teacher)
+        checkpoints = open_checkpoints(base, teacher, chat_template)
         mixing = Mixing(*checkpoints)
         mixing.require_mixable()
         require("torch", "local")
@@ -115,6 +122,7 @@ class Pair:
         teacher_model: str | None = None,
         base_tokenizer: str | Path | None = None,
         teacher_tokenizer: str | Path | None = None,
+        chat_template: TemplateNames = None,
         base_api_key: str | None = None,
         teacher_api_key: str | None = None,
         connection_pool_size: int = 100,
@@ -133,6 +141,7 @@ class Pair:
             base_model, teacher_model: the name served there; by default the server's first.
             base_tokenizer, teacher_tokenizer: folder or hub id of the tokenizer files; by default the folder
                 that the server was started with, if it is on this machine, else the server is asked.
+            chat_template: as of `Pair.local`, for sides whose tokenizer files are here.
             base_api_key, teacher_api_key: by default MIDLOGIT_BASE_API_KEY and MIDLOGIT_TEACHER_API_KEY of the
                 environment, else OPENAI_API_KEY.
             connection_pool_size: most connections at once. max_retries: of a call that failed.
@@ -149,6 +158,7 @@ class Pair:
         mixing, engine = open_pair(
             base=(base, base_model, base_tokenizer, base_api_key),
             teacher=(teacher, teacher_model, teacher_tokenizer, teacher_api_key),
+            templates=names_of_sides(chat_template),
             top_k=top_k,
             tolerance=tolerance,
             speculation=speculation,
@@ -170,6 +180,7 @@ class Pair:
         max_num_seqs: int = 256,
         max_model_len: int | None = None,
         speculation: Asked = "auto",
+        chat_template: TemplateNames = None,
         **engine_args: Any,
     ) -> Self:
         """Two models inside this process on vLLM's scheduler, paged attention and CUDA graphs, full vocabulary.
@@ -184,6 +195,7 @@ class Pair:
             max_model_len: most tokens of prompt and completion; by default what both models allow.
             speculation: tokens that the base drafts ahead for the teacher to check at once; "auto" chooses as
                 many as measured times say pay. It changes the speed, never the tokens (docs/speculation.md).
+            chat_template: as of `Pair.local`.
             engine_args: further options of vLLM's EngineArgs, for both models (docs/vllm.md).
 
         Raises:
@@ -200,7 +212,7 @@ class Pair:
                 f"gpu_memory_utilization is {gpu_memory_utilization}.", "It is a share of the device, in (0, 1]."
             )
         require_speculation(speculation)
-        checkpoints = open_checkpoints(base, teacher)
+        checkpoints = open_checkpoints(base, teacher, chat_template)
         for side, checkpoint in zip(("base", "teacher"), checkpoints, strict=True):
             if max_model_len is not None and not 1 <= max_model_len <= checkpoint.max_context:
                 raise InvalidRequest(
@@ -238,16 +250,22 @@ class Pair:
         base_prompts: Sequence[Prompt] | None = None,
         teacher_prompts: Sequence[Prompt] | None = None,
         chat: bool = False,
+        chat_template_kwargs: TemplateOptions | None = None,
+        add_special_tokens: bool = True,
         request_ids: Sequence[str] | None = None,
         progress: bool | None = None,
     ) -> list[Completion]:
         """Completions of a batch, in the order of the prompts, the n samples of each together.
 
         Args:
-            prompts: text, chat messages or token ids, the same for both models.
+            prompts: text, chat messages or token ids (any sequence or array of integers), the same for both models.
             params: the balanced preset when left out.
             base_prompts, teacher_prompts: for one side each, in place of `prompts`.
             chat: wrap text prompts as one user message in each side's own template.
+            chat_template_kwargs: variables of the chat templates, such as {"enable_thinking": False}: one mapping
+                for both sides, or one for each of (base, teacher).
+            add_special_tokens: encode plain text with what each tokenizer itself adds, such as BOS; a text that
+                carries it already gets no second one.
             request_ids: one name per prompt, unique in the call, such as the rows of a data set. With a seed a named
                 request draws its own tokens however often its prompt occurs and whatever else the call holds; without
                 names, repeated prompts are told apart by their order.
@@ -263,6 +281,8 @@ class Pair:
             base_prompts=base_prompts,
             teacher_prompts=teacher_prompts,
             chat=chat,
+            chat_template_kwargs=chat_template_kwargs,
+            add_special_tokens=add_special_tokens,
             request_ids=request_ids,
         )
         shown = progress if progress is not None else batch.size > 1 and sys.stderr.isatty()
@@ -285,6 +305,8 @@ class Pair:
         base_prompts: Sequence[Prompt] | None = None,
         teacher_prompts: Sequence[Prompt] | None = None,
         chat: bool = False,
+        chat_template_kwargs: TemplateOptions | None = None,
+        add_special_tokens: bool = True,
         request_ids: Sequence[str] | None = None,
         strict: bool = True,
     ) -> Batch:
@@ -295,16 +317,10 @@ class Pair:
         Args:
             strict: raise for a prompt that cannot be honoured; off, its completions end with finish_reason "error".
         """
+        reading = Reading(chat, chat_template_kwargs, add_special_tokens)
         return self.start(
             self._requests(
-                prompts,
-                params,
-                base_prompts,
-                teacher_prompts,
-                chat,
-                stream=False,
-                request_ids=request_ids,
-                strict=strict,
+                prompts, params, base_prompts, teacher_prompts, reading, request_ids=request_ids, strict=strict
             )
         )
 
@@ -321,19 +337,15 @@ class Pair:
         base_prompts: Sequence[Prompt] | None = None,
         teacher_prompts: Sequence[Prompt] | None = None,
         chat: bool = False,
+        chat_template_kwargs: TemplateOptions | None = None,
+        add_special_tokens: bool = True,
         request_ids: Sequence[str] | None = None,
     ) -> list[Completion]:
         """`generate` for asyncio; cancelling the task aborts its requests."""
+        reading = Reading(chat, chat_template_kwargs, add_special_tokens)
         # In a thread: where a server makes the ids of the prompts, that takes a while.
         requests = await asyncio.to_thread(
-            self._requests,
-            prompts,
-            params,
-            base_prompts,
-            teacher_prompts,
-            chat,
-            stream=False,
-            request_ids=request_ids,
+            self._requests, prompts, params, base_prompts, teacher_prompts, reading, request_ids=request_ids
         )
         loop = asyncio.get_running_loop()
         ends: list[asyncio.Future[Completion]] = [loop.create_future() for _ in requests]
@@ -360,12 +372,15 @@ class Pair:
         base_prompt: Prompt | None = None,
         teacher_prompt: Prompt | None = None,
         chat: bool = False,
+        chat_template_kwargs: TemplateOptions | None = None,
+        add_special_tokens: bool = True,
     ) -> Iterator[Event]:
         """Each token of one completion as it is drawn, then the Completion itself.
 
         Leaving the loop early aborts the request. The pieces `token.text` joined are `completion.text`.
         """
-        request = self._stream_request(prompt, params, base_prompt, teacher_prompt, chat)
+        reading = Reading(chat, chat_template_kwargs, add_special_tokens)
+        request = self._stream_request(prompt, params, base_prompt, teacher_prompt, reading)
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         return self._events(self._submit([request], lambda _: events.put), events)
 
@@ -387,9 +402,12 @@ class Pair:
         base_prompt: Prompt | None = None,
         teacher_prompt: Prompt | None = None,
         chat: bool = False,
+        chat_template_kwargs: TemplateOptions | None = None,
+        add_special_tokens: bool = True,
     ) -> AsyncIterator[Event]:
         """`stream` for asyncio."""
-        request = await asyncio.to_thread(self._stream_request, prompt, params, base_prompt, teacher_prompt, chat)
+        reading = Reading(chat, chat_template_kwargs, add_special_tokens)
+        request = await asyncio.to_thread(self._stream_request, prompt, params, base_prompt, teacher_prompt, reading)
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
         running = self._submit([request], lambda _: lambda event: _tell(loop, lambda: events.put_nowait(event)))
@@ -424,9 +442,10 @@ class Pair:
         self,
         prompts: Sequence[Prompt],
         params: SamplingParams,
+        reading: Reading,
         *,
         base_prompts: Sequence[Prompt] | None = None,
-        chat: bool = False,
+        generates: bool = True,
         stream: bool = False,
         strict: bool = True,
     ) -> list[Request]:
@@ -435,10 +454,15 @@ class Pair:
         Args:
             strict: raise for a prompt that cannot be honoured; off, the `error` of its requests says why.
 
+        Args:
+            generates: a token must fit after each prompt; not so where they are for `run_scores` alone.
+
         Raises:
             InvalidRequest: for anything that cannot be honoured.
         """
-        return self._requests(prompts, params, base_prompts, None, chat, stream=stream, strict=strict)
+        return self._requests(
+            prompts, params, base_prompts, None, reading, generates=generates, stream=stream, strict=strict
+        )
 
     def score(
         self,
@@ -448,6 +472,8 @@ class Pair:
         base_prompts: Sequence[Prompt] | None = None,
         teacher_prompts: Sequence[Prompt] | None = None,
         chat: bool = False,
+        chat_template_kwargs: TemplateOptions | None = None,
+        add_special_tokens: bool = True,
     ) -> list[Scores]:
         """log q of the tokens of given texts, each behind the tokens before it.
 
@@ -459,7 +485,8 @@ class Pair:
         """
         scores: queue.SimpleQueue[Scores] = queue.SimpleQueue()
         once = replace(params or SamplingParams.preset(DEFAULT_PRESET), n=1)
-        requests = self._requests(prompts, once, base_prompts, teacher_prompts, chat, stream=False)
+        reading = Reading(chat, chat_template_kwargs, add_special_tokens)
+        requests = self._requests(prompts, once, base_prompts, teacher_prompts, reading, generates=False)
         scored = [Scored(ScoreRequest.of(request), scores.put) for request in requests]
         try:
             self._engine.score(scored)
@@ -508,12 +535,12 @@ class Pair:
         params: SamplingParams | None,
         base_prompt: Prompt | None,
         teacher_prompt: Prompt | None,
-        chat: bool,
+        reading: Reading,
     ) -> Request:
         if params is not None and params.n > 1:
             raise InvalidRequest(f"n is {params.n}.", "A stream is one completion: open one for each.")
         one = [None if p is None else [p] for p in (prompt, base_prompt, teacher_prompt)]
-        return self._requests(one[0], params, one[1], one[2], chat, stream=True)[0]
+        return self._requests(one[0], params, one[1], one[2], reading, stream=True)[0]
 
     def _requests(
         self,
@@ -521,9 +548,10 @@ class Pair:
         params: SamplingParams | None,
         base_prompts: Sequence[Prompt] | None,
         teacher_prompts: Sequence[Prompt] | None,
-        chat: bool,
+        reading: Reading,
         *,
-        stream: bool,
+        generates: bool = True,
+        stream: bool = False,
         request_ids: Sequence[str] | None = None,
         strict: bool = True,
     ) -> list[Request]:
@@ -534,14 +562,15 @@ class Pair:
         base, teacher = self.mixing.base, self.mixing.teacher
         pairs = pair_up(prompts, base_prompts, teacher_prompts)
         names = _require_request_ids(request_ids, len(pairs))
+        both = readers((base, teacher), reading, room=int(generates))
+        require_chat(both, pairs)
         places: Counter[bytes] = Counter()
         requests = []
         for index, (base_prompt, prompt) in enumerate(pairs):
             base_ids, teacher_ids, refused = [], [], None
             number = index if strict else None
             try:
-                base_ids = encode_prompt(base_prompt, base, chat=chat, side="base", number=number)
-                teacher_ids = encode_prompt(prompt, teacher, chat=chat, side="teacher", number=number)
+                base_ids, teacher_ids = both[0].read(base_prompt, number), both[1].read(prompt, number)
             except InvalidRequest as error:
                 if strict:
                     raise
@@ -609,18 +638,27 @@ class Pair:
         return running
 
 
-def open_checkpoints(base: str | Path | None, teacher: str | Path | None) -> tuple[Checkpoint, Checkpoint]:
+def open_checkpoints(
+    base: str | Path | None, teacher: str | Path | None, chat_template: TemplateNames = None
+) -> tuple[Checkpoint, Checkpoint]:
     """The checkpoints of a pair; the bundled one when neither is named.
 
     Raises:
-        InvalidRequest: only one of the two is named.
+        InvalidRequest: only one of the two is named, or a chat template that is not there.
         ModelUnavailable: a model that is not there or not a causal LM.
     """
     if (base is None) != (teacher is None):
         raise InvalidRequest("Only one of base and teacher is named.", "Name both, or neither for the bundled pair.")
-    first = Checkpoint.open(bundled("base") if base is None else base)
-    same = base is not None and str(base) == str(teacher)
-    return first, first if same else Checkpoint.open(bundled("teacher") if teacher is None else teacher)
+    names = names_of_sides(chat_template)
+    first = Checkpoint.open(bundled("base") if base is None else base, names[0])
+    if base is not None and str(base) == str(teacher):
+        return first, replace(first, template_name=names[1])
+    return first, Checkpoint.open(bundled("teacher") if teacher is None else teacher, names[1])
+
+
+def names_of_sides(chat_template: TemplateNames) -> tuple[str | None, str | None]:
+    """The names of the chat templates of (base, teacher); one name is that of both."""
+    return chat_template if isinstance(chat_template, tuple) else (chat_template, chat_template)
 
 
 def _require_request_ids(request_ids: Sequence[str] | None, prompts: int) -> Sequence[str | None]:

@@ -2,64 +2,135 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from midlogit.checkpoint import Message, Model
+from midlogit.checkpoint import Model
 from midlogit.errors import InvalidRequest, PromptTooLong
+from midlogit.messages import Message, TemplateOptions, is_unicode, of_each_side, plain_messages
 
-Prompt = str | Sequence[Message] | Sequence[int]
+Prompt = str | Sequence[Message] | Sequence[int]  # or any one-dimensional array of integers
+
+FORMS = "Give text, chat messages or token ids."
 
 
-def encode_prompt(prompt: Prompt, checkpoint: Model, *, chat: bool, side: str, number: int | None) -> list[int]:
-    """Token ids of one prompt for one side.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a call's prompts are read.
+
+    Attributes:
+        chat: text is one user message.
+        chat_template_kwargs: variables of the chat templates: one mapping for both sides, or (base's, teacher's).
+        add_special_tokens: plain text is encoded with what the tokenizer itself adds, such as BOS.
+    """
+
+    chat: bool = False
+    chat_template_kwargs: TemplateOptions | None = None
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What turns the prompts of a call into ids for one side.
+
+    Attributes:
+        side: named in errors. variables: of its chat template. room: tokens that must fit after a prompt.
+    """
+
+    side: str
+    model: Model
+    reading: Reading
+    variables: Mapping[str, Any]
+    room: int
+
+    def read(self, prompt: Prompt, number: int | None) -> list[int]:
+        """Token ids of one prompt.
+
+        Args:
+            prompt: text, chat messages (dicts with role and content), or token ids.
+            number: named in errors, where it is one.
+
+        Raises:
+            InvalidRequest: empty, of no known form, or ids out of range.
+            PromptTooLong: the prompt and `room` do not fit the context window.
+        """
+        where = f"{self.side} prompt" if number is None else f"{self.side} prompt {number}"
+        most = self.model.max_context - self.room
+        hint = "Shorten it" + (": at least one token must fit behind it." if self.room else ".")
+        try:
+            ids = self._ids(prompt, where, most)
+        except PromptTooLong as error:
+            window = f"the {self.side}'s context window is {self.model.max_context}"
+            raise PromptTooLong(f"The {where} {error.args[0]}; {window}.", hint) from None
+        if not ids:
+            raise InvalidRequest(f"The {where} has no tokens.", "Give a longer prompt.")
+        if len(ids) > most:
+            window = f"the {self.side}'s context window {self.model.max_context}"
+            raise PromptTooLong(f"The {where} has {len(ids)} tokens, {window}.", hint)
+        return ids
+
+    def uses_template(self, prompt: Prompt) -> bool:
+        """Whether the prompt is chat messages, or text that becomes one."""
+        return self.reading.chat if isinstance(prompt, str) else _are_messages(prompt)
+
+    def _ids(self, prompt: Any, where: str, most: int) -> list[int]:
+        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray | memoryview):
+            raise InvalidRequest(f"The {where} is of no known form.", FORMS)
+        if not prompt:
+            raise InvalidRequest(f"The {where} is empty.", FORMS)
+        if isinstance(prompt, str) and not is_unicode(prompt):
+            raise InvalidRequest(f"The {where} holds lone surrogates, which no UTF-8 has.", "Decode its bytes anew.")
+        if isinstance(prompt, str) and not self.reading.chat:
+            return self.model.encode(prompt, add_special_tokens=self.reading.add_special_tokens, most=most)
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        if _are_messages(prompt):
+            return self.model.encode_chat(plain_messages(prompt, where), self.variables, most=most)
+
+        if not all(isinstance(part, int) and not isinstance(part, bool) for part in prompt):
+            raise InvalidRequest(f"The {where} is of no known form.", FORMS)
+        if not 0 <= min(prompt) <= max(prompt) < self.model.logit_size:
+            raise InvalidRequest(f"The {where} holds ids outside 0 to {self.model.logit_size - 1}.")
+        return list(prompt)
+
+
+def readers(models: tuple[Model, Model], reading: Reading, *, room: int) -> tuple[Reader, Reader]:
+    """The readers of (base, teacher).
 
     Args:
-        prompt: text, chat messages (dicts with role and content), or token ids.
-        chat: wrap text as one user message.
-        side, number: named in errors; the number only where it is one.
+        room: tokens that must fit after a prompt.
 
     Raises:
-        InvalidRequest: empty, of no known form, or ids out of range.
-        PromptTooLong: no room for a token in the context window.
+        InvalidRequest: template variables that cannot be honoured.
     """
-    where = f"{side} prompt" if number is None else f"{side} prompt {number}"
-    forms = "Give text, chat messages or token ids."
-    if not isinstance(prompt, Sequence):
-        raise InvalidRequest(f"The {where} is of no known form.", forms)
-    if not prompt:
-        raise InvalidRequest(f"The {where} is empty.", forms)
-    if isinstance(prompt, str):
-        if not _is_unicode(prompt):
-            raise InvalidRequest(f"The {where} holds lone surrogates, which no UTF-8 has.", "Decode its bytes anew.")
-        ids = checkpoint.encode_chat([{"role": "user", "content": prompt}]) if chat else checkpoint.encode(prompt)
-    elif all(isinstance(part, dict) for part in prompt):
-        for message in prompt:
-            if not (isinstance(message, dict) and {"role", "content"} <= message.keys()):
-                raise InvalidRequest(f"A message of the {where} lacks a role or content.")
-        ids = checkpoint.encode_chat([dict(m) for m in prompt if isinstance(m, dict)])
-    elif all(isinstance(part, int) for part in prompt):
-        ids = [int(part) for part in prompt if isinstance(part, int)]
-        if not 0 <= min(ids) <= max(ids) < checkpoint.logit_size:
-            raise InvalidRequest(f"The {where} holds ids outside 0 to {checkpoint.logit_size - 1}.")
-    else:
-        raise InvalidRequest(f"The {where} is of no known form.", forms)
-    if not ids:
-        raise InvalidRequest(f"The {where} has no tokens.", "Give a longer prompt.")
-    if len(ids) >= checkpoint.max_context:
-        raise PromptTooLong(
-            f"The {where} has {len(ids)} tokens, the {side}'s context window {checkpoint.max_context}.",
-            "Shorten it: at least one token must fit behind it.",
-        )
-    return ids
+    base, teacher = of_each_side(reading.chat_template_kwargs)
+    return Reader("base", models[0], reading, base, room), Reader("teacher", models[1], reading, teacher, room)
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether a text is one of Unicode characters: bytes that were decoded by "surrogateescape" are none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def require_chat(both: tuple[Reader, Reader], pairs: Sequence[tuple[Prompt, Prompt]]) -> None:
+    """Refuses template variables that no prompt of the call would get.
+
+    Raises:
+        InvalidRequest: there are some, and no prompt of their side goes through a template.
+    """
+    given = [
+        (reader, prompt)
+        for reader, of_side in zip(both, zip(*pairs, strict=True), strict=True)
+        for prompt in of_side
+        if reader.variables
+    ]
+    if given and not any(reader.uses_template(prompt) for reader, prompt in given):
+        raise InvalidRequest("chat_template_kwargs is given, and no prompt is a chat.", "Give messages, or chat=True.")
+
+
+def plain_prompt(prompt: Any) -> Any:
+    """The prompt with arrays and numbers of numpy, torch and the like as Python's own."""
+    if hasattr(prompt, "tolist"):
+        prompt = prompt.tolist()
+    if isinstance(prompt, list | tuple) and any(hasattr(part, "tolist") for part in prompt):
+        return [part.tolist() if hasattr(part, "tolist") else part for part in prompt]
+    return prompt
 
 
 def pair_up(
@@ -80,6 +151,10 @@ def pair_up(
         raise InvalidRequest("Prompts must come as a list.", "Put the text in [ ].")
     if len(base) != len(teacher):
         raise InvalidRequest(f"There are {len(base)} base prompts and {len(teacher)} teacher prompts.", "Give as many.")
-    if not base:
+    if not len(base):
         raise InvalidRequest("There are no prompts.", "Give at least one.")
-    return list(zip(base, teacher, strict=True))
+    return [(plain_prompt(own), plain_prompt(prompt)) for own, prompt in zip(base, teacher, strict=True)]
+
+
+def _are_messages(prompt: Any) -> bool:
+    return isinstance(prompt, Sequence) and all(isinstance(part, Mapping) for part in prompt)

@@ -79,6 +79,35 @@ def test_drafts_made_ahead_change_nothing(device, dtype) -> None:
     assert pending.decisions() == at_once.decisions()
 
 
+@pytest.mark.parametrize("sizes", [(151936, 152064), (152064, 151936), (4097, 4100)])
+def test_models_of_different_width(device, sizes: tuple[int, int]) -> None:
+    """Ids that one model alone has hold mass, and one of them ends its texts."""
+    from midlogit.fused.decide import FusedPolicy
+
+    rows, vocabulary = 12, min(sizes)
+    base_NV, teacher_NV = (
+        x[:, :size].to(device, torch.bfloat16) for x, size in zip(make_batch(rows, max(sizes), 6), sizes, strict=True)
+    )
+    outcomes = Outcomes(masked_ids=(3,), stop_ids=(10, max(sizes) - 1))
+    settings = [
+        RowSettings(EqualKL(), outcomes, 1.0, top_p, 1e-6, False, True, Chances(u, u, u))
+        for top_p in (None, 0.95)
+        for u in np.linspace(0.01, 0.99, rows // 2).tolist()
+    ]
+    policy = FusedPolicy(vocabulary, device)
+    pending = policy.launch(base_NV, teacher_NV, policy.prepare(settings))
+    truth = decide(base_NV.double(), teacher_NV.double(), settings)
+    moved = 0
+    for a, b in zip(pending.decisions(), truth, strict=True):
+        if a.token_id != b.token_id and b.error is None:
+            moved += 1
+            a = replace(a, token_id=b.token_id, logprob=b.logprob, base_logprob=b.base_logprob,
+                        teacher_logprob=b.teacher_logprob)  # fmt: skip
+        assert_agree(a, b)
+    assert moved <= 1
+    assert max(pending.tokens_N.tolist()) < vocabulary
+
+
 def test_it_agrees_with_the_plain_reference(device) -> None:
     base_NV, teacher_NV = (x.float() for x in make_batch(12, 3001, 8))
     settings = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from midlogit import Pair, PairMismatch, SamplingParams
 from midlogit.cli.doctor import run_doctor
 from midlogit.cli.loading import Serving
 from tests import wider
+from tests.variants import edit
 
 PROMPTS = ["Tell me a story.", "Who is there?", "Once upon a time", "What is a fox?"]
 PARAMS = SamplingParams(max_tokens=200, seed=1, n=4)
@@ -81,10 +83,10 @@ def test_doctor_names_a_stop_id_of_one_model(own_stop, capsys) -> None:
 def test_a_class_that_one_model_cannot_draw_is_refused(own_stop, tmp_path: Path) -> None:
     base, teacher = own_stop
     without = tmp_path / "base"
-    wider.copytree(base, without)
-    wider.edit(without / "tokenizer_config.json", lambda data: data.pop("eos_token"))
+    copytree(base, without)
+    edit(without / "tokenizer_config.json", lambda data: data.pop("eos_token"))
     for name in ("config.json", "generation_config.json"):
-        wider.edit(without / name, lambda data: data.pop("eos_token_id", None))
+        edit(without / name, lambda data: data.pop("eos_token_id", None))
     with pytest.raises(PairMismatch, match="id 4096, which the base does not have"):
         Pair.local(without, teacher, dtype="float32", device="cpu")
 

@@ -12,8 +12,9 @@ from dataclasses import replace
 from math import exp
 from statistics import fmean
 
-from midlogit.cli.loading import InProcess, open_pair
+from midlogit.cli.loading import InProcess, Templates, open_pair
 from midlogit.core.rules import FixedAlpha
+from midlogit.messages import TemplateOptions
 from midlogit.outputs import Completion, Token
 from midlogit.pair import Pair
 from midlogit.params import SamplingParams
@@ -32,19 +33,21 @@ def run_demo(
     teacher: str | None,
     device: str,
     dtype: str,
+    templates: Templates,
+    chat_template_kwargs: TemplateOptions,
 ) -> None:
     """Runs and prints the demo.
 
     Raises:
         MidlogitError: as `Pair.local` and `Pair.stream`.
     """
-    with open_pair(base, teacher, here=InProcess(device=device, dtype=dtype)) as pair:
+    with open_pair(base, teacher, here=InProcess(device=device, dtype=dtype), templates=templates) as pair:
         print(f"base     {base or 'the bundled base'}")
         print(f"teacher  {teacher or 'the bundled teacher'}")
         print(f"prompt   {prompt}")
         print(f"\nq*, coloured by α from {_paint('base', 0)} to {_paint('teacher', 1)}:\n")
         start = time.perf_counter()
-        tokens, completion = _write(pair, prompt, params)
+        tokens, completion = _write(pair, prompt, params, chat_template_kwargs)
         seconds = time.perf_counter() - start
         if completion.error is not None:
             print(f"midlogit: {completion.error}", file=sys.stderr)
@@ -58,16 +61,18 @@ def run_demo(
                 constraint_to_target=False,
                 top_logprobs=0,
             )
-            text = pair.generate([prompt], alone, chat=True)[0].text
+            text = pair.generate([prompt], alone, chat=True, chat_template_kwargs=chat_template_kwargs)[0].text
             print(f"  {_paint(f'{name:<8}', alpha)} {' '.join(text.split())}")
         _print_trace(pair, tokens)
         _print_figures(completion, seconds)
         _print_disagreements(pair, tokens)
 
 
-def _write(pair: Pair, prompt: str, params: SamplingParams) -> tuple[list[Token], Completion]:
+def _write(
+    pair: Pair, prompt: str, params: SamplingParams, chat_template_kwargs: TemplateOptions
+) -> tuple[list[Token], Completion]:
     tokens: list[Token] = []
-    for event in pair.stream(prompt, params, chat=True):
+    for event in pair.stream(prompt, params, chat=True, chat_template_kwargs=chat_template_kwargs):
         if isinstance(event, Completion):
             return tokens, event
         text = event.text.lstrip() if event.position == 0 else event.text

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from midlogit.checkpoint import Checkpoint
-from midlogit.cli.loading import Serving, are_urls, quiet_transformers, servers
+from midlogit.checkpoint import Checkpoint, Model, files_of
+from midlogit.cli.loading import Serving, Templates, are_urls, quiet_transformers, servers
 from midlogit.errors import InvalidRequest, MidlogitError
 from midlogit.mixing import Mixing
 from midlogit.pair import open_checkpoints
@@ -21,7 +21,9 @@ SHOWN_IDS = 8
 SHOWN_SEQUENCES, SHOWN_CONTEXT = 16, 2048
 
 
-def run_doctor(base: str | None, teacher: str | None, dtype: str, serving: Serving) -> int:
+def run_doctor(
+    base: str | None, teacher: str | None, dtype: str, serving: Serving, templates: Templates = (None, None)
+) -> int:
     """Prints the report; 0 when the pair can be mixed, 1 when not.
 
     Raises:
@@ -30,9 +32,9 @@ def run_doctor(base: str | None, teacher: str | None, dtype: str, serving: Servi
     if dtype not in BYTES:
         raise InvalidRequest(f"Unknown dtype {dtype!r}.", f"Use {', '.join(BYTES)}.")
     if are_urls(base, teacher) and base and teacher:
-        return _servers(servers(base), servers(teacher), serving)
+        return _servers(servers(base), servers(teacher), serving, templates)
     quiet_transformers()
-    checkpoints = open_checkpoints(base, teacher)
+    checkpoints = open_checkpoints(base, teacher, templates)
     mixing = Mixing(*checkpoints)
     for side, checkpoint in zip(("base", "teacher"), checkpoints, strict=True):
         _describe(side, checkpoint, BYTES[dtype])
@@ -48,15 +50,15 @@ def run_doctor(base: str | None, teacher: str | None, dtype: str, serving: Servi
         print(f"verdict    {name} has layers that the local engine cannot batch: {', '.join(sorted(kinds))}")
     if unsupported:
         return 1
-    print("verdict    can be mixed")
+    _can_be_mixed(mixing)
     return 0
 
 
-def _servers(base: list[str], teacher: list[str], serving: Serving) -> int:
+def _servers(base: list[str], teacher: list[str], serving: Serving, templates: Templates) -> int:
     """The handshake with both servers, and what they make together."""
     from midlogit.engines.http.opening import handshake
 
-    with handshake(base, teacher, **serving.options()) as sides:
+    with handshake(base, teacher, chat_template=templates, **serving.options()) as sides:
         mixing = Mixing(sides[0].model, sides[1].model)
         for side in sides:
             _describe_served(side)
@@ -66,8 +68,16 @@ def _servers(base: list[str], teacher: list[str], serving: Serving) -> int:
         except MidlogitError as error:
             print(f"verdict    cannot be mixed: {error}")
             return 1
-    print("verdict    can be mixed")
+        _can_be_mixed(mixing)
     return 0
+
+
+def _can_be_mixed(mixing: Mixing) -> None:
+    print("verdict    can be mixed")
+    for side, model in (("base", mixing.base), ("teacher", mixing.teacher)):
+        if (files := files_of(model)) is not None and not files.has_default_template:
+            names = " or ".join(files.template_names)
+            print(f"           chat needs a choice of the {side}'s template: --{side}-chat-template {names}")
 
 
 def _describe_served(side: Served) -> None:
@@ -77,7 +87,7 @@ def _describe_served(side: Served) -> None:
         print(f"           vLLM {facts.version or 'of unknown version'} serving {facts.model}")
         scored = "chosen ids can be scored" if facts.scores else "chosen ids cannot be scored: bounds are wider"
         print(f"           up to {facts.max_logprobs} log-probabilities a token by token id; {scored}")
-    template = "chat template" if model.has_chat_template else "no chat template: plain Question:/Answer: form"
+    template = _template(model)
     print(f"           context {model.max_context}, {model.logit_size} logits, {template}")
     source = "asked of the server" if model.vocabulary is None else f"files in {model.name}"
     print(f"           tokenizer {source}; stop ids: {_ids(model.stop_ids)}")
@@ -85,13 +95,23 @@ def _describe_served(side: Served) -> None:
 
 def _describe(side: str, checkpoint: Checkpoint, width: int) -> None:
     stop = ", ".join(f"{i} {checkpoint.vocabulary.get(i, '?')}" for i in checkpoint.stop_ids) or "none"
-    template = "chat template" if checkpoint.has_chat_template else "no chat template: plain Question:/Answer: form"
+    template = _template(checkpoint)
     print(f"{side:<11}{checkpoint.name}")
     print(f"           {checkpoint.config.model_type}, context {checkpoint.max_context}, {template}")
     print(f"           {len(checkpoint.vocabulary)} tokens, {checkpoint.logit_size} logits, stop ids: {stop}")
     count = checkpoint.weight_count
     weights = f"{count / 1e6:.1f} M weights, {_size(count * width)}" if count else "weights not on this machine"
     print(f"           {weights}; KV cache {_size(checkpoint.kv_values_per_token * width)} a token")
+
+
+def _template(model: Model) -> str:
+    if not model.has_chat_template:
+        return "no chat template: plain Question:/Answer: form"
+    files = files_of(model)
+    if files is None or not files.template_names:
+        return "chat template"
+    chosen = files.template_name or ("default" if files.has_default_template else "none chosen")
+    return f"chat templates {', '.join(files.template_names)} ({chosen})"
 
 
 def _describe_mixture(mixing: Mixing) -> None:

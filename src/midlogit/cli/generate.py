@@ -16,12 +16,13 @@ import orjson
 from midlogit.batch import Event
 from midlogit.cli.console import TICK_S, Signals, complain, write_json_line, write_text
 from midlogit.cli.inputs import Columns, Row, read_rows, rows_of_arguments
-from midlogit.cli.loading import InProcess, Serving, open_pair
+from midlogit.cli.loading import InProcess, Serving, Templates, open_pair
 from midlogit.errors import InvalidRequest
+from midlogit.messages import TemplateOptions
 from midlogit.outputs import Completion, Diagnostics, Token, Usage
 from midlogit.pair import Pair
 from midlogit.params import SamplingParams
-from midlogit.prompts import Prompt
+from midlogit.prompts import Prompt, Reading
 from midlogit.sampling.sequence import Request
 
 
@@ -45,6 +46,7 @@ class Job:
     stream: bool
     json: bool
     strict: bool
+    chat_template_kwargs: TemplateOptions | None = None
 
     def rows(self) -> list[Row]:
         """The prompts.
@@ -74,6 +76,7 @@ def run_generate(
     teacher: str | None,
     here: InProcess,
     serving: Serving,
+    templates: Templates,
 ) -> int:
     """Runs the job and returns the exit code.
 
@@ -89,7 +92,7 @@ def run_generate(
     if len(errors) == len(rows):
         printer.finish()
         return 1
-    with Signals() as signals, open_pair(base, teacher, here=here, serving=serving) as pair:
+    with Signals() as signals, open_pair(base, teacher, here=here, serving=serving, templates=templates) as pair:
         requests = _prepare(pair, job, rows)
         _require_enough(job, rows, errors | {r.index: r.error for r in requests if r.error is not None})
         shown = not job.stream and len(requests) > 1 and sys.stderr.isatty()
@@ -126,9 +129,8 @@ def _prepare(pair: Pair, job: Job, rows: list[Row]) -> list[Request]:
         base_prompts = [job.base_prompt] * len(read)
     elif job.columns.base_prompt is not None:
         base_prompts = [prompt if row.base_prompt is None else row.base_prompt for _, row, prompt in read]
-    requests = pair.prepare(
-        prompts, job.params, base_prompts=base_prompts, chat=job.chat, stream=job.stream, strict=False
-    )
+    reading = Reading(job.chat, job.chat_template_kwargs)
+    requests = pair.prepare(prompts, job.params, reading, base_prompts=base_prompts, stream=job.stream, strict=False)
     return [replace(request, index=read[request.index][0]) for request in requests]
 
 

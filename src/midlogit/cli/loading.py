@@ -10,14 +10,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from midlogit.engines.http.urls import looks_like_server
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
+from midlogit.messages import template_variables
 from midlogit.pair import Pair
 from midlogit.sampling.drafting import Asked, require_speculation
 
 ENGINES = ("auto", "local", "vllm")
 SLOTS = {"local": 16, "vllm": 256}
+
+Templates = tuple[str | None, str | None]  # names of the chat templates of base and teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ class InProcess:
         """Most sequences that run at once."""
         return SLOTS["vllm" if self.engine == "vllm" else "local"] if self.max_num_seqs is None else self.max_num_seqs
 
-    def open(self, base: str | None, teacher: str | None) -> Pair:
+    def open(self, base: str | None, teacher: str | None, templates: Templates = (None, None)) -> Pair:
         if self.engine == "vllm":
             os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
             return Pair.vllm(
@@ -64,6 +69,7 @@ class InProcess:
                 gpu_memory_utilization=self.gpu_memory_utilization,
                 max_model_len=self.max_model_len,
                 speculation=self.speculation,
+                chat_template=templates,
             )
         base_device, comma, teacher_device = self.device.partition(",")
         device = (base_device, teacher_device) if comma else base_device
@@ -74,7 +80,26 @@ class InProcess:
             dtype=self.dtype,
             max_num_seqs=self.slots,
             speculation=self.speculation,
+            chat_template=templates,
         )
+
+
+def parse_template_kwargs(text: str | None, base_text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Variables of the chat templates from JSON objects: of both sides, and of the base in their place.
+
+    Raises:
+        InvalidRequest: no JSON object, or variables that cannot be honoured.
+    """
+    both = _template_kwargs("--chat-template-kwargs", text)
+    return _template_kwargs("--base-chat-template-kwargs", base_text) if base_text is not None else both, both
+
+
+def _template_kwargs(option: str, text: str | None) -> dict[str, Any]:
+    try:
+        given = {} if text is None else orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"{option} is not JSON: {error}.", 'Write {"enable_thinking": false}.') from None
+    return template_variables(given)
 
 
 def parse_speculation(text: str) -> Asked:
@@ -149,7 +174,12 @@ def quiet_transformers() -> None:
 
 
 def open_pair(
-    base: str | None, teacher: str | None, *, here: InProcess | None = None, serving: Serving | None = None
+    base: str | None,
+    teacher: str | None,
+    *,
+    here: InProcess | None = None,
+    serving: Serving | None = None,
+    templates: Templates = (None, None),
 ) -> Pair:
     """`Pair.http` for URLs (several a side parted by commas), else models in this process, said on a terminal.
 
@@ -165,8 +195,14 @@ def open_pair(
         if find_spec("transformers") is not None:
             quiet_transformers()
         serving = serving or Serving()
-        return Pair.http(servers(base), servers(teacher), speculation=serving.speculation, **serving.options())
+        return Pair.http(
+            servers(base),
+            servers(teacher),
+            speculation=serving.speculation,
+            chat_template=templates,
+            **serving.options(),
+        )
     quiet_transformers()
     if sys.stderr.isatty():
         print(f"Loading {base or 'the bundled base'} and {teacher or 'teacher'} ...", file=sys.stderr)
-    return here.open(base, teacher)
+    return here.open(base, teacher, templates)

@@ -67,6 +67,12 @@ TeacherTokenizer = Annotated[
 ]
 BaseKey = Annotated[str | None, typer.Option(help="Servers: API key of the base, else MIDLOGIT_BASE_API_KEY.")]
 TeacherKey = Annotated[str | None, typer.Option(help="Servers: API key of the teacher, else MIDLOGIT_TEACHER_API_KEY.")]
+BaseTemplate = Annotated[str | None, typer.Option(help="Which of the base's named chat templates to use.")]
+TeacherTemplate = Annotated[str | None, typer.Option(help="Which of the teacher's named chat templates to use.")]
+TemplateKwargs = Annotated[
+    str | None, typer.Option(help="Variables of the chat templates, a JSON object: '{\"enable_thinking\": false}'.")
+]
+BaseTemplateKwargs = Annotated[str | None, typer.Option(help="Those of the base's chat template, in their place.")]
 Engine = Annotated[
     str, typer.Option(help="For models in this process: local (transformers), vllm, or auto, which is local.")
 ]
@@ -106,13 +112,27 @@ def demo(
     seed: Seed = 1,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    base_chat_template: BaseTemplate = None,
+    teacher_chat_template: TeacherTemplate = None,
+    chat_template_kwargs: TemplateKwargs = None,
+    base_chat_template_kwargs: BaseTemplateKwargs = None,
 ) -> None:
     """Watch two models write one text: α, both KLs, and what each alone would have said."""
     from midlogit.cli.demo import run_demo
+    from midlogit.cli.loading import parse_template_kwargs
     from midlogit.params import SamplingParams
 
     params = SamplingParams.preset(preset, temperature=temperature, max_tokens=max_tokens, seed=seed, top_logprobs=3)
-    run_demo(prompt, params, base=base, teacher=teacher, device=device, dtype=dtype)
+    run_demo(
+        prompt,
+        params,
+        base=base,
+        teacher=teacher,
+        device=device,
+        dtype=dtype,
+        templates=(base_chat_template, teacher_chat_template),
+        chat_template_kwargs=parse_template_kwargs(chat_template_kwargs, base_chat_template_kwargs),
+    )
 
 
 @app.command(cls=PromptCommand)
@@ -140,6 +160,10 @@ def generate(
     teacher: Teacher = None,
     base_prompt: Annotated[str | None, typer.Option(help="The base sees this text in place of the prompt.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Prompts are user messages, in each side's template.")] = False,
+    base_chat_template: BaseTemplate = None,
+    teacher_chat_template: TeacherTemplate = None,
+    chat_template_kwargs: TemplateKwargs = None,
+    base_chat_template_kwargs: BaseTemplateKwargs = None,
     max_tokens: MaxTokens = 256,
     min_tokens: Annotated[int, typer.Option(help="Fewest tokens of a completion.")] = 0,
     temperature: Temperature = 1.0,
@@ -169,7 +193,7 @@ def generate(
     """Sample completions from q*; without --base and --teacher from the bundled pair."""
     from midlogit.cli.generate import Job, run_generate
     from midlogit.cli.inputs import Columns
-    from midlogit.cli.loading import InProcess, Serving, parse_speculation
+    from midlogit.cli.loading import InProcess, Serving, parse_speculation, parse_template_kwargs
     from midlogit.core.rules import parse_rule
     from midlogit.params import SamplingParams
 
@@ -198,13 +222,15 @@ def generate(
         stream=stream,
         json=json,
         strict=strict,
+        chat_template_kwargs=parse_template_kwargs(chat_template_kwargs, base_chat_template_kwargs),
     )
     asked = parse_speculation(speculation)
     serving = Serving(
         top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key, asked
     )
     here = InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len, asked)
-    raise typer.Exit(run_generate(job, base=base, teacher=teacher, here=here, serving=serving))
+    templates = (base_chat_template, teacher_chat_template)
+    raise typer.Exit(run_generate(job, base=base, teacher=teacher, here=here, serving=serving, templates=templates))
 
 
 @app.command()
@@ -212,6 +238,8 @@ def doctor(
     base: Base = None,
     teacher: Teacher = None,
     dtype: Dtype = "auto",
+    base_chat_template: BaseTemplate = None,
+    teacher_chat_template: TeacherTemplate = None,
     top_k: TopK = "20",
     base_model: BaseModel = None,
     teacher_model: TeacherModel = None,
@@ -227,7 +255,7 @@ def doctor(
     serving = Serving(
         top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key
     )
-    raise typer.Exit(run_doctor(base, teacher, dtype, serving))
+    raise typer.Exit(run_doctor(base, teacher, dtype, serving, (base_chat_template, teacher_chat_template)))
 
 
 @app.command()
@@ -241,6 +269,10 @@ def serve(
         typer.Option(envvar="MIDLOGIT_API_KEY", show_envvar=True, help="A key that opens the server; may be repeated."),
     ] = None,
     preset: Annotated[str, typer.Option(help="Of requests that name none.")] = "balanced",
+    base_chat_template: BaseTemplate = None,
+    teacher_chat_template: TeacherTemplate = None,
+    chat_template_kwargs: TemplateKwargs = None,
+    base_chat_template_kwargs: BaseTemplateKwargs = None,
     max_num_seqs: Slots = None,
     max_queued: Annotated[int, typer.Option(help="Most sequences that wait; beyond them requests get 429.")] = 256,
     max_body_bytes: Annotated[int, typer.Option(help="Largest body of a request.")] = 8 * 2**20,
@@ -263,7 +295,7 @@ def serve(
     teacher_api_key: TeacherKey = None,
 ) -> None:
     """Serve q* as one model behind an OpenAI-compatible API, with a live page at /."""
-    from midlogit.cli.loading import InProcess, Serving, parse_speculation
+    from midlogit.cli.loading import InProcess, Serving, parse_speculation, parse_template_kwargs
     from midlogit.cli.serve import run_serve
 
     asked = parse_speculation(speculation)
@@ -275,6 +307,8 @@ def serve(
         teacher,
         here=InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len, asked),
         serving=serving,
+        templates=(base_chat_template, teacher_chat_template),
+        chat_template_kwargs=parse_template_kwargs(chat_template_kwargs, base_chat_template_kwargs),
         log_format=log_format,
         host=host.strip("[]"),
         port=port,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from midlogit.cli.loading import InProcess, Serving, open_pair
+from midlogit.cli.loading import InProcess, Serving, Templates, open_pair
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
 
@@ -16,6 +16,7 @@ def run_serve(
     log_format: str,
     here: InProcess,
     serving: Serving,
+    templates: Templates,
     **settings: Any,
 ) -> None:
     """Serves until it is told to stop; `settings` are those of ServerSettings.
@@ -31,4 +32,4 @@ def run_serve(
     if log_format not in ("text", "json"):
         raise InvalidRequest(f"Unknown log format {log_format!r}.", "Use text or json.")
     chosen = ServerSettings(json_logs=log_format == "json", max_num_seqs=here.slots, **settings)
-    serve(chosen, lambda: open_pair(base, teacher, here=here, serving=serving))
+    serve(chosen, lambda: open_pair(base, teacher, here=here, serving=serving, templates=templates))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import orjson
 from pydantic import ValidationError
@@ -33,11 +33,13 @@ async def read_body(request: Request, kind: type[B], limit: int) -> B:
         raise ApiError(400, "malformed_json", f"The body is not JSON: {error}.") from None
     if not isinstance(fields, dict):
         raise ApiError(422, "invalid_type", "The body must be a JSON object.")
-    given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    check_options(fields, kind)
     try:
-        return kind.model_validate(check_options(given, kind))
+        body = kind.model_validate(fields)
     except ValidationError as error:
         raise from_validation(error) from None
+    body._size = len(data)
+    return body
 
 
 async def _read(request: Request, limit: int) -> bytes:

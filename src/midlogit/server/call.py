@@ -18,7 +18,7 @@ from starlette.responses import Response
 from midlogit.errors import MidlogitError
 from midlogit.outputs import Completion, Scores, Token
 from midlogit.params import SamplingParams
-from midlogit.prompts import Prompt
+from midlogit.prompts import Prompt, Reading
 from midlogit.sampling.sequence import Request
 from midlogit.server.errors import ApiError, from_midlogit
 from midlogit.server.gate import Pass
@@ -49,17 +49,19 @@ class Call(ABC):
         params: SamplingParams,
         *,
         prefix: str,
-        chat: bool,
+        reading: Reading,
         generates: bool = True,
         scores: bool = False,
     ) -> None:
         self.service = service
         self.n = body.n
+        service.gate.require_possible(len(prompts) * (body.n if generates else 1))
         requests = service.pair.prepare(
             prompts,
             params,
+            reading,
             base_prompts=base_prompts(body.midlogit, len(prompts)),
-            chat=chat,
+            generates=generates,
             stream=body.stream,
         )
         self.prompts = [request for request in requests if request.sample == 0]

@@ -8,9 +8,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from midlogit.outputs import Completion, Token
+from midlogit.prompts import Reading
 from midlogit.server.body import read_body
 from midlogit.server.call import Call
-from midlogit.server.parameters import sampling_params
+from midlogit.server.parameters import sampling_params, template_kwargs
 from midlogit.server.pieces import chat_logprobs, facts_of_completion, facts_of_token, tops_of
 from midlogit.server.service import Service
 from midlogit.server.wire.requests import ChatBody
@@ -20,7 +21,7 @@ async def chat_completions(http: HttpRequest) -> Response:
     service: Service = http.app.state.service
     body = await read_body(http, ChatBody, service.settings.max_body_bytes)
     service.require_model(body.model)
-    call = await service.read(lambda: ChatCall(service, body))
+    call = await service.read(lambda: ChatCall(service, body), body.size)
     return await call.respond(http)
 
 
@@ -29,13 +30,15 @@ class ChatCall(Call):
 
     def __init__(self, service: Service, body: ChatBody) -> None:
         most = body.max_completion_tokens or body.max_tokens or service.max_model_len
+        defaults = service.settings.chat_template_kwargs
+        variables = template_kwargs(body.chat_template_kwargs, body.midlogit, defaults, chat=True)
         super().__init__(
             service,
             body,
             [[message.plain for message in body.messages]],
             sampling_params(body, service.settings.preset, max_tokens=most, top_logprobs=body.top_logprobs),
             prefix="chatcmpl",
-            chat=True,
+            reading=Reading(chat=True, chat_template_kwargs=variables),
         )
         self._body = body
 

@@ -9,13 +9,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from midlogit.outputs import Completion, Scores, Token
-from midlogit.prompts import Prompt
+from midlogit.prompts import Prompt, Reading
 from midlogit.sampling.sequence import Request
 from midlogit.sampling.text import REPLACEMENT
 from midlogit.server.body import read_body
 from midlogit.server.call import Call
 from midlogit.server.errors import ApiError
-from midlogit.server.parameters import sampling_params
+from midlogit.server.parameters import sampling_params, template_kwargs
 from midlogit.server.pieces import (
     completion_logprobs,
     facts_of_completion,
@@ -36,7 +36,7 @@ async def completions(http: HttpRequest) -> Response:
     service.require_model(body.model)
     if body.max_tokens == 0 and not body.echo:
         raise ApiError(400, "invalid_request", "max_tokens 0 asks for nothing without echo.", param="max_tokens")
-    call = await service.read(lambda: CompletionCall(service, body))
+    call = await service.read(lambda: CompletionCall(service, body), body.size)
     return await call.respond(http)
 
 
@@ -44,6 +44,7 @@ class CompletionCall(Call):
     """A call of the legacy endpoint."""
 
     def __init__(self, service: Service, body: CompletionBody) -> None:
+        variables = template_kwargs(None, body.midlogit, service.settings.chat_template_kwargs, chat=False)
         super().__init__(
             service,
             body,
@@ -52,7 +53,7 @@ class CompletionCall(Call):
                 body, service.settings.preset, max_tokens=max(body.max_tokens, 1), top_logprobs=body.logprobs or 0
             ),
             prefix="cmpl",
-            chat=False,
+            reading=Reading(chat_template_kwargs=variables, add_special_tokens=body.add_special_tokens),
             generates=body.max_tokens > 0,
             scores=body.echo and body.logprobs is not None,
         )

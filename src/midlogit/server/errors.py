@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from midlogit.errors import InvalidRequest, MidlogitError, PromptTooLong
+from midlogit.errors import InvalidField, InvalidRequest, MidlogitError, PromptTooLong
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -54,10 +55,22 @@ def from_midlogit(error: MidlogitError) -> ApiError:
 
 def from_validation(error: ValidationError) -> ApiError:
     """What is wrong with a body, by its field: of a field of several forms, the form that fits best."""
-    deepest = max(error.errors(include_url=False, include_input=False), key=lambda e: len(e["loc"]))
-    where = field_path(deepest["loc"])
-    message = f"{where}: {deepest['msg']}" if where else str(deepest["msg"])
-    return ApiError(422, "invalid_type", f"The body does not fit: {message}.", param=where or None)
+    found = [(_path(e), e) for e in error.errors(include_url=False, include_input=False)]
+    path, deepest = max(found, key=lambda entry: len(entry[0]))
+    where = field_path(path)
+    cause = deepest.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidField) and cause.unsupported:
+        return ApiError(400, "unsupported_option", str(cause), param=where)
+    told = str(cause) if isinstance(cause, InvalidField) else f"{deepest['msg']}."
+    message = f"The body does not fit: {where}: {told}" if where else f"The body does not fit: {told}"
+    return ApiError(422, "invalid_type", message, param=where or None)
+
+
+def _path(found: ErrorDetails) -> tuple[str | int, ...]:
+    """The location of one error; our own say where inside the value."""
+    cause = found.get("ctx", {}).get("error")
+    inner = cause.field.split(".") if isinstance(cause, InvalidField) and cause.field else []
+    return *found["loc"], *(int(part) if part.isdecimal() else part for part in inner)
 
 
 def field_path(loc: Sequence[str | int]) -> str:

@@ -18,6 +18,7 @@ class Gate:
     def __init__(self, max_running: int, max_waiting: int) -> None:
         self._max_running = max_running
         self._max_waiting = max_waiting
+        self._most = max_running + max_waiting
         self._rows = 0
 
     @property
@@ -28,18 +29,23 @@ class Gate:
     def waiting(self) -> int:
         return self._rows - self.running
 
+    def require_possible(self, rows: int) -> None:
+        """Raises ApiError 400 for more rows than could ever fit."""
+        if rows > self._most:
+            raise ApiError(
+                400,
+                "too_many_completions",
+                f"The request asks for {rows} completions; at most {self._most} fit. Split it.",
+            )
+
     def enter(self, rows: int) -> Pass:
         """Takes on a request's rows.
 
         Raises:
             ApiError: 400 when they could never fit, 429 when they do not fit now.
         """
-        most = self._max_running + self._max_waiting
-        if rows > most:
-            raise ApiError(
-                400, "too_many_completions", f"The request asks for {rows} completions; at most {most} fit. Split it."
-            )
-        if self._rows + rows > most:
+        self.require_possible(rows)
+        if self._rows + rows > self._most:
             raise ApiError(
                 429,
                 "queue_full",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from midlogit.core.rules import parse_rule
+from midlogit.messages import TemplateVariables
 from midlogit.params import SamplingParams
 from midlogit.prompts import Prompt
+from midlogit.server.errors import ApiError
 from midlogit.server.wire.requests import Message, MixtureOptions, Sampling
 
 
@@ -47,3 +49,28 @@ def base_prompts(options: MixtureOptions, count: int) -> list[Prompt] | None:
     if isinstance(prompt, list) and isinstance(prompt[0], Message):
         return [[message.plain for message in prompt if isinstance(message, Message)]] * count
     return [prompt] * count
+
+
+def template_kwargs(
+    given: TemplateVariables | None,
+    options: MixtureOptions,
+    defaults: tuple[TemplateVariables, TemplateVariables],
+    *,
+    chat: bool,
+) -> tuple[TemplateVariables, TemplateVariables]:
+    """Variables for the chat templates of (base, teacher): those of a request over the server's own.
+
+    Args:
+        given: of both sides; the base's own stand in their place. chat: what the teacher reads is a chat.
+
+    Raises:
+        ApiError: 400 for the base's own where the base reads no chat.
+    """
+    prompt, own = options.base_prompt, options.base_chat_template_kwargs
+    base_is_chat = isinstance(prompt[0], Message) if isinstance(prompt, list) else chat
+    if own and not base_is_chat:
+        name = "midlogit.base_chat_template_kwargs"
+        raise ApiError(400, "unsupported_option", f"{name} is given, and the base reads no chat.", param=name)
+    both = given or {}
+    base = {**defaults[0], **(both if own is None else own)} if base_is_chat else {}
+    return base, {**defaults[1], **both} if chat else {}

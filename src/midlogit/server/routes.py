@@ -53,11 +53,11 @@ async def tokenize(http: Request) -> Response:
 
     def read() -> list[int]:
         if body.messages is not None:
-            return teacher.encode_chat([message.plain for message in body.messages])
-        encoding = service.tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)
-        return list(encoding["input_ids"])
+            variables = {**service.settings.chat_template_kwargs[1], **(body.chat_template_kwargs or {})}
+            return teacher.encode_chat([message.plain for message in body.messages], variables)
+        return teacher.encode(body.prompt or "", add_special_tokens=body.add_special_tokens is not False)
 
-    ids = await service.read(read)
+    ids = await service.read(read, body.size)
     found: Tokenized = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids}
     if body.return_token_strs:
         found["token_strs"] = [service.vocabulary.text(i) for i in ids]
@@ -71,7 +71,7 @@ async def detokenize(http: Request) -> Response:
     size = service.pair.mixing.teacher.logit_size
     if body.tokens and max(body.tokens) >= size:
         raise InvalidRequest(f"tokens holds {max(body.tokens)}.", f"Ids run from 0 to {size - 1}.")
-    text = await service.read(lambda: service.vocabulary.decode(body.tokens))
+    text = await service.read(lambda: service.vocabulary.decode(body.tokens), body.size)
     return as_json({"prompt": text})
 
 
@@ -79,12 +79,12 @@ async def tokenizer_info(http: Request) -> Response:
     """What a client that tokenizes through this server must know of the teacher's tokenizer."""
     service: Service = http.app.state.service
     _ = service.pair
-    tokenizer = service.tokenizer
+    files, tokenizer = service.files, service.files.tokenizer
     info: TokenizerInfo = {
         "bos_token": tokenizer.bos_token,
         "eos_token": tokenizer.eos_token,
         "pad_token": tokenizer.pad_token,
-        "chat_template": tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+        "chat_template": files.chat_template if files.has_default_template else None,
     }
     return as_json(info)
 

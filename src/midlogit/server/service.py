@@ -1,4 +1,4 @@
-"""What all routes share: the pair once it is loaded, the gate, the metrics, the thread that reads prompts.
+"""What all routes share: the pair once it is loaded, the gate, the metrics, the threads that read prompts.
 
 Knows how a request's rows are taken on, run and let go; not what their answers look like.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from midlogit.batch import Event
-from midlogit.checkpoint import Checkpoint, Model
+from midlogit.checkpoint import Checkpoint, Model, files_of
 from midlogit.errors import EngineFailure, InvalidRequest
 from midlogit.outputs import Completion, Scores
 from midlogit.pair import Pair
@@ -31,6 +31,7 @@ from midlogit.server.vocabulary import Vocabulary
 T = TypeVar("T")
 
 MODEL = "midlogit"
+LONG_BODY = 64 * 2**10  # bytes; tokenizing as many takes some 0.1 s a side
 
 
 class Service:
@@ -51,8 +52,9 @@ class Service:
         self._pair: Pair | None = None
         self._vocabulary: Vocabulary | None = None
         self._files: Checkpoint | None = None
-        # One thread: prompts are tokenized in the order they came, and never on the event loop.
+        # Prompts are tokenized in the order they came, and never on the event loop; long ones in a line of their own.
         self._reader = ThreadPoolExecutor(1, "midlogit-prompts")
+        self._long_reader = ThreadPoolExecutor(1, "midlogit-long-prompts")
         for key in settings.api_keys:
             self.redact.hide(key, "[key]")
 
@@ -99,10 +101,10 @@ class Service:
         return self._vocabulary
 
     @property
-    def tokenizer(self) -> Any:
-        """The teacher's tokenizer."""
+    def files(self) -> Checkpoint:
+        """The teacher's tokenizer files."""
         assert self._files is not None, "asked for after `pair`"
-        return self._files.tokenizer
+        return self._files
 
     @property
     def max_model_len(self) -> int:
@@ -111,14 +113,19 @@ class Service:
 
     def require_model(self, name: str | None) -> None:
         """Raises ApiError 404 unless the name is the served model's; a request may leave it out."""
-        if name is not None and name != MODEL:
+        if name and name != MODEL:
             raise ApiError(
                 404, "model_not_found", f"There is no model {name!r:.80} here. Use {MODEL!r}.", param="model"
             )
 
-    async def read(self, work: Callable[[], T]) -> T:
-        """Runs what tokenizes, off the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._reader, copy_context().run, work)
+    async def read(self, work: Callable[[], T], size: int) -> T:
+        """Runs what tokenizes, off the event loop.
+
+        Args:
+            size: bytes of the body. A short request never waits for a long one to be read.
+        """
+        reader = self._reader if size <= LONG_BODY else self._long_reader
+        return await asyncio.get_running_loop().run_in_executor(reader, copy_context().run, work)
 
     async def run(self, requests: list[Request], entry: Pass) -> AsyncGenerator[Event, None]:
         """The events of the requests; their rows leave the gate as they end.
@@ -169,6 +176,7 @@ class Service:
         if self._pair is not None:
             self._pair.close()
         self._reader.shutdown(wait=False)
+        self._long_reader.shutdown(wait=False)
 
 
 def tokenizer_files(model: Model) -> Checkpoint:
@@ -177,13 +185,10 @@ def tokenizer_files(model: Model) -> Checkpoint:
     Raises:
         InvalidRequest: they are not on this machine.
     """
-    if isinstance(model, Checkpoint):
-        return model
-    from midlogit.engines.http.served import FilesOfServed
-
-    if not isinstance(model, FilesOfServed):
+    files = files_of(model)
+    if files is None:
         raise InvalidRequest("The teacher's tokenizer files are not here.", "Name them: --teacher-tokenizer FOLDER.")
-    return model.files
+    return files
 
 
 def display_name(name: str) -> str:

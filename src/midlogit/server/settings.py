@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from midlogit.errors import InvalidRequest
+from midlogit.messages import TemplateVariables
 from midlogit.params import DEFAULT_PRESET, PRESETS
 
 GRACE_S = 30.0  # how long a stopping server lets run what runs
@@ -19,8 +20,9 @@ class ServerSettings:
         api_keys: any of them opens the server; none leaves it open.
         max_num_seqs: rows that the engine runs at once. max_queued: most rows that may wait beyond them.
         max_body_bytes: of a request. allow_origins: other sites whose pages may call the server.
-        preset: of requests that name none. json_logs: log lines as JSON.
-        grace_s: how long a stopping server lets run what runs.
+        preset: of requests that name none.
+        chat_template_kwargs: variables of the chat templates of (base, teacher), for requests that do not set them.
+        json_logs: log lines as JSON. grace_s: how long a stopping server lets run what runs.
 
     Raises:
         InvalidRequest: a value out of range.
@@ -34,6 +36,7 @@ class ServerSettings:
     max_body_bytes: int = 8 * 2**20
     allow_origins: tuple[str, ...] = ()
     preset: str = DEFAULT_PRESET
+    chat_template_kwargs: tuple[TemplateVariables, TemplateVariables] = ({}, {})
     json_logs: bool = False
     grace_s: float = GRACE_S
 

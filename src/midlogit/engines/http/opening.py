@@ -52,14 +52,16 @@ class Address:
     Attributes:
         servers: its replicas. model: name served there, None for the first.
         tokenizer: folder or hub id of its tokenizer files, None to find them or to ask the server.
+        template: which of the tokenizer's named chat templates to use.
     """
 
     servers: tuple[Endpoint, ...]
     model: str | None
     tokenizer: str | None
+    template: str | None = None
 
     @classmethod
-    def of(cls, side: str, spec: Spec) -> Address:
+    def of(cls, side: str, spec: Spec, template: str | None = None) -> Address:
         """From what the user gave: URLs, model, tokenizer, key.
 
         Raises:
@@ -71,7 +73,7 @@ class Address:
         if not urls:
             raise InvalidRequest(f"There is no URL for the {side}.", "Give one or several.")
         servers = tuple(endpoint(side, url, key) for url in urls)
-        return cls(servers, model, None if tokenizer is None else str(tokenizer))
+        return cls(servers, model, None if tokenizer is None else str(tokenizer), template)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ def open_pair(
     *,
     base: Spec,
     teacher: Spec,
+    templates: tuple[str | None, str | None] = (None, None),
     top_k: int | str,
     tolerance: float,
     speculation: Asked,
@@ -119,7 +122,7 @@ def open_pair(
     ):
         if not value > 0:
             raise InvalidRequest(f"{name} is too small.", "max_retries may be 0, the others must be more.")
-    addresses = (Address.of("base", base), Address.of("teacher", teacher))
+    addresses = (Address.of("base", base, templates[0]), Address.of("teacher", teacher, templates[1]))
     client = Client(pool=connection_pool_size, timeout=timeout, retries=max_retries)
     try:
         sides = open_sides(client, addresses, k)
@@ -144,11 +147,12 @@ def handshake(
     teacher_tokenizer: str | None,
     base_api_key: str | None,
     teacher_api_key: str | None,
+    chat_template: tuple[str | None, str | None] = (None, None),
 ) -> Iterator[tuple[Served, Served]]:
     """Both sides without an engine, for as long as the block runs."""
     addresses = (
-        Address.of("base", (base, base_model, base_tokenizer, base_api_key)),
-        Address.of("teacher", (teacher, teacher_model, teacher_tokenizer, teacher_api_key)),
+        Address.of("base", (base, base_model, base_tokenizer, base_api_key), chat_template[0]),
+        Address.of("teacher", (teacher, teacher_model, teacher_tokenizer, teacher_api_key), chat_template[1]),
     )
     client = Client(pool=100, timeout=30.0, retries=3)
     try:
@@ -249,7 +253,7 @@ def _open_side(client: Client, side: str, address: Address, facts: tuple[Facts, 
         raise PairMismatch(f"The {side} servers serve different models: {shown}.")
     first = facts[0]
     max_context = min(f.max_context for f in facts)
-    checkpoint = _files(address.tokenizer, first)
+    checkpoint = _files(address, first)
     if checkpoint is not None:
         if first.tokenizes:
             _require_its_own(client, first, checkpoint)
@@ -258,6 +262,11 @@ def _open_side(client: Client, side: str, address: Address, facts: tuple[Facts, 
         raise ModelUnavailable(
             f"The {first.endpoint.name} offers no /tokenize, and its tokenizer files are not here.",
             f"Give --{side}-tokenizer FOLDER.",
+        )
+    if address.template is not None:
+        raise InvalidRequest(
+            f"The {side}'s chat template {address.template!r} cannot be chosen on its server.",
+            f"Give --{side}-tokenizer FOLDER, or start the server with --chat-template.",
         )
     return Served(facts, client.run(_ask_for_model(client, first, max_context)))
 
@@ -272,12 +281,12 @@ async def _ask_for_model(client: Client, facts: Facts, max_context: int) -> Serv
     return ServedModel(client, facts.endpoint, facts.model, stops, specials, facts.logit_size, max_context, template)
 
 
-def _files(named: str | None, facts: Facts) -> Checkpoint | None:
+def _files(address: Address, facts: Facts) -> Checkpoint | None:
     """Tokenizer files that the user named, or those of a server on this machine."""
-    if named is not None:
-        return Checkpoint.open(named)
+    if address.tokenizer is not None:
+        return Checkpoint.open(address.tokenizer, address.template)
     if (Path(facts.root) / "tokenizer.json").is_file() and find_spec("transformers") is not None:
-        return Checkpoint.open(facts.root)
+        return Checkpoint.open(facts.root, address.template)
     return None
 
 

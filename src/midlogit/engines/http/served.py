@@ -5,15 +5,17 @@ Knows what the handshake found and the /tokenize and /detokenize endpoints; draw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
-from midlogit.checkpoint import Checkpoint, Message, plain_chat
+from midlogit.checkpoint import Checkpoint, plain_chat
 from midlogit.engines.http.client import CallFailed, Client, Endpoint
 from midlogit.errors import EngineFailure, InvalidRequest
+from midlogit.messages import Message
 from midlogit.sampling.text import REPLACEMENT, Detokenizer
+from midlogit.tokenization import ids_before, undoubled
 
 REMEMBERED = 100_000  # decoded pieces kept
 RARE = "\U0010fffd"  # a character that no vocabulary holds: it is encoded as bytes, if at all
@@ -51,11 +53,13 @@ class FilesOfServed:
     def detokenizer(self) -> Detokenizer:
         return self.files.detokenizer
 
-    def encode(self, text: str) -> list[int]:
-        return self.files.encode(text)
+    def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]:
+        return self.files.encode(text, add_special_tokens=add_special_tokens, most=most)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        return self.files.encode_chat(messages)
+    def encode_chat(
+        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None, *, most: int | None = None
+    ) -> list[int]:
+        return self.files.encode_chat(messages, variables, most=most)
 
 
 @dataclass(frozen=True)
@@ -80,16 +84,30 @@ class ServedModel:
     def vocabulary(self) -> dict[int, str] | None:
         return None
 
-    def encode(self, text: str) -> list[int]:
-        return self._tokens({"prompt": text})
+    def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]:
+        """As `Checkpoint.encode`; `most` is for who tokenizes here, and the server bounds its own requests."""
+        ids = self._ids(text, add_special_tokens)
+        return undoubled(ids, self._ids_before) if add_special_tokens else ids
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None, *, most: int | None = None
+    ) -> list[int]:
         if not self.has_chat_template:
             return self.encode(plain_chat(messages))
+        body: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": True}
+        if variables:
+            body["chat_template_kwargs"] = dict(variables)
         try:
-            return self._tokens({"messages": list(messages), "add_generation_prompt": True})
+            return self._tokens(body)
         except EngineFailure as error:
             raise InvalidRequest(f"The {self.server.name} refuses the messages: {error.args[0]}") from error
+
+    @cached_property
+    def _ids_before(self) -> list[int]:
+        return ids_before(self._ids)
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        return self._tokens({"prompt": text, "add_special_tokens": add_special_tokens})
 
     def _tokens(self, body: dict[str, Any]) -> list[int]:
         return [int(i) for i in self._call("//tokenize", body)["tokens"]]

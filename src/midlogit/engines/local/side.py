@@ -5,6 +5,7 @@ Knows torch and transformers; not that there is another model, nor what is done 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,12 +35,18 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
         raise ModelUnavailable(f"The weights of {checkpoint.name} cannot be loaded: {_first_line(error)}") from error
 
 
+def cache_keyword(model: Any) -> str:
+    """The name of the cache among the parameters of the model's forward: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 class Side:
     """A model and the sequences in its cache; slots 0 … rows − 1 are in use, and V ids have a logit."""
 
     def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
         self._model = model
         self._cache = SlotCache(int(checkpoint.config.num_hidden_layers))
+        self._cache_keyword = cache_keyword(model)
         self._lengths: list[int] = []
         self._written: list[int] = []  # columns of each slot that were ever written, rolled-back ones among them
         self.device = next(model.parameters()).device
@@ -142,9 +149,9 @@ class Side:
             input_ids=torch.tensor(ids, device=self.device),
             attention_mask=self._as_mask(visible_NQK[:, None]),
             position_ids=positions_NQ,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=keep,
+            **{self._cache_keyword: cache},
         ).logits
         return _at_least_float32(logits_NQV[:, -keep:])
 

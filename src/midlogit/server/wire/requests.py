@@ -5,10 +5,11 @@ Names and meanings are OpenAI's, then vLLM's. What the mixture adds stands under
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
+from midlogit.messages import ANY, Harmless, asks_for_nothing, plain_message, template_variables
 from midlogit.server.errors import ApiError
 
 MAX_INT = 2**31 - 1
@@ -17,71 +18,137 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 AnyInt = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
 
-ANY: tuple[Any, ...] = ()
-HARMLESS: dict[str, tuple[Any, ...]] = {
-    # Options that midlogit has no use for, with the values that ask for nothing; ANY value asks for nothing.
-    "best_of": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "length_penalty": (1,),
-    "logit_bias": ({},),
-    "suffix": ("",),
-    "top_p": (1,),
-    "top_k": (-1, 0),
-    "min_p": (0,),
-    "use_beam_search": (False,),
-    "early_stopping": (False,),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "detokenize": (True,),
+# Options that midlogit has no use for, with the values that ask for nothing: those that OpenAI's and vLLM's bodies
+# have by default. ANY value asks for nothing; an empty list of them says that every value asks for something.
+OF_TEMPLATES: Harmless = {
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
+    "chat_template": (),
     "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
+    "documents": ([],),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+}
+OPTIONS: Harmless = {
+    **OF_TEMPLATES,
+    "add_special_tokens": (False,),
+    "allowed_token_ids": (),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "cache_salt": (),
+    "chat_template_kwargs": ({},),
+    "detokenize": (True,),
+    "early_stopping": (False,),
+    "echo": (False,),
+    "ec_transfer_params": ({},),
+    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
-    "parallel_tool_calls": ANY,
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "store": (False,),
-    "priority": (0,),
-    "service_tier": ("auto", "default"),
-    "user": ANY,
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_reasoning": (True,),
+    "include_stop_str_in_output": (False,),
+    "kv_transfer_params": ({},),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "logits_processors": ([],),
+    "logprob_token_ids": ([],),
     "metadata": ANY,
-    "safety_identifier": ANY,
+    "min_p": (0,),
+    "mm_payload": ANY,
+    "modalities": (["text"],),
+    "moderation": (),
+    "parallel_tool_calls": ANY,
+    "prediction": (),
+    "presence_penalty": (0,),
+    "priority": (0,),
     "prompt_cache_key": ANY,
+    "prompt_cache_options": ANY,
+    "prompt_cache_retention": ANY,
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "reasoning_effort": (),
+    "repetition_detection": (),
+    "repetition_penalty": (1,),
+    "request_id": ANY,
+    "response_format": ({"type": "text"},),
+    "return_mm_kwargs": (False,),
+    "return_prompt_text": (False,),
+    "return_token_offsets": (False,),
+    "routed_experts_prompt_start": (0,),
+    "safety_identifier": ANY,
+    "service_tier": ("auto", "default"),
+    "session_id": ANY,
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "store": (False,),
+    "stream_interval": (1,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "thinking_token_budget": (-1,),
+    "tool_choice": ("none", "auto"),
+    "top_k": (-1, 0),
+    "top_p": (1,),
+    "truncate_prompt_tokens": (),
+    "truncation_side": ANY,
+    "use_beam_search": (False,),
+    "user": ANY,
+    "verbosity": ("medium",),
+    "vllm_xargs": ({},),
+    "watermarking": (False,),
+    "web_search_options": (),
 }
 INSTEAD = {
     "top_p": "To hold the mixture to the teacher's nucleus, use midlogit.target_top_p.",
     "best_of": "Use n.",
+    "reasoning_effort": "Where the chat template has a switch for it, use chat_template_kwargs.",
+    "chat_template": "Start the server with --teacher-chat-template and --base-chat-template.",
+    "truncate_prompt_tokens": "Send a shorter prompt.",
+    "prompt_logprobs": "Use echo and logprobs of /v1/completions.",
 }
 
 
 class Body(BaseModel):
-    """Unknown fields and loose types are errors: nothing that a client asks for is silently dropped."""
+    """Unknown fields and loose types are errors: nothing that a client asks for is silently dropped.
+
+    Fields that ask for nothing, such as nulls, are left out at every depth.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    harmless: ClassVar[Harmless] = {}
+    _size: int = PrivateAttr(0)
+
+    @property
+    def size(self) -> int:
+        """Bytes that the body had."""
+        return self._size
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_asks_for_nothing(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: value
+            for name, value in data.items()
+            if value is not None and (name in cls.model_fields or not asks_for_nothing(name, value, cls.harmless))
+        }
 
 
-def check_options(fields: dict[str, Any], kind: type[Body]) -> dict[str, Any]:
-    """The fields that `kind` knows; others only if they ask for nothing.
-
-    Raises:
-        ApiError: 400 for an option that cannot be honoured.
-    """
-    known = {name: value for name, value in fields.items() if name in kind.model_fields}
+def check_options(fields: dict[str, Any], kind: type[Body]) -> None:
+    """Raises ApiError 400 for a field of a body that `kind` does not know, unless it asks for nothing."""
     for name, value in fields.items():
-        if name in known or (name in HARMLESS and (HARMLESS[name] is ANY or value in HARMLESS[name])):
+        if name in kind.model_fields or asks_for_nothing(name, value, kind.harmless):
             continue
-        reason = f"midlogit cannot honour {name!r:.80}." if name in HARMLESS else f"Unknown option {name!r:.80}."
+        reason = f"midlogit cannot honour {name!r:.80}." if name in OPTIONS else f"Unknown option {name!r:.80}."
         raise ApiError(400, "unsupported_option", f"{reason} {INSTEAD.get(name, 'Leave it out.')}", param=name[:80])
-    return known
 
 
 class TextPart(Body):
-    type: Literal["text"]
+    type: Literal["text"] = "text"
     text: str
 
 
@@ -92,21 +159,19 @@ class Message(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, data: Any) -> Any:
-        # Clients send back the answers that they got, with all their empty fields.
-        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+    def _without_what_asks_for_nothing(cls, data: Any) -> Any:
+        return plain_message(data)
 
     @property
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> dict[str, Any]:
         """The message as chat templates read it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": text} | ({"name": self.name} if self.name is not None else {})
+        return self.model_dump(exclude_none=True)
 
 
 Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=10_000)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 Texts = Annotated[list[str], Field(fail_fast=True, min_length=1)]
+TemplateKwargs = Annotated[dict[str, Any], AfterValidator(template_variables)]
 
 
 class MixtureOptions(Body):
@@ -121,16 +186,21 @@ class MixtureOptions(Body):
     base_prompt: str | Messages | TokenIds | None = Field(
         default=None, description="What the base reads in place of the prompt: text, chat messages or token ids."
     )
+    base_chat_template_kwargs: TemplateKwargs | None = Field(
+        default=None, description="Variables of the base's chat template, in place of chat_template_kwargs."
+    )
     diagnostics: bool = Field(default=False, description="Answer with α, both KLs and the rest, one entry a token.")
 
 
 class StreamOptions(Body):
+    harmless = {"continuous_usage_stats": (False,), "include_obfuscation": ANY}
     include_usage: bool = False
 
 
 class Sampling(Body):
     """What both completion endpoints take."""
 
+    harmless = OPTIONS
     model: str | None = None
     n: int = Field(default=1, ge=1, le=128)
     stream: bool = False
@@ -145,10 +215,12 @@ class Sampling(Body):
     return_tokens_as_token_ids: bool = False
     midlogit: MixtureOptions = MixtureOptions()
 
-    @field_validator("stop", mode="before")
+    @field_validator("stop", "stop_token_ids", mode="before")
     @classmethod
-    def _one_stop(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    def _stops(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [value]
+        return [stop for stop in value if stop is not None] if isinstance(value, list) else value
 
     @field_validator("temperature")
     @classmethod
@@ -159,8 +231,8 @@ class Sampling(Body):
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> Sampling:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream: true")
+        if self.includes_usage and not self.stream:
+            raise ValueError("stream_options.include_usage needs stream: true")
         return self
 
     @property
@@ -173,6 +245,10 @@ class CompletionBody(Sampling):
         description="Text, texts, token ids, or lists of token ids; both models read it."
     )
     max_tokens: int = Field(default=16, ge=0, le=MAX_INT)
+    add_special_tokens: bool = Field(
+        default=True,
+        description="Encode text with what each tokenizer adds, such as BOS; not twice where the text has it.",
+    )
     echo: bool = Field(default=False, description="Begin the answer with the prompt; with logprobs, score it.")
     logprobs: int | None = Field(
         default=None, ge=0, le=20, description="log q of each token and of so many candidates."
@@ -181,6 +257,9 @@ class CompletionBody(Sampling):
 
 class ChatBody(Sampling):
     messages: Messages
+    chat_template_kwargs: TemplateKwargs | None = Field(
+        default=None, description="Variables of both chat templates, such as enable_thinking."
+    )
     max_tokens: int | None = Field(default=None, ge=1, le=MAX_INT)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_INT)
     logprobs: bool = False
@@ -194,16 +273,22 @@ class ChatBody(Sampling):
 
 
 class TokenizeBody(Body):
+    harmless = OF_TEMPLATES
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
     return_token_strs: bool = False
 
     @model_validator(mode="after")
     def _one_of_both(self) -> TokenizeBody:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give either prompt or messages")
+        if self.messages is not None and self.add_special_tokens:
+            raise ValueError("add_special_tokens: true goes with prompt; a chat template writes its own")
+        if self.messages is None and self.chat_template_kwargs:
+            raise ValueError("chat_template_kwargs goes with messages")
         return self
 
 

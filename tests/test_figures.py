@@ -1,0 +1,165 @@
+"""The figures in README and docs against the results they come from; knows texts and JSON, measures nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README = (ROOT / "README.md").read_text()
+
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def table(text: str, header: str) -> list[list[str]]:
+    """The cells of the table whose first line begins with `header`."""
+    lines = text[text.index(header) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def assert_is(written: str, value: float) -> None:
+    """The first number of a text, rounded as it is written, is the value."""
+    number = re.search(r"\d[\d,]*(\.\d+)?", written)
+    assert number, written
+    digits = number[0].replace(",", "")
+    places = len(digits.partition(".")[2])
+    assert abs(float(digits) - value) <= 0.5001 * 10**-places, f"{written!r} is {value:.4f}"
+
+
+def assert_row(written: list[str], *values: float) -> None:
+    assert len(written) == len(values)
+    for cell, value in zip(written, values, strict=True):
+        assert_is(cell, value)
+
+
+def speculation(batch: int, gamma: int | str) -> float:
+    rows = results("speculation_gpu")["rows"]
+    return next(r["tokens_per_s"] for r in rows if (r["batch"], r["gamma"]) == (batch, gamma))
+
+
+def mean_ms(row: dict[str, Any]) -> float:
+    """What a round of this row took, over all γ."""
+    rounds = row["rounds_by_gamma"].values()
+    return sum(r["rounds"] * r["mean_ms"] for r in rounds) / sum(r["rounds"] for r in rounds)
+
+
+def test_parts_of_a_step_are_no_more_than_the_step() -> None:
+    steps = [(row["pair_ms"], row.get("pair_step_parts_ms", {})) for row in results("gpu")["rows"]]
+    steps += [(mean_ms(row), row.get("step_parts_ms", {})) for row in results("speculation_gpu")["rows"]]
+    for step_ms, parts_ms in steps:
+        assert sum(parts_ms.values()) <= 1.02 * step_ms
+
+
+def test_steps_of_the_pair_on_a_gpu() -> None:
+    text, rows = (ROOT / "docs" / "vllm.md").read_text(), results("gpu")["rows"]
+    ratios = [row["pair_ms"] / (row["base_ms"] + row["teacher_ms"]) for row in rows]
+    for cells, row, ratio in zip(table(text, "| batch | 4B alone"), rows, ratios, strict=True):
+        assert_row(
+            cells, row["batch"], row["base_ms"], row["teacher_ms"], row["pair_ms"], ratio, row["tokens_per_s"]
+        )  # fmt: skip
+    said = re.search(r"lock-step takes ([\d.]+), ([\d.]+), ([\d.]+) and ([\d.]+) times the sum", README)
+    assert said
+    assert_row(list(said.groups()), *ratios)
+
+
+def test_share_of_solver_and_draw() -> None:
+    rows = results("gpu")["rows"]
+    constrained, free = (
+        100 * max(row[f"{name}_ms"] / row["pair_ms"] for row in rows) for name in ("solve_constrained", "solve")
+    )
+    said = re.search(r"at most ([\d.]+)% of it with .*?and\s+([\d.]+)% without", README, re.DOTALL)
+    assert said
+    assert_row(list(said.groups()), constrained, free)
+    said = re.search(
+        r"at most ([\d.]+)% without the constraint and ([\d.]+)% with", (ROOT / "docs/vllm.md").read_text()
+    )
+    assert said
+    assert_row(list(said.groups()), free, constrained)
+
+
+@pytest.mark.skipif(not (RESULTS / "fused.json").exists(), reason="python -m benchmarks.fused, on a GPU, writes it")
+def test_decisions_on_a_gpu() -> None:
+    text, rows = (ROOT / "docs" / "vllm.md").read_text(), results("fused")["rows"]
+    peaked, flat = ([row for row in rows if row["rows"] == kind] for kind in ("peaked", "flat"))
+    names = "batch", "read_ms", "draft_ms", "solve_ms", "solve_constrained_ms", "torch_solve_ms"
+    for cells, row in zip(table(text, "| batch | read"), peaked, strict=True):
+        assert_row(cells, *(row[name] for name in names))
+    said = re.search(
+        r"take ([\d.]+) times that,\s+and ([\d.]+) times with .*? take ([\d.]+) ms with it, ([\d.]+)", text
+    )
+    assert said
+    free, constrained = (peaked[-1][name] / peaked[-1]["read_ms"] for name in names[3:5])
+    unpeaked = flat[-1]["solve_constrained_ms"]
+    assert_row(list(said.groups()), free, constrained, unpeaked, unpeaked / flat[-1]["read_ms"])
+
+
+def test_tokens_with_drafts_on_a_gpu() -> None:
+    alone = {row["batch"]: row["teacher_tokens_per_s"] for row in results("speculation_gpu")["rows"]}
+    for cells in table(README, "| sequences | 14B alone"):
+        batch = int(cells[0])
+        assert_row(cells[1:], alone[batch], *(speculation(batch, gamma) for gamma in (0, 5, "auto")))
+    for cells in table((ROOT / "docs" / "speculation.md").read_text(), "| batch | 14B alone"):
+        batch = int(cells[0])
+        lockstep, three, five, auto = (speculation(batch, gamma) for gamma in (0, 3, 5, "auto"))
+        ratios = five / alone[batch], five / lockstep, auto / max(lockstep, three, five)
+        assert_row(cells[1:], alone[batch], lockstep, three, five, auto, *ratios)
+
+
+def test_drafts_on_a_cpu() -> None:
+    rows = {(row["preset"], row["drafts"]): row for row in results("speculation_cpu")["rows"]}
+    for preset, *cells in table((ROOT / "docs" / "speculation.md").read_text(), "| preset | lock-step"):
+        ratios = [rows[preset, drafts]["ratio_to_lock_step"] for drafts in (2, 4, "auto")]
+        assert_row(cells, rows[preset, "off"]["tokens_per_s"], *ratios, rows[preset, 4]["acceptance"])
+
+
+def test_the_real_pair_on_a_cpu() -> None:
+    found = results("local")
+    presets = [found["presets"][name] for name in ("balanced", "exploratory")]
+    names = "mean_alpha", "mean_kl", "ratio_to_both_generates", "tokens_per_s"
+    for (_, *cells), name in zip(table(README, "| | balanced"), names, strict=True):
+        assert_row(cells, *(preset[name] for preset in presets))
+    said = re.search(
+        r"Peak memory was ([\d.]+) GB: ([\d.]+) GB of weights, ([\d.]+) GB of caches, and ([\d.]+)", README
+    )
+    assert said
+    memory = ("peak", "weights", "caches", "over_weights_and_caches")
+    assert_row(list(said.groups()), *(found["memory"][f"{name}_gb"] for name in memory))
+
+
+def test_two_servers() -> None:
+    one, many = results("http")["rows"]
+    said = re.search(
+        r"waits ([\d.]+) ms per token with one sequence and ([\d.]+) ms with 64. .*?\s([\d.]+) and ([\d.]+) ms of"
+        r".*?calls are ([\d.]+) times",
+        README,
+        re.DOTALL,
+    )
+    assert said
+    names = "coordinator_ms_per_token", "processor_ms_per_token"
+    speedup = sorted(many["speedup_of_each_round"])[len(many["speedup_of_each_round"]) // 2]
+    assert_row(list(said.groups()), *(row[name] for name in names for row in (one, many)), speedup)
+
+
+@pytest.mark.parametrize("cells", table((ROOT / "docs" / "http.md").read_text(), "| delay |"), ids=" ".join)
+def test_drafts_over_http(cells: list[str]) -> None:
+    delay, temperature, drafts, calls, tokens, times = cells
+    setting: int | str = "auto" if drafts.startswith("auto") else int(drafts)
+    rows = {
+        row["speculation"]: row
+        for row in results("http_speculation")["rows"]
+        if f"{row['delay_ms']} ms" == delay and row["temperature"] == float(temperature)
+    }
+    row, off = rows[setting], rows["off"]
+    for written, name in ((calls, "calls_per_token"), (tokens, "tokens_per_s")):
+        assert_is(written, row[name])
+        assert_is(written.partition("(")[2], off[name])
+    assert_is(times, row["times_lockstep"])
+    if setting == "auto":
+        assert drafts == f"auto ({row['drafts_in_use']['1']})"

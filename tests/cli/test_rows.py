@@ -149,7 +149,9 @@ while time.monotonic() < deadline:
     thread = threading.Thread(target=send)
     thread.start()
     try:
-        code = generate.run_generate(job, base=None, teacher=None, here=InProcess(), serving=Serving(), templates=(None, None))
+        code = generate.run_generate(
+            job, base=None, teacher=None, here=InProcess(), serving=Serving(), templates=(None, None)
+        )
     except KeyboardInterrupt:
         code = 130
     except SystemExit as end:

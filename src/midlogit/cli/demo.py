@@ -91,7 +91,7 @@ def _print_trace(pair: Pair, tokens: list[Token]) -> None:
         said = [_choices(pair, candidates, 1) for candidates in (d.top.base, d.top.teacher)]
         name = _paint(f"{token.token!r:<14}", d.alpha)
         note = "  (forced)" if d.forced else ""
-        print(f"  {name}{d.alpha:>6.3f}{d.kl_base:>9.4f}{d.kl_teacher:>12.4f}   {said[0]:<20}{said[1]}{note}")
+        print(f"  {name}{d.alpha:>6.3f}{d.kl_base:>z9.4f}{d.kl_teacher:>z12.4f}   {said[0]:<20}{said[1]}{note}")
 
 
 def _print_figures(completion: Completion, seconds: float) -> None:

@@ -86,7 +86,7 @@ Speculation = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; or BASE,TEACHER for one each.")]
 Dtype = Annotated[str, typer.Option(help="auto (float32 on the CPU, else bfloat16), float32, bfloat16 or float16.")]
-Seed = Annotated[int | None, typer.Option(help="Same seed, same tokens.")]
+Seed = Annotated[int | None, typer.Option(help="The same prompt with the same seed draws the same tokens.")]
 PresetName = Annotated[str, typer.Option(help="conservative, balanced or exploratory.")]
 Temperature = Annotated[float, typer.Option(help="Of both models; 0 takes the most likely token of q*.")]
 MaxTokens = Annotated[int, typer.Option(help="Most tokens of a completion.")]

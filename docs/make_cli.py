@@ -46,9 +46,9 @@ argument can be honoured, nothing runs, and the exit code is 2.
 (`prompt_tokens`, `base_prompt_tokens`, `completion_tokens`, `total_tokens`), and `diagnostics`: equal-length lists
 `alpha`, `kl_base`, `kl_teacher`, `entropy`, `ess_base`, `ess_teacher`, `ess_ratio`, `logprobs`, `base_logprobs`,
 `teacher_logprobs`, `forced`, `coverage`, `alpha_bound`, `bound`, `base_bounded`, `teacher_bounded` (see
-[theory.md](theory.md), sections 9 and 10). Completions come in the order of the prompts, each as soon as those before it
-are printed. JSON is UTF-8 whatever the encoding of the output;
-in plain text, characters that it cannot hold become "?".
+[theory.md](theory.md), sections 9 and 10). Completions come in the order of the prompts, each as soon as those before
+it are printed. JSON is UTF-8 whatever the encoding of the output; in plain text, characters that it cannot hold become
+"?".
 
 Ctrl-C, SIGTERM and SIGHUP end what runs: what was finished is printed, whole and once, and in JSON also what the others
 had, with finish_reason "abort". A second signal does not wait for the latter. When the disk is full or the reader has
@@ -57,8 +57,8 @@ gone, that is one line and exit code 1; a row that was written in part is taken 
 ## Seeds
 
 With `--seed` the same prompt draws the same tokens, whatever other prompts the call holds. Different prompts, the `--n`
-samples of a prompt, and a prompt that occurs several times in a call are independent draws; repetitions count as further
-samples, in their order. Without `--seed` each prompt gets a fresh one.
+samples of a prompt, and a prompt that occurs several times in a call are independent draws; repetitions count as
+further samples, in their order. Without `--seed` each prompt gets a fresh one.
 """
 
 

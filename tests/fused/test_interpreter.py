@@ -24,7 +24,7 @@ def test_kernels_agree_with_the_policy_and_the_reference() -> None:
         check=False,
     )
     assert run.returncode == 0, run.stderr[-4000:]
-    assert run.stdout.count("check_") == 9
+    assert run.stdout.count("check_") == 10
 
 
 def test_the_cpu_is_left_to_the_policy() -> None:

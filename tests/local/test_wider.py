@@ -98,12 +98,17 @@ def test_padding_that_holds_mass_is_the_models_own(tmp_path: Path) -> None:
     plain = transformers.AutoModelForCausalLM.from_pretrained(folders[0], dtype=torch.float32).eval()
     with Pair.local(*folders, dtype="float32", device="cpu") as pair:
         size = pair.mixing.alignment.size
-        (completion,) = pair.generate(PROMPTS[:1], SamplingParams(max_tokens=12, seed=1, ignore_eos=True))
+        params = SamplingParams(max_tokens=12, seed=1, ignore_eos=True, top_logprobs=3)
+        (completion,) = pair.generate(PROMPTS[:1], params)
         (scores,) = pair.score(PROMPTS[:1], SamplingParams.preset("exploratory"))
         prompt = pair.mixing.base.encode(PROMPTS[0])
     rows = plain(torch.tensor([prompt + completion.token_ids])).logits[0].log_softmax(-1)
     assert rows[:, size:].exp().sum(-1).mean() > 0.02
     own = [float(rows[len(prompt) - 1 + k, i]) for k, i in enumerate(completion.token_ids)]
     assert all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(completion.diagnostics.base_logprobs, own, strict=True))
+    assert all(
+        math.isclose(top.base[0][1], float(rows[len(prompt) - 1 + k].max()), abs_tol=1e-4)
+        for k, top in enumerate(completion.top)
+    )
     given = [float(rows[k, i]) for k, i in enumerate(prompt[1:])]
     assert all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(scores.diagnostics.base_logprobs, given, strict=True))

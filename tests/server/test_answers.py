@@ -389,7 +389,7 @@ def test_each_side_reads_the_chat_in_its_own_template(server: Live) -> None:
 
 def test_small_routes(server: Live) -> None:
     card = server.http.get("/v1/models").json()["data"][0]
-    assert card["id"] == "midlogit" and card["max_model_len"] == 1024
+    assert card["id"] == "midlogit" and card["max_model_len"] == 1024 and card["stop_token_ids"] == [1, 0]
     assert server.http.get("/v1/models/midlogit").json() == card
     ids = server.post("/tokenize", {"prompt": "A fox!", "return_token_strs": True}).json()
     assert ids["tokens"] == server.pair.mixing.teacher.encode("A fox!") and ids["count"] == len(ids["tokens"])

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from midlogit.extras import require
 from midlogit.messages import Message
 from midlogit.sampling.text import Detokenizer, LocalDetokenizer
 from midlogit.tokenization import Density, ids_before, undoubled
+
+TemplateNames = str | tuple[str | None, str | None] | None  # of both chat templates, or of (base, teacher)
 
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -287,6 +290,34 @@ class Checkpoint:
 def files_of(model: Model) -> Checkpoint | None:
     """The tokenizer files of a model; None when they are not on this machine."""
     return model if isinstance(model, Checkpoint) else getattr(model, "files", None)
+
+
+def bundled(side: str) -> Path:
+    """The folder of the bundled model of a side, "base" or "teacher"."""
+    return Path(str(files("midlogit") / "bundled" / side))
+
+
+def open_checkpoints(
+    base: str | Path | None, teacher: str | Path | None, chat_template: TemplateNames = None
+) -> tuple[Checkpoint, Checkpoint]:
+    """The checkpoints of a pair; the bundled one when neither is named.
+
+    Raises:
+        InvalidRequest: only one of the two is named, or a chat template that is not there.
+        ModelUnavailable: a model that is not there or not a causal LM.
+    """
+    if (base is None) != (teacher is None):
+        raise InvalidRequest("Only one of base and teacher is named.", "Name both, or neither for the bundled pair.")
+    names = names_of_sides(chat_template)
+    first = Checkpoint.open(bundled("base") if base is None else base, names[0])
+    if base is not None and str(base) == str(teacher):
+        return first, replace(first, template_name=names[1])
+    return first, Checkpoint.open(bundled("teacher") if teacher is None else teacher, names[1])
+
+
+def names_of_sides(chat_template: TemplateNames) -> tuple[str | None, str | None]:
+    """The names of the chat templates of (base, teacher); one name is that of both."""
+    return chat_template if isinstance(chat_template, tuple) else (chat_template, chat_template)
 
 
 def plain_chat(messages: Sequence[Message]) -> str:

@@ -8,41 +8,30 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
-import secrets
 import sys
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from midlogit.batch import Batch, Event, wait_for
-from midlogit.checkpoint import Checkpoint
-from midlogit.core.uniforms import identity
+from midlogit.checkpoint import TemplateNames, names_of_sides
 from midlogit.engines.base import Engine
 from midlogit.errors import EngineFailure, Interrupted, InvalidRequest
-from midlogit.extras import require
 from midlogit.messages import TemplateOptions
 from midlogit.mixing import Mixing
 from midlogit.outputs import Completion, Scores, Statistics
 from midlogit.params import DEFAULT_PRESET, SamplingParams
-from midlogit.prompts import Prompt, Reading, pair_up, readers, require_chat
-from midlogit.sampling.drafting import Asked, Drafting, require_speculation
+from midlogit.prompts import Prompt, Reading, pair_up
+from midlogit.requests import build_requests
+from midlogit.sampling.drafting import Asked
 from midlogit.sampling.scoring import Scored, ScoreRequest
 from midlogit.sampling.sequence import Request
 from midlogit.sampling.sequence import Sequence as Running
 
-TemplateNames = str | tuple[str | None, str | None] | None
-
 _T = TypeVar("_T")
-
-
-def bundled(side: str) -> Path:
-    """The folder of the bundled model of a side, "base" or "teacher"."""
-    return Path(str(files("midlogit") / "bundled" / side))
 
 
 class Pair:
@@ -90,22 +79,16 @@ class Pair:
                 models named.
             MissingExtra: torch or transformers is not installed.
         """
-        if max_num_seqs < 1:
-            raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
-        drafting = Drafting(speculation)
-        checkpoints = open_checkpoints(base, teacher, chat_template)
-        mixing = Mixing(*checkpoints)
-        mixing.require_mixable()
-        require("torch", "local")
-        from midlogit.engines.local import LocalEngine
+        from midlogit.engines.local.opening import open_pair
 
-        engine = LocalEngine(
-            *checkpoints,
-            vocabulary=mixing.alignment.size,
-            devices=device if isinstance(device, tuple) else (device, device),
+        mixing, engine = open_pair(
+            base,
+            teacher,
+            device=device,
             dtype=dtype,
             max_num_seqs=max_num_seqs,
-            drafting=drafting,
+            speculation=speculation,
+            chat_template=chat_template,
         )
         return cls(mixing, engine)
 
@@ -205,39 +188,18 @@ class Pair:
             InvalidRequest: a value out of range, or a vLLM option that two engines in lock-step cannot honour.
             MissingExtra: vLLM is not installed; UnsupportedVersion: one whose internals are not known.
         """
-        if max_num_seqs < 1:
-            raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
-        if not 0 < gpu_memory_utilization <= 1:
-            raise InvalidRequest(
-                f"gpu_memory_utilization is {gpu_memory_utilization}.", "It is a share of the device, in (0, 1]."
-            )
-        require_speculation(speculation)
-        checkpoints = open_checkpoints(base, teacher, chat_template)
-        for side, checkpoint in zip(("base", "teacher"), checkpoints, strict=True):
-            if max_model_len is not None and not 1 <= max_model_len <= checkpoint.max_context:
-                raise InvalidRequest(
-                    f"max_model_len is {max_model_len}.",
-                    f"The {side} {checkpoint.name} takes 1 to {checkpoint.max_context} tokens.",
-                )
-        limited = (
-            replace(checkpoints[0], context_limit=max_model_len),
-            replace(checkpoints[1], context_limit=max_model_len),
-        )
-        mixing = Mixing(*limited)
-        mixing.require_mixable()
-        require("torch", "local")
-        from midlogit.engines.vllm import VllmEngine
-        from midlogit.engines.vllm.engine import DRAFTS
+        from midlogit.engines.vllm.opening import open_pair
 
-        engine = VllmEngine(
-            *limited,
-            vocabulary=mixing.alignment.size,
+        mixing, engine = open_pair(
+            base,
+            teacher,
             dtype=dtype,
             gpu_memory_utilization=gpu_memory_utilization,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
-            drafting=Drafting(speculation, DRAFTS, carries=True),
+            speculation=speculation,
+            chat_template=chat_template,
             options=engine_args,
         )
         return cls(mixing, engine)
@@ -557,48 +519,16 @@ class Pair:
     ) -> list[Request]:
         """Every request of a call, checked in full before any runs."""
         self._require_own_process()
-        params = params or SamplingParams.preset(DEFAULT_PRESET)
-        outcomes = self.mixing.outcomes(params)
-        base, teacher = self.mixing.base, self.mixing.teacher
-        pairs = pair_up(prompts, base_prompts, teacher_prompts)
-        names = _require_request_ids(request_ids, len(pairs))
-        both = readers((base, teacher), reading, room=int(generates))
-        require_chat(both, pairs)
-        places: Counter[bytes] = Counter()
-        requests = []
-        for index, (base_prompt, prompt) in enumerate(pairs):
-            base_ids, teacher_ids, refused = [], [], None
-            number = index if strict else None
-            try:
-                base_ids, teacher_ids = both[0].read(base_prompt, number), both[1].read(prompt, number)
-            except InvalidRequest as error:
-                if strict:
-                    raise
-                refused = str(error)
-            seed = secrets.randbits(63) if params.seed is None else params.seed
-            own = identity(base_ids, teacher_ids, names[index])
-            first = params.n * places[own]
-            places[own] += 1
-            requests += [
-                Request(
-                    index=index,
-                    sample=sample,
-                    prompt=prompt,
-                    base_prompt=base_prompt,
-                    base_ids=tuple(base_ids),
-                    teacher_ids=tuple(teacher_ids),
-                    params=params,
-                    seed=seed,
-                    identity=own,
-                    repetition=first + sample,
-                    room=min(base.max_context - len(base_ids), teacher.max_context - len(teacher_ids)),
-                    outcomes=outcomes,
-                    stream=stream,
-                    error=refused,
-                )
-                for sample in range(params.n)
-            ]
-        return requests
+        return build_requests(
+            self.mixing,
+            pair_up(prompts, base_prompts, teacher_prompts),
+            params or SamplingParams.preset(DEFAULT_PRESET),
+            reading,
+            generates=generates,
+            stream=stream,
+            request_ids=request_ids,
+            strict=strict,
+        )
 
     def _require_own_process(self) -> None:
         """Refuses a process that was forked after the pair was opened: the engine's thread is not in it.
@@ -636,47 +566,6 @@ class Pair:
             else:
                 sequence.end("error", error=sequence.request.error)
         return running
-
-
-def open_checkpoints(
-    base: str | Path | None, teacher: str | Path | None, chat_template: TemplateNames = None
-) -> tuple[Checkpoint, Checkpoint]:
-    """The checkpoints of a pair; the bundled one when neither is named.
-
-    Raises:
-        InvalidRequest: only one of the two is named, or a chat template that is not there.
-        ModelUnavailable: a model that is not there or not a causal LM.
-    """
-    if (base is None) != (teacher is None):
-        raise InvalidRequest("Only one of base and teacher is named.", "Name both, or neither for the bundled pair.")
-    names = names_of_sides(chat_template)
-    first = Checkpoint.open(bundled("base") if base is None else base, names[0])
-    if base is not None and str(base) == str(teacher):
-        return first, replace(first, template_name=names[1])
-    return first, Checkpoint.open(bundled("teacher") if teacher is None else teacher, names[1])
-
-
-def names_of_sides(chat_template: TemplateNames) -> tuple[str | None, str | None]:
-    """The names of the chat templates of (base, teacher); one name is that of both."""
-    return chat_template if isinstance(chat_template, tuple) else (chat_template, chat_template)
-
-
-def _require_request_ids(request_ids: Sequence[str] | None, prompts: int) -> Sequence[str | None]:
-    """The name of each prompt's request, None where the caller gave none.
-
-    Raises:
-        InvalidRequest: not one name per prompt, or a name that occurs twice.
-    """
-    if request_ids is None:
-        return [None] * prompts
-    if isinstance(request_ids, str) or len(request_ids) != prompts:
-        raise InvalidRequest("request_ids and prompts differ in number.", "Give one id per prompt.")
-    for name, count in Counter(request_ids).items():
-        if not isinstance(name, str):
-            raise InvalidRequest(f"request_ids holds {name!r}, which is no text.", "Give strings.")
-        if count > 1:
-            raise InvalidRequest(f"request_ids holds {name!r} {count} times.", "Give each request its own.")
-    return list(request_ids)
 
 
 def _resolve(end: asyncio.Future[_T], result: _T) -> None:

@@ -12,9 +12,9 @@ from shutil import copytree
 import pytest
 
 from midlogit import InvalidRequest, ModelUnavailable, Pair, PairMismatch, PromptTooLong, SamplingParams
+from midlogit.checkpoint import bundled
 from midlogit.cli.main import app
 from midlogit.errors import ServerUnavailable
-from midlogit.pair import bundled
 from tests.http.conftest import Urls
 from tests.http.proxy import Proxy
 

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from midlogit import EngineFailure, MidlogitError, Pair
-from midlogit.pair import bundled
+from midlogit.checkpoint import bundled
 from midlogit.server.gate import Gate
 from midlogit.server.serve import AddressUnavailable, listen, serve
 from midlogit.server.settings import ServerSettings

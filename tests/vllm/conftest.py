@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from midlogit import Pair
-from midlogit.engines.vllm import VllmEngine
+from midlogit.engines.vllm.engine import VllmEngine
 
 if find_spec("vllm") is None:
     collect_ignore_glob = ["test_*.py"]

@@ -1,5 +1,1 @@
-"""Two transformers models in one process: continuous batching over one KV cache a model."""
-
-from midlogit.engines.local.engine import LocalEngine
-
-__all__ = ["LocalEngine"]
+"""Two transformers models in one process: continuous batching over one KV cache per model."""

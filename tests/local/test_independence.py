@@ -19,7 +19,7 @@ PROMPTS = [f"{name} had a" for name in NAMES.split()]
 DIFFERENT = len(PROMPTS)
 PROMPTS += ["One day the"] * 16
 DATA_SETS = 40
-TOKENS = 4
+TOKENS = 2
 
 
 @pytest.fixture(scope="module")

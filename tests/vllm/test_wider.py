@@ -13,8 +13,9 @@ from tests.wider import with_heavy_padding, with_own_stop
 PARAMS = SamplingParams(max_tokens=60, seed=1)
 
 
-@pytest.mark.parametrize("alter", [with_own_stop, with_heavy_padding])
-@pytest.mark.parametrize("speculation", ["off", 3])
+@pytest.mark.parametrize(
+    ("alter", "speculation"), [(with_own_stop, "off"), (with_own_stop, 3), (with_heavy_padding, 3)]
+)
 def test_models_of_different_width_as_on_the_local_engine(tmp_path, alter, speculation) -> None:
     base, teacher = alter(tmp_path)
     with Pair.local(base, teacher, dtype="float32", device="cpu") as local:

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
-from midlogit.errors import InvalidRequest, ModelUnavailable, PromptTooLong
+from midlogit.errors import InvalidRequest, ModelUnavailable, PromptTooLong, first_line
 from midlogit.extras import require
 from midlogit.messages import Message
 from midlogit.sampling.text import Detokenizer, LocalDetokenizer
@@ -98,7 +98,7 @@ class Checkpoint:
             path = Path(name).expanduser()
             is_there = path.exists()
         except (OSError, RuntimeError) as error:  # no name of a file, or no such user's home
-            raise ModelUnavailable(f"{name[:100]} is no name of a model: {_first_line(error)}") from error
+            raise ModelUnavailable(f"{name[:100]} is no name of a model: {first_line(error)}") from error
         if is_there:
             name = str(path)
             if not (path / "config.json").is_file():
@@ -109,7 +109,7 @@ class Checkpoint:
             config = AutoConfig.from_pretrained(name)
             tokenizer = AutoTokenizer.from_pretrained(name)
         except Exception as error:  # a damaged file fails in many ways
-            raise ModelUnavailable(f"{name} cannot be opened: {_first_line(error)}") from error
+            raise ModelUnavailable(f"{name} cannot be opened: {first_line(error)}") from error
         causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
         architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")]
         if not causal & set(architectures):
@@ -121,7 +121,7 @@ class Checkpoint:
         except OSError:
             stop = config.get_text_config().eos_token_id
         except Exception as error:
-            raise ModelUnavailable(f"{name}'s generation_config.json cannot be read: {_first_line(error)}") from error
+            raise ModelUnavailable(f"{name}'s generation_config.json cannot be read: {first_line(error)}") from error
         if not all(isinstance(i, int) for i in _as_ids(stop)):
             raise ModelUnavailable(f"{name} names {stop!r} as its eos_token_id.", "It must be an id, or a list of ids.")
         return cls(name, config.get_text_config(), tokenizer, _as_ids(stop), template_name=template_name)
@@ -271,7 +271,7 @@ class Checkpoint:
             )
         except Exception as error:  # a template is a program of its own, and can fail in any way
             raise InvalidRequest(
-                f"The chat template of {self.name} refuses the messages: {_first_line(error)}"
+                f"The chat template of {self.name} refuses the messages: {first_line(error)}"
             ) from error
         return self.encode(text, add_special_tokens=False, most=most)
 
@@ -335,11 +335,6 @@ def _as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, int) else tuple(value)
-
-
-def _first_line(error: Exception) -> str:
-    lines = (str(error).strip() or type(error).__name__).splitlines()
-    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
 
 
 def _weights_in(file: Path) -> int:

@@ -106,3 +106,9 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, completions: list[Completion]) -> None:
         super().__init__("interrupted")
         self.completions = completions
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error of another library, with the second where the first only announces it."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])

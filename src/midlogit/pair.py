@@ -414,10 +414,8 @@ class Pair:
         """The requests of a call, checked in full and ready for `start`, `run` and `run_scores`; starts nothing.
 
         Args:
-            strict: raise for a prompt that cannot be honoured; off, the `error` of its requests says why.
-
-        Args:
             generates: a token must fit after each prompt; not so where they are for `run_scores` alone.
+            strict: raise for a prompt that cannot be honoured; off, the `error` of its requests says why.
 
         Raises:
             InvalidRequest: for anything that cannot be honoured.

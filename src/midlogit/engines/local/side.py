@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from midlogit.checkpoint import Checkpoint
 from midlogit.engines.local.cache import SlotCache
-from midlogit.errors import ModelUnavailable
+from midlogit.errors import ModelUnavailable, first_line
 
 CHUNK = 512  # query columns of one prefill forward; bounds its activations
 
@@ -32,7 +32,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     try:
         return AutoModelForCausalLM.from_pretrained(checkpoint.name, dtype=dtype).to(device).eval()
     except Exception as error:  # a damaged file, or a device that is too small, fails in many ways
-        raise ModelUnavailable(f"The weights of {checkpoint.name} cannot be loaded: {_first_line(error)}") from error
+        raise ModelUnavailable(f"The weights of {checkpoint.name} cannot be loaded: {first_line(error)}") from error
 
 
 def cache_keyword(model: Any) -> str:
@@ -55,7 +55,7 @@ class Side:
         except ModelUnavailable:
             raise
         except Exception as error:  # a configuration that the weights do not fit fails in many ways
-            raise ModelUnavailable(f"{checkpoint.name} cannot be run: {_first_line(error)}") from error
+            raise ModelUnavailable(f"{checkpoint.name} cannot be run: {first_line(error)}") from error
 
     def add(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Opens a slot for each prompt and runs them; logits [N, V] behind their last tokens."""
@@ -188,7 +188,3 @@ class Side:
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype.itemsize < 4 else logits
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

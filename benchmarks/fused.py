@@ -24,10 +24,10 @@ import triton.language as tl
 
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import EqualKL
-from midlogit.core.uniforms import Chances
-from midlogit.fused.decide import FusedPolicy
-from midlogit.sampling.decision import RowSettings
-from midlogit.sampling.policy import decide
+from midlogit.core.uniforms import TokenUniforms
+from midlogit.decide.arrays import decide
+from midlogit.decide.base import RowSettings
+from midlogit.decide.kernels.decider import FusedPolicy
 
 RESULTS = Path(__file__).parent / "results" / "fused.json"
 VOCABULARY = 151936
@@ -64,7 +64,7 @@ def settings(batch: int, constrained: bool) -> list[RowSettings]:
     """What `batch` ordinary rows ask for."""
     outcomes, top_p = OUTCOMES, 0.95 if constrained else None
     chances = np.random.default_rng(1).random((batch, 3)).tolist()
-    return [RowSettings(EqualKL(), outcomes, 1.0, top_p, 1e-6, False, True, Chances(*three)) for three in chances]
+    return [RowSettings(EqualKL(), outcomes, 1.0, top_p, 1e-6, False, True, TokenUniforms(*three)) for three in chances]
 
 
 def median_ms(work: Callable[[torch.Tensor, torch.Tensor], object], pairs: Pairs, rounds: int = 30) -> float:

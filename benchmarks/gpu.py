@@ -144,10 +144,10 @@ def alone(model: Path, batches: list[int]) -> dict[int, float]:
 def together(pair: Any, spent: Spent, batches: list[int]) -> dict[int, tuple[float, dict[str, float]]]:
     """Step times of the pair in lock-step, and where the engine's thread spent them (milliseconds a step)."""
     from midlogit import SamplingParams
-    from midlogit.sampling.drafting import Drafting
+    from midlogit.engines.draft_length import DraftLength
 
     found = {}
-    pair._engine.drafting = Drafting("off")
+    pair._engine.draft_length = DraftLength("off")
 
     def generate(asked: list[list[int]], tokens: int) -> None:
         params = SamplingParams(max_tokens=tokens, ignore_eos=True, seed=1)

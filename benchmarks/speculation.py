@@ -64,7 +64,7 @@ def simulate_acceptance(engine: Any) -> None:
         for n in range(sequences):
             while stood_N[n] < places and next(fate):
                 stood_N[n] += 1
-        return module.sent(stood_N, drawn_PN.device)
+        return module.to_device(stood_N, drawn_PN.device)
 
     engine._known, module.standing = noted, standing
 
@@ -148,14 +148,14 @@ def run(pair: Any, steps: Steps, batch: int, enough: Callable[[], bool]) -> None
 
 def measure(pair: Any, steps: Steps, batch: int, asked: int | str) -> tuple[float, dict[str, Any]]:
     """Tokens a second of a batch, and the statistics of its drafts."""
+    from midlogit.engines.draft_length import DraftLength
     from midlogit.engines.vllm.engine import DRAFTS
-    from midlogit.sampling.drafting import Drafting
 
-    drafting = pair._engine.drafting = Drafting(asked, DRAFTS, carries=True)
+    draft_length = pair._engine.draft_length = DraftLength(asked, DRAFTS, reuses_bonus_row=True)
     for _ in range(SETTLING if asked == "auto" else 0):
         run(pair, steps, batch, lambda: len(steps.notes) >= SETTLED)
     run(pair, steps, batch, lambda: steps.seconds >= WARM + steps.window)
-    return steps.tokens_per_s(), drafting.statistics()
+    return steps.tokens_per_s(), draft_length.statistics()
 
 
 def measure_all(pair: Any, spent: Spent, teacher_ms: Mapping[int, float], batches: list[int], output: Path) -> None:

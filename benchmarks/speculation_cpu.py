@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parent / "results" / "speculation_cpu.json"
 def measure(base: str, teacher: str, dtype: str, prompts: list[str]) -> list[dict]:
     """A row for each preset and number of drafts."""
     from midlogit import Pair, SamplingParams
-    from midlogit.sampling.drafting import Drafting
+    from midlogit.engines.draft_length import DraftLength
 
     rows = []
     with Pair.local(base, teacher, dtype=dtype, device="cpu", speculation="off") as pair:
@@ -35,20 +35,20 @@ def measure(base: str, teacher: str, dtype: str, prompts: list[str]) -> list[dic
         for preset in PRESETS:
             asked = SamplingParams.preset(preset, max_tokens=TOKENS, seed=1, ignore_eos=True)
             # One for each: "auto" learns from prompt to prompt.
-            drafting = {drafts: Drafting(drafts) for drafts in DRAFTS}
+            lengths = {drafts: DraftLength(drafts) for drafts in DRAFTS}
             seconds, texts = defaultdict(list), defaultdict(list)
             pair.generate(prompts[:1], asked, chat=True)
             for number, prompt in enumerate(prompts):
                 turn = number % len(DRAFTS)
                 for drafts in DRAFTS[turn:] + DRAFTS[:turn]:
-                    engine.drafting = drafting[drafts]
+                    engine.draft_length = lengths[drafts]
                     start = time.perf_counter()
                     (completion,) = pair.generate([prompt], asked, chat=True)
                     seconds[drafts].append(time.perf_counter() - start)
                     texts[drafts].append(completion.token_ids)
                 print(preset, number, {d: round(s[-1], 1) for d, s in seconds.items()}, file=sys.stderr)
             for drafts in DRAFTS:
-                found = drafting[drafts].statistics()
+                found = lengths[drafts].statistics()
                 rows.append(
                     {
                         "preset": preset,

@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     import transformers
 
 from midlogit import Pair
-from midlogit.checkpoint import bundled
+from midlogit.models.checkpoint import bundled
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A run started in the background ignores SIGINT, and so would the processes that tests interrupt.

@@ -27,8 +27,8 @@ from midlogit.cli.loading import Serving, parse_template_kwargs
 from midlogit.engines.http.served import ServedModel
 from midlogit.errors import InvalidField
 from midlogit.messages import of_each_side, plain_messages, template_variables
-from midlogit.prompts import Reading
-from midlogit.tokenization import Density
+from midlogit.models.tokenization import Density
+from midlogit.requests.prompts import Reading
 from tests.conftest import BASE, TEACHER
 from tests.variants import open_folders, with_bos, with_named_templates, with_thinking
 
@@ -313,7 +313,7 @@ def test_a_text_that_fills_the_context_is_scored(pair: Pair) -> None:
     with pytest.raises(PromptTooLong, match="at least one token must fit"):
         pair.generate([whole])
     prepared = pair.prepare([whole], SamplingParams(), Reading(), generates=False)
-    assert prepared[0].room == 0
+    assert prepared[0].max_new_tokens == 0
 
 
 def test_a_huge_prompt_is_refused_at_once(pair: Pair) -> None:

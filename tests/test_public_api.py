@@ -13,7 +13,7 @@ from midlogit import errors
 SIGNATURES = {
     "local": "(base: 'str | Path | None' = None, teacher: 'str | Path | None' = None, *, "
     "device: 'str | tuple[str, str]' = 'auto', dtype: 'str' = 'auto', max_num_seqs: 'int' = 16, "
-    "speculation: 'Asked' = 'auto', chat_template: 'TemplateNames' = None) -> 'Self'",
+    "speculation: 'SpeculationOption' = 'auto', chat_template: 'TemplateNames' = None) -> 'Self'",
     "generate": "(self, prompts: 'Sequence[Prompt] | None' = None, params: 'SamplingParams | None' = None, *, "
     "base_prompts: 'Sequence[Prompt] | None' = None, teacher_prompts: 'Sequence[Prompt] | None' = None, "
     "chat: 'bool' = False, chat_template_kwargs: 'TemplateOptions | None' = None, add_special_tokens: 'bool' = True, "
@@ -35,7 +35,7 @@ FIELDS = {
     ),
     "Diagnostics": (
         "alpha", "kl_base", "kl_teacher", "entropy", "ess_base", "ess_teacher", "ess_ratio", "logprobs",
-        "base_logprobs", "teacher_logprobs", "forced", "coverage", "alpha_bound", "bound", "base_bounded",
+        "base_logprobs", "teacher_logprobs", "forced", "coverage", "alpha_bound", "tv_bound", "base_bounded",
         "teacher_bounded",
     ),
 }  # fmt: skip

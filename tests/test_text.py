@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from midlogit import Pair, SamplingParams
 from midlogit.engines.http.served import ServedDetokenizer
-from midlogit.sampling.text import LocalDetokenizer, TextStream
+from midlogit.models.detokenize import LocalDetokenizer, TextStream
 from midlogit.server.vocabulary import Offsets
 from tests.conftest import TEACHER
 from tests.variants import metaspace, sentencepiece

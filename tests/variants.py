@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from midlogit import Pair
-from midlogit.checkpoint import bundled
+from midlogit.models.checkpoint import bundled
 from midlogit.server.vocabulary import _byte_of_character
 
 SIDES = ("base", "teacher")

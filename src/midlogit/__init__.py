@@ -21,10 +21,9 @@ if TYPE_CHECKING:
         PairMismatch,
         PromptTooLong,
     )
-    from midlogit.outputs import Completion, Diagnostics, Scores, Statistics, Token, Usage
+    from midlogit.outputs import Completion, Decision, Diagnostics, Scores, Statistics, Token, Top, Usage
     from midlogit.pair import Pair
     from midlogit.params import PRESETS, Preset, SamplingParams
-    from midlogit.sampling.decision import Decision, Top
 
 __version__ = "0.1.0"
 
@@ -44,7 +43,7 @@ _HOMES = {
     "midlogit.outputs": ("Completion", "Diagnostics", "Scores", "Statistics", "Token", "Usage"),
     "midlogit.pair": ("Pair",),
     "midlogit.params": ("PRESETS", "Preset", "SamplingParams"),
-    "midlogit.sampling.decision": ("Decision", "Top"),
+    "midlogit.decide.base": ("Decision", "Top"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

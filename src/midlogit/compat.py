@@ -16,7 +16,7 @@ from midlogit.errors import EngineFailure
 from midlogit.outputs import Completion, Diagnostics
 from midlogit.pair import Pair
 from midlogit.params import SamplingParams
-from midlogit.prompts import Prompt
+from midlogit.requests.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)

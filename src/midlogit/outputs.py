@@ -5,9 +5,60 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from midlogit.sampling.decision import Decision, Top
-
 FinishReason = Literal["stop", "length", "abort", "error"]
+Candidates = list[tuple[int, float]]  # (token id, log-probability), most likely first
+
+
+@dataclass(frozen=True, slots=True)
+class Top:
+    """The most likely tokens at one position: under q as sampled, under each model alone (raw)."""
+
+    q: Candidates
+    base: Candidates
+    teacher: Candidates
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One drawn token and what is known of it; `error` says why nothing was drawn instead.
+
+    Attributes:
+        token_id: the drawn id; for the merged stop class the teacher's most likely stop id.
+        logprob: log q of the drawn outcome. base_logprob, teacher_logprob: raw (docs/theory.md (20)).
+        forced: drawn from the teacher because the first token is forced.
+        fallback: drawn from the teacher because the supports were disjoint.
+        constrained: drawn from the teacher's nucleus.
+        coverage: mass of the model of which less was seen; 1 for whole rows.
+        alpha_bound, tv_bound: certified bounds on |α − α*| and on the total variation between the sampled and
+            the exact q* (docs/theory.md (26a), (30)); 0 for whole rows.
+        base_bounded, teacher_bounded: whether base_logprob or teacher_logprob is only an upper bound, because the
+            server neither listed nor scored the id.
+    """
+
+    token_id: int
+    alpha: float
+    kl_base: float
+    kl_teacher: float
+    entropy: float
+    ess_base: float
+    ess_teacher: float
+    logprob: float
+    base_logprob: float
+    teacher_logprob: float
+    forced: bool
+    fallback: bool
+    constrained: bool
+    coverage: float = 1.0
+    alpha_bound: float = 0.0
+    tv_bound: float = 0.0
+    base_bounded: bool = False
+    teacher_bounded: bool = False
+    top: Top | None = None
+    error: str | None = None
+
+    @property
+    def ess_ratio(self) -> float:
+        return self.ess_base / self.ess_teacher if self.ess_teacher else float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +107,7 @@ class Diagnostics:
         base_bounded, teacher_bounded: whether base_logprobs or teacher_logprobs is only an upper bound there, because
             the server neither listed nor scored the token; never for engines that see the full vocabulary.
         coverage: mass of both models that was seen, 1 for engines that see the full vocabulary.
-        alpha_bound, bound: certified bounds on |α − α*| and on the total variation between the sampled and
+        alpha_bound, tv_bound: certified bounds on |α − α*| and on the total variation between the sampled and
             the exact q*, 0 for them.
     """
 
@@ -73,7 +124,7 @@ class Diagnostics:
     forced: list[bool] = field(default_factory=list)
     coverage: list[float] = field(default_factory=list)
     alpha_bound: list[float] = field(default_factory=list)
-    bound: list[float] = field(default_factory=list)
+    tv_bound: list[float] = field(default_factory=list)
     base_bounded: list[bool] = field(default_factory=list)
     teacher_bounded: list[bool] = field(default_factory=list)
 
@@ -93,7 +144,7 @@ class Diagnostics:
             forced=[d.forced for d in decisions],
             coverage=[d.coverage for d in decisions],
             alpha_bound=[d.alpha_bound for d in decisions],
-            bound=[d.bound for d in decisions],
+            tv_bound=[d.tv_bound for d in decisions],
             base_bounded=[d.base_bounded for d in decisions],
             teacher_bounded=[d.teacher_bounded for d in decisions],
         )
@@ -106,7 +157,7 @@ class Completion:
     Attributes:
         index: which prompt of the call; sample: which of its n completions.
         prompt: the teacher's prompt as it was given; base_prompt: the base's.
-        text: what the generated ids add to the prompt's text (midlogit.sampling.text), without ending ids and stop
+        text: what the generated ids add to the prompt's text (midlogit.models.detokenize), without ending ids and stop
             strings.
         token_ids: every generated id, the ending one included.
         finish_reason: stop, length, abort or error.

@@ -16,20 +16,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from midlogit.batch import Batch, Event, wait_for
-from midlogit.checkpoint import TemplateNames, names_of_sides
+from midlogit.delivery import Batch, Event, wait_for
 from midlogit.engines.base import Engine
+from midlogit.engines.draft_length import SpeculationOption
 from midlogit.errors import EngineFailure, Interrupted, InvalidRequest
 from midlogit.messages import TemplateOptions
-from midlogit.mixing import Mixing
+from midlogit.models.checkpoint import TemplateNames, names_of_sides
+from midlogit.models.mixing import Mixing
 from midlogit.outputs import Completion, Scores, Statistics
 from midlogit.params import DEFAULT_PRESET, SamplingParams
-from midlogit.prompts import Prompt, Reading, pair_up
-from midlogit.requests import build_requests
-from midlogit.sampling.drafting import Asked
-from midlogit.sampling.scoring import Scored, ScoreRequest
-from midlogit.sampling.sequence import Request
-from midlogit.sampling.sequence import Sequence as Running
+from midlogit.requests.build import build_requests
+from midlogit.requests.prompts import Prompt, Reading, pair_up
+from midlogit.requests.scoring import Scored, ScoreRequest
+from midlogit.requests.sequence import Request
+from midlogit.requests.sequence import Sequence as Running
 
 _T = TypeVar("_T")
 
@@ -57,7 +57,7 @@ class Pair:
         device: str | tuple[str, str] = "auto",
         dtype: str = "auto",
         max_num_seqs: int = 16,
-        speculation: Asked = "auto",
+        speculation: SpeculationOption = "auto",
         chat_template: TemplateNames = None,
     ) -> Self:
         """Two transformers models in this process; without names the bundled pair.
@@ -100,7 +100,7 @@ class Pair:
         *,
         top_k: int | Literal["auto"] = 20,
         tolerance: float = 0.05,
-        speculation: Asked = "auto",
+        speculation: SpeculationOption = "auto",
         base_model: str | None = None,
         teacher_model: str | None = None,
         base_tokenizer: str | Path | None = None,
@@ -162,7 +162,7 @@ class Pair:
         kv_cache_memory_bytes: tuple[int, int] | None = None,
         max_num_seqs: int = 256,
         max_model_len: int | None = None,
-        speculation: Asked = "auto",
+        speculation: SpeculationOption = "auto",
         chat_template: TemplateNames = None,
         **engine_args: Any,
     ) -> Self:
@@ -473,8 +473,8 @@ class Pair:
 
     def statistics(self) -> dict[str, Any]:
         """Counts since the pair was opened (see `midlogit.outputs.Statistics`), the success_rate, and `speculation`:
-        what became of drafts (see `midlogit.sampling.drafting.Drafting.statistics`)."""
-        return {**self._statistics.to_dict(), "speculation": self._engine.drafting.statistics()}
+        what became of drafts (see `midlogit.engines.draft_length.DraftLength.statistics`)."""
+        return {**self._statistics.to_dict(), "speculation": self._engine.draft_length.statistics()}
 
     def close(self) -> None:
         """Aborts what runs and frees the models; in a process that was forked from the pair's own, does nothing."""

@@ -9,9 +9,9 @@ from shutil import copytree
 import pytest
 
 from midlogit import ModelUnavailable
-from midlogit.checkpoint import Checkpoint
 from midlogit.cli.doctor import run_doctor
 from midlogit.cli.loading import Serving
+from midlogit.models.checkpoint import Checkpoint
 from tests.conftest import BASE
 
 

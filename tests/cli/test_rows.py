@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from midlogit import Interrupted, Pair, SamplingParams
-from midlogit.batch import Batch
 from midlogit.cli import console, main
 from midlogit.cli.console import Output, OutputLost, Signals
+from midlogit.delivery import Batch
 from tests.cli.test_cli import COMMAND
 
 Command = Callable[..., tuple[int, list[str], str]]

@@ -13,9 +13,10 @@ from midlogit.core import reference
 from midlogit.core.draw import inverse_cdf
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
-from midlogit.core.uniforms import BLOCK, Chances, Uniforms, identity
-from midlogit.sampling.decision import Decision, RowSettings
-from midlogit.sampling.policy import decide
+from midlogit.core.uniforms import BLOCK, TokenUniforms, Uniforms, identity
+from midlogit.decide.arrays import decide
+from midlogit.decide.base import RowSettings
+from midlogit.outputs import Decision
 from tests.law import chi_square_p
 
 DRAWS = 20_000
@@ -34,7 +35,7 @@ def draw(outcomes: Outcomes, to_array=torch.from_numpy, **changes):
     uniforms = Uniforms(seed=5, sample=0)
     asked = {"rule": EqualKL(), "temperature": 1.0, "top_p": None, "forced": False, **changes}
     settings = [
-        RowSettings(outcomes=outcomes, alpha_tol=1e-8, may_end=True, chances=uniforms.at(i), **asked)
+        RowSettings(outcomes=outcomes, alpha_tol=1e-8, may_end=True, uniforms=uniforms.at(i), **asked)
         for i in range(DRAWS)
     ]
     base, teacher = (to_array(np.tile(row, (DRAWS, 1))) for row in fixed_rows())
@@ -114,7 +115,7 @@ def test_greedy_takes_the_most_likely_token_of_q_at_temperature_one() -> None:
 
 def test_greedy_ties_go_to_the_lowest_id() -> None:
     rows = np.zeros((1, 6))
-    settings = [RowSettings(EqualKL(), Outcomes((0,)), 0.0, 0.9, 1e-6, False, True, Chances(0.9, 0.9, 0.9))]
+    settings = [RowSettings(EqualKL(), Outcomes((0,)), 0.0, 0.9, 1e-6, False, True, TokenUniforms(0.9, 0.9, 0.9))]
     assert decide(rows, rows.copy(), settings)[0].token_id == 1
 
 
@@ -129,10 +130,10 @@ def test_mixed_settings_in_one_batch_equal_each_alone() -> None:
     base, teacher = fixed_rows()
     outcomes, other = Outcomes((1,), STOPS), Outcomes()
     settings = [
-        RowSettings(EqualKL(), outcomes, 1.0, 0.9, 1e-8, False, True, Chances(0.3, 0.9, 0.3)),
-        RowSettings(FixedAlpha(0.2), other, 0.5, None, 1e-8, False, True, Chances(0.6, 0.9, 0.6), top_logprobs=4),
-        RowSettings(EqualKL(), outcomes, 0.0, 0.5, 1e-8, True, False, Chances(0.1, 0.9, 0.1)),
-        RowSettings(EqualKL(), other, 1.5, None, 1e-8, False, False, Chances(0.99, 0.9, 0.99)),
+        RowSettings(EqualKL(), outcomes, 1.0, 0.9, 1e-8, False, True, TokenUniforms(0.3, 0.9, 0.3)),
+        RowSettings(FixedAlpha(0.2), other, 0.5, None, 1e-8, False, True, TokenUniforms(0.6, 0.9, 0.6), top_logprobs=4),
+        RowSettings(EqualKL(), outcomes, 0.0, 0.5, 1e-8, True, False, TokenUniforms(0.1, 0.9, 0.1)),
+        RowSettings(EqualKL(), other, 1.5, None, 1e-8, False, False, TokenUniforms(0.99, 0.9, 0.99)),
     ]
     batch = decide(np.tile(base, (4, 1)), np.tile(teacher, (4, 1)), settings)
     for found, s in zip(batch, settings, strict=True):
@@ -143,9 +144,11 @@ def test_broken_rows_are_reported_and_leave_the_others_alone() -> None:
     base, teacher = fixed_rows()
     bases = np.tile(base, (5, 1))
     bases[0, 3], bases[1, 3], bases[2, :] = np.nan, np.inf, -np.inf
-    settings = [RowSettings(EqualKL(), Outcomes(), 1.0, 0.95, 1e-6, False, True, Chances(0.4, 0.9, 0.4))] * 4
+    settings = [RowSettings(EqualKL(), Outcomes(), 1.0, 0.95, 1e-6, False, True, TokenUniforms(0.4, 0.9, 0.4))] * 4
     settings.append(
-        RowSettings(EqualKL(), Outcomes(tuple(range(VOCABULARY))), 1.0, 0.95, 1e-6, False, True, Chances(0.4, 0.9, 0.4))
+        RowSettings(
+            EqualKL(), Outcomes(tuple(range(VOCABULARY))), 1.0, 0.95, 1e-6, False, True, TokenUniforms(0.4, 0.9, 0.4)
+        )
     )
     decisions = decide(bases, np.tile(teacher, (5, 1)), settings)
     assert [d.error is None for d in decisions] == [False, False, False, True, False]
@@ -156,7 +159,7 @@ def test_broken_rows_are_reported_and_leave_the_others_alone() -> None:
 def test_disjoint_supports_fall_back_to_the_teacher() -> None:
     base, teacher = np.full((1, 4), -np.inf), np.full((1, 4), -np.inf)
     base[0, :2], teacher[0, 2:] = 0.0, [0.0, 1.0]
-    settings = [RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, Chances(0.999, 0.9, 0.999))]
+    settings = [RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, TokenUniforms(0.999, 0.9, 0.999))]
     (d,) = decide(base, teacher, settings)
     assert (d.token_id, d.alpha, d.fallback, d.kl_base) == (3, 1.0, True, np.inf)
     assert d.kl_teacher == pytest.approx(0)
@@ -166,7 +169,9 @@ def test_top_logprobs_are_q_and_each_model_alone() -> None:
     base, teacher = fixed_rows()
     masked, top_p = (0,), 0.9
     settings = [
-        RowSettings(EqualKL(), Outcomes(masked), 1.0, top_p, 1e-8, False, True, Chances(0.4, 0.5, 0.4), top_logprobs=3)
+        RowSettings(
+            EqualKL(), Outcomes(masked), 1.0, top_p, 1e-8, False, True, TokenUniforms(0.4, 0.5, 0.4), top_logprobs=3
+        )
     ]
     top = decide(base[None], teacher[None], settings)[0].top
     expected = reference.mixture(base.tolist(), teacher.tolist(), masked_ids=masked, top_p=top_p)

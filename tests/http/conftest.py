@@ -17,7 +17,7 @@ from shutil import copytree
 
 import pytest
 
-from midlogit.checkpoint import bundled
+from midlogit.models.checkpoint import bundled
 from tests.http.proxy import Proxy
 from tests.http.servers import VERSION, serving
 

@@ -12,9 +12,9 @@ from shutil import copytree
 import pytest
 
 from midlogit import InvalidRequest, ModelUnavailable, Pair, PairMismatch, PromptTooLong, SamplingParams
-from midlogit.checkpoint import bundled
 from midlogit.cli.main import app
 from midlogit.errors import ServerUnavailable
+from midlogit.models.checkpoint import bundled
 from tests.http.conftest import Urls
 from tests.http.proxy import Proxy
 
@@ -224,7 +224,7 @@ def test_server_without_chosen_id_scoring_works(urls: Urls, what: str) -> None:
     assert cut.finish_reason in ("length", "stop")
     # The first two positions have the same prefix.
     assert cut.token_ids[0] == scored.token_ids[0]
-    assert cut.diagnostics.bound[1] >= scored.diagnostics.bound[1]
+    assert cut.diagnostics.tv_bound[1] >= scored.diagnostics.tv_bound[1]
 
 
 def test_command_line(urls: Urls, capsys: pytest.CaptureFixture[str]) -> None:

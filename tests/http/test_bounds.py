@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from midlogit import Pair, SamplingParams
-from midlogit.core.uniforms import Chances
-from midlogit.sampling.decision import Decision, RowSettings
-from midlogit.sampling.listed import Listed, unlisted_ids
-from midlogit.sampling.policy import decide, decide_listed
+from midlogit.core.uniforms import TokenUniforms
+from midlogit.decide.arrays import decide, decide_truncated
+from midlogit.decide.base import RowSettings
+from midlogit.decide.truncated.rows import TopLogprobs, unlisted_ids
+from midlogit.outputs import Decision
 from tests.http.conftest import WHOLE
 
 POSITIONS = 2000
@@ -41,12 +42,12 @@ def rows(pair: Pair, models: tuple[torch.nn.Module, torch.nn.Module]) -> tuple[n
     return base, teacher
 
 
-def listed(row: np.ndarray) -> Listed:
+def listed(row: np.ndarray) -> TopLogprobs:
     order = np.argsort(-row, kind="stable")[:20]
-    return Listed({int(i): float(np.float32(row[i])) for i in order}, float(np.float32(row[order[-1]])), WHOLE)
+    return TopLogprobs({int(i): float(np.float32(row[i])) for i in order}, float(np.float32(row[order[-1]])), WHOLE)
 
 
-def cut(base: np.ndarray, teacher: np.ndarray, settings: RowSettings, score: bool) -> tuple[Listed, Listed]:
+def cut(base: np.ndarray, teacher: np.ndarray, settings: RowSettings, score: bool) -> tuple[TopLogprobs, TopLogprobs]:
     lists = [listed(base), listed(teacher)]
     if score:
         for at, (ids, row) in enumerate(zip(unlisted_ids(*lists, settings, WHOLE), (base, teacher), strict=True)):
@@ -86,7 +87,7 @@ def test_bounds_hold_and_say_something(
         1e-9,
         False,
         True,
-        Chances(0.5, 0.5, 0.5),
+        TokenUniforms(0.5, 0.5, 0.5),
         top_logprobs=WHOLE,
     )
     errors: list[tuple[float, float, float, float]] = []
@@ -94,12 +95,12 @@ def test_bounds_hold_and_say_something(
         base, teacher = (row[at : at + 250] for row in rows)
         alike: Sequence[RowSettings] = [settings] * len(base)
         exact = decide(base, teacher, alike)
-        ours = decide_listed([cut(p, t, settings, score) for p, t in zip(base, teacher, strict=True)], alike, WHOLE)
+        ours = decide_truncated([cut(p, t, settings, score) for p, t in zip(base, teacher, strict=True)], alike, WHOLE)
         for e, c, p, t in zip(exact, ours, base, teacher, strict=True):
             assert_raw(c, p, t, settings, score)
-            errors.append((abs(e.alpha - c.alpha), c.alpha_bound, variation(e, c), c.bound))
+            errors.append((abs(e.alpha - c.alpha), c.alpha_bound, variation(e, c), c.tv_bound))
             assert abs(e.alpha - c.alpha) <= c.alpha_bound + 1e-6
-            assert variation(e, c) <= c.bound + 1e-6
+            assert variation(e, c) <= c.tv_bound + 1e-6
     medians = [median(column) for column in zip(*errors, strict=True)]
     alpha, alpha_bound, distance, bound = medians
     kind = "scored" if score else "bounded"

@@ -66,7 +66,7 @@ def test_whole_vocabulary_equals_the_local_engine(pair: Pair, whole: Pair) -> No
         assert served.diagnostics.alpha == pytest.approx(local.diagnostics.alpha, abs=1e-4)
         assert served.diagnostics.kl_base == pytest.approx(local.diagnostics.kl_base, abs=1e-4)
         assert served.diagnostics.base_logprobs == pytest.approx(local.diagnostics.base_logprobs, abs=1e-4)
-        assert set(served.diagnostics.bound) == {0.0} == set(served.diagnostics.alpha_bound)
+        assert set(served.diagnostics.tv_bound) == {0.0} == set(served.diagnostics.alpha_bound)
         assert set(served.diagnostics.coverage) == {1.0}
 
 
@@ -80,8 +80,8 @@ def test_top_20_keeps_its_word_against_the_local_engine(pair: Pair, http: Pair) 
             ours, theirs = local.diagnostics, served.diagnostics
             assert abs(ours.alpha[position] - theirs.alpha[position]) <= theirs.alpha_bound[position] + 1e-4
             compared += 1
-            exact += theirs.bound[position] == 0
-            if theirs.bound[position] == 0:
+            exact += theirs.tv_bound[position] == 0
+            if theirs.tv_bound[position] == 0:
                 assert a == b
                 assert theirs.base_logprobs[position] == pytest.approx(ours.base_logprobs[position], abs=1e-4)
             if a != b:
@@ -172,7 +172,7 @@ def test_adaptive_width_meets_its_tolerance(urls: Urls, proxies: tuple[Proxy, Pr
     params = SamplingParams.preset("exploratory", max_tokens=8, seed=1)
     with Pair.http(base.url, teacher.url, top_k="auto", tolerance=0.02) as pair:
         completions = pair.generate(PROMPTS[:4], params, progress=False)
-    assert max(bound for c in completions for bound in c.diagnostics.bound) <= 0.02
+    assert max(bound for c in completions for bound in c.diagnostics.tv_bound) <= 0.02
     assert {20, 80} <= asked
 
 

@@ -67,7 +67,7 @@ def test_greedy_text_is_that_of_lockstep(urls: Urls, lockstep: Pair, top_k: int,
             assert pair.statistics()["speculation"]["accepted"] > 0
         for a, b in zip(expected, found, strict=True):
             assert (b.token_ids, b.text, b.finish_reason) == (a.token_ids, a.text, a.finish_reason)
-            for name in ("alpha", "kl_base", "coverage", "bound", "alpha_bound", "logprobs", "base_logprobs"):
+            for name in ("alpha", "kl_base", "coverage", "tv_bound", "alpha_bound", "logprobs", "base_logprobs"):
                 assert getattr(b.diagnostics, name) == pytest.approx(getattr(a.diagnostics, name), abs=1e-3), name
 
 

@@ -29,7 +29,7 @@ from midlogit import (
     SamplingParams,
     parse_rule,
 )
-from midlogit.sampling.scoring import Scored
+from midlogit.requests.scoring import Scored
 from tests.conftest import BASE, TEACHER
 from tests.questions import QUESTIONS
 

@@ -81,12 +81,12 @@ def prompts_for(asked: SamplingParams) -> tuple[str, ...]:
     return QUESTIONS if asked.temperature == 0 else QUESTIONS[: 9 // asked.n]
 
 
-def test_every_completion_is_that_of_lock_step(drafting: Pair, expected) -> None:
+def test_every_completion_is_that_of_lock_step(draft_length: Pair, expected) -> None:
     asked, completions = expected
     before = drafting.statistics()["speculation"]["rounds"]
     require_equal(drafting.generate(prompts_for(asked), asked, chat=True), completions)
     drafted = drafting.statistics()["speculation"]["rounds"] > before
-    assert drafted or asked.max_tokens == 1 or drafting._engine.drafting._auto
+    assert drafted or asked.max_tokens == 1 or drafting._engine.draft_length._auto
 
 
 def test_the_cases_end_in_every_way(lock_step: Pair) -> None:
@@ -99,7 +99,7 @@ def test_the_cases_end_in_every_way(lock_step: Pair) -> None:
     assert ends == {("length", type(None)), ("stop", type(None)), ("stop", str), ("stop", int)}
 
 
-def test_prompts_near_the_end_of_the_context(lock_step: Pair, drafting: Pair) -> None:
+def test_prompts_near_the_end_of_the_context(lock_step: Pair, draft_length: Pair) -> None:
     """Drafts stop at the end of a context; sequences with more room share the batch."""
     longest = lock_step.mixing.teacher.max_context
     prompts = [[1000 + room] * (longest - room) for room in (1, 2, 7)] + [[1000, 2000]]
@@ -109,7 +109,7 @@ def test_prompts_near_the_end_of_the_context(lock_step: Pair, drafting: Pair) ->
     require_equal(found, lock_step.generate(prompts, asked))
 
 
-def test_streams_tokens_in_order(lock_step: Pair, drafting: Pair) -> None:
+def test_streams_tokens_in_order(lock_step: Pair, draft_length: Pair) -> None:
     asked = SamplingParams(seed=4, max_tokens=40, stop=(" and",))
     for question in QUESTIONS[:3]:
         *tokens, completion = drafting.stream(question, asked, chat=True)
@@ -121,7 +121,7 @@ def test_streams_tokens_in_order(lock_step: Pair, drafting: Pair) -> None:
         require_equal([completion], lock_step.generate([question], asked, chat=True))
 
 
-def test_sequences_that_join_and_leave_while_others_draft(lock_step: Pair, drafting: Pair) -> None:
+def test_sequences_that_join_and_leave_while_others_draft(lock_step: Pair, draft_length: Pair) -> None:
     """One streams; others come at its tokens, one of them is aborted in the middle."""
     long = SamplingParams(seed=5, max_tokens=60, ignore_eos=True)
     short = SamplingParams.preset("exploratory", seed=6, max_tokens=9)
@@ -153,7 +153,7 @@ def test_statistics_count_rounds_and_drafts() -> None:
     asked = SamplingParams(seed=1, max_tokens=40)
     with open_pair(4) as pair:
         assert pair.statistics()["speculation"] == {
-            "rounds": 0, "checked": 0, "accepted": 0, "acceptance": None, "accepted_per_round": None,
+            "rounds": 0, "verified": 0, "accepted": 0, "acceptance": None, "accepted_per_round": None,
             "acceptance_by_position": [], "drafts_in_use": {"all": 4},
         }  # fmt: skip
         tokens = sum(len(c.token_ids) for q in QUESTIONS for c in pair.generate([q], asked, chat=True))
@@ -161,9 +161,9 @@ def test_statistics_count_rounds_and_drafts() -> None:
     # A sequence's first token comes with its prompt; a round gives its accepted drafts and one token more, or ends
     # the sequence with a draft.
     assert found["rounds"] + found["accepted"] - 16 <= tokens - 16 <= found["rounds"] + found["accepted"]
-    assert found["accepted"] <= found["checked"] <= 4 * found["rounds"]
+    assert found["accepted"] <= found["verified"] <= 4 * found["rounds"]
     assert 0.5 < found["acceptance"] < 0.95
-    assert found["acceptance"] == found["accepted"] / found["checked"]
+    assert found["acceptance"] == found["accepted"] / found["verified"]
     assert found["accepted_per_round"] == found["accepted"] / found["rounds"] > 1
     assert len(found["acceptance_by_position"]) == 4 and min(found["acceptance_by_position"]) > 0.3
 
@@ -173,7 +173,7 @@ def test_every_draft_of_a_model_that_is_its_own_teacher_stands() -> None:
     with open_pair(4, TEACHER, TEACHER) as pair:
         pair.generate(QUESTIONS, SamplingParams.preset("exploratory", seed=1, max_tokens=20), chat=True)
         found = pair.statistics()["speculation"]
-    assert found["acceptance"] == 1.0 and found["rounds"] < found["checked"] < 4 * found["rounds"]
+    assert found["acceptance"] == 1.0 and found["rounds"] < found["verified"] < 4 * found["rounds"]
 
 
 @pytest.mark.parametrize("preset", ["balanced", "exploratory"])

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from midlogit import Pair, SamplingParams
 from midlogit.cli.main import app
-from midlogit.sampling.decision import Top
+from midlogit.outputs import Top
 from midlogit.server.parameters import sampling_params
 from midlogit.server.pieces import completion_logprobs
 from tests.server.conftest import Live, run_server

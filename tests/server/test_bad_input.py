@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from midlogit.checkpoint import bundled
+from midlogit.models.checkpoint import bundled
 from tests.server.conftest import Live
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from midlogit import SamplingParams
-from midlogit.sampling.sequence import Sequence
+from midlogit.requests.sequence import Sequence
 from tests.questions import QUESTIONS
 from tests.server.conftest import Live, bundled_pair, run_server
 
@@ -98,7 +98,7 @@ def test_disconnecting_clients_leave_no_row_behind(wide: Live) -> None:
     assert all(texts[number] for number in range(CLIENTS) if number not in leaving)
     assert len(aborted) == len(leaving)
     # The step under way when the server heard of it may still draw its tokens, one and its drafts; none follows.
-    most = 1 + max(engine.drafting.choices)
+    most = 1 + max(engine.draft_length.choices)
     assert all(len(sequence.token_ids) <= drawn + most for sequence, drawn in aborted)
     assert wide.service.gate.running == wide.service.gate.waiting == 0
 

@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     )
 
 from midlogit import Pair
-from midlogit.checkpoint import bundled
+from midlogit.models.checkpoint import bundled
 from tests.server.conftest import Live, run_server
 
 OPERATIONS = {

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from midlogit import EngineFailure, MidlogitError, Pair
-from midlogit.checkpoint import bundled
+from midlogit.models.checkpoint import bundled
 from midlogit.server.gate import Gate
 from midlogit.server.serve import AddressUnavailable, listen, serve
 from midlogit.server.settings import ServerSettings
@@ -227,7 +227,7 @@ def test_metrics() -> None:
         assert grown['midlogit:request_success_total{finished_reason="length"}'] == 1
         assert grown['midlogit:request_failures_total{kind="invalid_type"}'] == 1
         drafts = live.pair.statistics()["speculation"]
-        assert after["midlogit:speculation_checked_tokens"] == drafts["checked"] > 0
+        assert after["midlogit:speculation_verified_tokens"] == drafts["verified"] > 0
         assert after["midlogit:speculation_accepted_tokens"] == drafts["accepted"]
         assert after["midlogit:speculation_acceptance"] == drafts["acceptance"]
 

@@ -12,10 +12,10 @@ import torch
 import vllm
 
 from midlogit import EngineFailure, InvalidRequest, Pair, PairMismatch, PromptTooLong, SamplingParams
-from midlogit.checkpoint import Checkpoint
-from midlogit.engines.vllm.adapter import Core, Fed, require_vllm
+from midlogit.engines.vllm.core import Core, Fed, require_vllm
 from midlogit.engines.vllm.memory import GIB, Need, split
 from midlogit.errors import DoesNotFit, MissingExtra, UnsupportedVersion
+from midlogit.models.checkpoint import Checkpoint
 from tests.conftest import BASE, TEACHER
 from tests.questions import QUESTIONS
 from tests.vllm.conftest import CONTEXT, open_pair

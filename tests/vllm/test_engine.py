@@ -1,4 +1,4 @@
-"""vLLM against the local engine, in lock-step and drafting: token by token, nothing left behind."""
+"""vLLM against the local engine, in lock-step and draft_length: token by token, nothing left behind."""
 
 from __future__ import annotations
 

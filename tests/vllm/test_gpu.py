@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from midlogit import Pair, SamplingParams
-from midlogit.checkpoint import bundled
+from midlogit.models.checkpoint import bundled
 from tests.questions import QUESTIONS
 from tests.vllm.conftest import require_empty
 

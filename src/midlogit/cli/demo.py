@@ -15,10 +15,9 @@ from statistics import fmean
 from midlogit.cli.loading import InProcess, Templates, open_pair
 from midlogit.core.rules import FixedAlpha
 from midlogit.messages import TemplateOptions
-from midlogit.outputs import Completion, Token
+from midlogit.outputs import Candidates, Completion, Token
 from midlogit.pair import Pair
 from midlogit.params import SamplingParams
-from midlogit.sampling.decision import Candidates
 
 BASE_COLOUR, TEACHER_COLOUR = (66, 135, 245), (245, 140, 40)
 TRACED = 12

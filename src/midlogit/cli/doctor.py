@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from midlogit.checkpoint import Checkpoint, Model, files_of, open_checkpoints
 from midlogit.cli.loading import Serving, Templates, are_urls, quiet_transformers, servers
 from midlogit.errors import InvalidRequest, MidlogitError
-from midlogit.mixing import Mixing
+from midlogit.models.checkpoint import Checkpoint, Model, files_of, open_checkpoints
+from midlogit.models.mixing import Mixing
 
 if TYPE_CHECKING:
     from midlogit.engines.http.opening import Served

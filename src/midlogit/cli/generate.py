@@ -13,17 +13,17 @@ from pathlib import Path
 
 import orjson
 
-from midlogit.batch import Event
 from midlogit.cli.console import TICK_S, Signals, complain, write_json_line, write_text
 from midlogit.cli.inputs import Columns, Row, read_rows, rows_of_arguments
 from midlogit.cli.loading import InProcess, Serving, Templates, open_pair
+from midlogit.delivery import Event
 from midlogit.errors import InvalidRequest
 from midlogit.messages import TemplateOptions
 from midlogit.outputs import Completion, Diagnostics, Token, Usage
 from midlogit.pair import Pair
 from midlogit.params import SamplingParams
-from midlogit.prompts import Prompt, Reading
-from midlogit.sampling.sequence import Request
+from midlogit.requests.prompts import Prompt, Reading
+from midlogit.requests.sequence import Request
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from midlogit.errors import InvalidRequest
-from midlogit.prompts import Prompt
+from midlogit.requests.prompts import Prompt
 
 JSON_LINES = (".jsonl", ".ndjson")
 LINE_END = re.compile(r"\r\n|\r|\n")

@@ -12,12 +12,12 @@ from typing import Any
 
 import orjson
 
+from midlogit.engines.draft_length import SpeculationOption, require_speculation
 from midlogit.engines.http.urls import looks_like_server
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
 from midlogit.messages import template_variables
 from midlogit.pair import Pair
-from midlogit.sampling.drafting import Asked, require_speculation
 
 ENGINES = ("auto", "local", "vllm")
 SLOTS = {"local": 16, "vllm": 256}
@@ -42,7 +42,7 @@ class InProcess:
     max_num_seqs: int | None = None
     gpu_memory_utilization: float = 0.9
     max_model_len: int | None = None
-    speculation: Asked = "auto"
+    speculation: SpeculationOption = "auto"
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -102,7 +102,7 @@ def _template_kwargs(option: str, text: str | None) -> dict[str, Any]:
     return template_variables(given)
 
 
-def parse_speculation(text: str) -> Asked:
+def parse_speculation(text: str) -> SpeculationOption:
     """auto, off or a number of drafts.
 
     Raises:
@@ -124,7 +124,7 @@ class Serving:
     teacher_tokenizer: str | None = None
     base_api_key: str | None = field(default=None, repr=False)
     teacher_api_key: str | None = field(default=None, repr=False)
-    speculation: Asked = "auto"
+    speculation: SpeculationOption = "auto"
 
     def options(self) -> dict[str, Any]:
         """As `Pair.http` and the handshake take them."""

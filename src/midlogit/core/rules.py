@@ -10,9 +10,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from midlogit.core.arrays import Array, array_namespace, device
+from midlogit.core.bounds import Boxes
 from midlogit.core.mixture import LogPair, LoneRow, moments
 from midlogit.core.solver import increasing_root
-from midlogit.core.truncation import Boxes
 from midlogit.errors import InvalidRequest
 
 

@@ -17,7 +17,7 @@ BLOCK = 64  # positions made at once
 LANES = 4  # words of one Philox output
 
 
-class Chances(NamedTuple):
+class TokenUniforms(NamedTuple):
     """The uniforms in [0, 1) that decide one token.
 
     Attributes:
@@ -62,9 +62,9 @@ class Uniforms:
         self._block = -1
         self._values: list[list[float]] = []
 
-    def at(self, position: int) -> Chances:
+    def at(self, position: int) -> TokenUniforms:
         """The uniforms of a token position."""
-        return Chances(*self._lanes(position)[: len(Chances._fields)])
+        return TokenUniforms(*self._lanes(position)[: len(TokenUniforms._fields)])
 
     def seed_at(self, position: int) -> int:
         """A seed below 2^53 for drafts that a server makes from this position on; from the lane that `at` leaves."""

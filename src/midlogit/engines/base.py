@@ -11,21 +11,21 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any
 
+from midlogit.engines.draft_length import DraftLength
 from midlogit.errors import EngineFailure, InvalidRequest
-from midlogit.sampling.drafting import Drafting
-from midlogit.sampling.scoring import Scored
-from midlogit.sampling.sequence import Sequence
+from midlogit.requests.scoring import Scored
+from midlogit.requests.sequence import Sequence
 
 
 class Engine(ABC):
     """Runs sequences to their end.
 
     Attributes:
-        drafting: how many tokens are drafted ahead, and how they fared.
+        draft_length: how many tokens are drafted ahead, and how they fared.
     """
 
-    def __init__(self, drafting: Drafting) -> None:
-        self.drafting = drafting
+    def __init__(self, draft_length: DraftLength) -> None:
+        self.draft_length = draft_length
 
     @abstractmethod
     def submit(self, sequence: Sequence) -> None:
@@ -68,8 +68,8 @@ class SteppingEngine(Engine):
     finish_reason "error" and what it had, and the engine takes no more.
     """
 
-    def __init__(self, drafting: Drafting) -> None:
-        super().__init__(drafting)
+    def __init__(self, draft_length: DraftLength) -> None:
+        super().__init__(draft_length)
         self._inbox: queue.SimpleQueue[tuple[str, list[Any]]] = queue.SimpleQueue()
         self._live: dict[int, Sequence] = {}
         self._unscored: deque[Scored] = deque()

@@ -18,8 +18,8 @@ from starlette.responses import Response
 from midlogit.errors import MidlogitError
 from midlogit.outputs import Completion, Scores, Token
 from midlogit.params import SamplingParams
-from midlogit.prompts import Prompt, Reading
-from midlogit.sampling.sequence import Request
+from midlogit.requests.prompts import Prompt, Reading
+from midlogit.requests.sequence import Request
 from midlogit.server.errors import ApiError, from_midlogit
 from midlogit.server.gate import Pass
 from midlogit.server.logs import logger, request_id

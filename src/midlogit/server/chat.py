@@ -8,7 +8,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from midlogit.outputs import Completion, Token
-from midlogit.prompts import Reading
+from midlogit.requests.prompts import Reading
 from midlogit.server.body import read_body
 from midlogit.server.call import Call
 from midlogit.server.parameters import sampling_params, template_kwargs

@@ -8,10 +8,10 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from midlogit.models.detokenize import REPLACEMENT
 from midlogit.outputs import Completion, Scores, Token
-from midlogit.prompts import Prompt, Reading
-from midlogit.sampling.sequence import Request
-from midlogit.sampling.text import REPLACEMENT
+from midlogit.requests.prompts import Prompt, Reading
+from midlogit.requests.sequence import Request
 from midlogit.server.body import read_body
 from midlogit.server.call import Call
 from midlogit.server.errors import ApiError

@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from midlogit.sampling.sequence import Sequence
+from midlogit.requests.sequence import Sequence
 from midlogit.server.gate import Gate
 
 TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
@@ -23,12 +23,12 @@ class Metrics:
     """One server's metrics in a registry of their own.
 
     Args:
-        drafting: the statistics of speculation.
+        speculation: the statistics of speculation.
     """
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self, gate: Gate, drafting: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, gate: Gate, speculation: Callable[[], dict[str, Any]]) -> None:
         self._registry = CollectorRegistry()
 
         def gauge(name: str, text: str) -> Gauge:
@@ -51,10 +51,10 @@ class Metrics:
         self._inter = histogram("inter_token_latency_seconds", "Between two tokens of a completion.", INTER_TOKEN)
         self._latency = histogram("e2e_request_latency_seconds", "From submission to the last token.", LATENCY)
         self._alpha = histogram("alpha", "Weight of the teacher, a token; forced tokens left out.", ALPHA)
-        drafts = gauge("speculation_acceptance", "Share of the drafts looked at that stood; NaN before the first.")
-        drafts.set_function(lambda: drafting()["acceptance"] if drafting()["checked"] else nan)
-        gauge("speculation_accepted_tokens", "Drafts that stood.").set_function(lambda: drafting()["accepted"])
-        gauge("speculation_checked_tokens", "Drafts that were looked at.").set_function(lambda: drafting()["checked"])
+        drafts = gauge("speculation_acceptance", "Share of verified drafts that were accepted; NaN before the first.")
+        drafts.set_function(lambda: speculation()["acceptance"] if speculation()["verified"] else nan)
+        gauge("speculation_accepted_tokens", "Accepted drafts.").set_function(lambda: speculation()["accepted"])
+        gauge("speculation_verified_tokens", "Verified drafts.").set_function(lambda: speculation()["verified"])
         self._kl = histogram("kl_nats", "Larger of KL(q||base), KL(q||teacher), a token; forced ones left out.", NATS)
 
     def sequence_ended(self, sequence: Sequence) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from midlogit.core.rules import parse_rule
 from midlogit.messages import TemplateVariables
 from midlogit.params import SamplingParams
-from midlogit.prompts import Prompt
+from midlogit.requests.prompts import Prompt
 from midlogit.server.errors import ApiError
 from midlogit.server.wire.requests import Message, MixtureOptions, Sampling
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from midlogit.outputs import Completion, Diagnostics, Scores, Token
-from midlogit.sampling.decision import Candidates, Top
-from midlogit.sampling.sequence import Request
+from midlogit.outputs import Candidates, Completion, Diagnostics, Scores, Token, Top
+from midlogit.requests.sequence import Request
 from midlogit.server.vocabulary import Offsets, Vocabulary, by_id
 from midlogit.server.wire.responses import (
     ChatLogprobs,

@@ -14,13 +14,13 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-from midlogit.batch import Event
-from midlogit.checkpoint import Checkpoint, Model, files_of
+from midlogit.delivery import Event
+from midlogit.engines.draft_length import DraftLength
 from midlogit.errors import EngineFailure, InvalidRequest
+from midlogit.models.checkpoint import Checkpoint, Model, files_of
 from midlogit.outputs import Completion, Scores
 from midlogit.pair import Pair
-from midlogit.sampling.drafting import Drafting
-from midlogit.sampling.sequence import Request
+from midlogit.requests.sequence import Request
 from midlogit.server.errors import ApiError
 from midlogit.server.gate import RETRY_AFTER, Gate, Pass
 from midlogit.server.logs import Redaction, logger
@@ -60,7 +60,7 @@ class Service:
 
     def _speculation(self) -> dict[str, Any]:
         """What became of drafts so far."""
-        nothing = Drafting("off").statistics()
+        nothing = DraftLength("off").statistics()
         return nothing if self._pair is None else dict(self._pair.statistics()["speculation"])
 
     def open(self, pair: Pair) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from midlogit.checkpoint import Checkpoint
-from midlogit.sampling.text import REPLACEMENT, Detokenizer, LocalDetokenizer, common_length
+from midlogit.models.checkpoint import Checkpoint
+from midlogit.models.detokenize import REPLACEMENT, Detokenizer, LocalDetokenizer, common_length
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 

@@ -12,17 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from midlogit.decide.arrays import Drawn, sample_truncated
+from midlogit.decide.base import Draft, RowSettings
 from midlogit.engines.base import Engine
+from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.http.client import CallFailed, Client
 from midlogit.engines.http.pairs import Model, Pair, Pairs, Seats
 from midlogit.engines.http.rows import Drafts, Step
 from midlogit.engines.http.side import Row
 from midlogit.errors import EngineFailure
-from midlogit.outputs import FinishReason
-from midlogit.sampling.decision import Decision, Drafted, RowSettings
-from midlogit.sampling.drafting import Drafting
-from midlogit.sampling.policy import Drawn, draw_listed
-from midlogit.sampling.sequence import Sequence
+from midlogit.outputs import Decision, FinishReason
+from midlogit.requests.sequence import Sequence
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class HttpEngine(Engine):
     Args:
         client: in whose loop everything runs; closed with the engine.
         vocabulary: ids below it are drawn from.
-        drafting: how many tokens the base's server drafts ahead; none while `width` adapts.
+        draft_length: how many tokens the base's server drafts ahead; none while `width` adapts.
         blocking_text: whether the sequences' text comes from a server, so that it must be made off the loop.
     """
 
@@ -95,10 +95,10 @@ class HttpEngine(Engine):
         *,
         vocabulary: int,
         width: Width,
-        drafting: Drafting,
+        draft_length: DraftLength,
         blocking_text: bool,
     ) -> None:
-        super().__init__(drafting)
+        super().__init__(draft_length)
         self._client = client
         self._base = base
         self._teacher = teacher
@@ -208,16 +208,16 @@ class HttpEngine(Engine):
         None for the first token, whose prompts are read; none where they would change what a seed draws.
         """
         params = sequence.request.params
-        if position == 0 or (params.seed is not None and params.temperature and not self.drafting.fixed):
+        if position == 0 or (params.seed is not None and params.temperature and not self.draft_length.fixed):
             return 0
-        return min(self.drafting.drafts(len(self._running)), sequence.room_from(position) - 1)
+        return min(self.draft_length.next(len(self._running)), sequence.remaining_tokens(position) - 1)
 
     def _measure(self, asked: Asked, position: int, draws: list[Draw]) -> None:
         """Tells what a round brought and took; the first reads prompts, which says nothing of the others."""
         ahead = 0 if asked.drafts is None else asked.drafts.ahead
-        self.drafting.count(ahead, [len(draws) - 1])
+        self.draft_length.record_acceptance(ahead, [len(draws) - 1])
         if position and asked.batch.bit_length() == len(self._running).bit_length():
-            self.drafting.time(asked.batch, ahead, time.perf_counter() - asked.since)
+            self.draft_length.record_time(asked.batch, ahead, time.perf_counter() - asked.since)
 
     async def _check(
         self, sequence: Sequence, seats: Seats, position: int, drafts: Drafts, steps: list[Step]
@@ -226,7 +226,7 @@ class HttpEngine(Engine):
         drafted = self._worth_checking(sequence, steps)
         asked = self._teacher.side.top(seats[1], self._width.drafts, drafted)
         settings = [
-            replace(sequence.settings_at(position + n), drafted=_served(drafts, *steps[n])) for n in range(len(asked))
+            replace(sequence.settings_at(position + n), draft=_served(drafts, *steps[n])) for n in range(len(asked))
         ]
         rows = [(step[0], await row) for step, row in zip(steps, asked, strict=False)]
         cut = [self._pairs.cut(wide, self._width.start, s) for wide, s in zip(rows, settings, strict=True)]
@@ -261,7 +261,7 @@ class HttpEngine(Engine):
             draw = (await self._draw(pairs, [settings]))[0]
             if width.tolerance is None:
                 return draw, k
-            bound = (await draw.decision).bound
+            bound = (await draw.decision).tv_bound
             if bound <= width.tolerance or k >= width.most:
                 break
             k = min(WIDEN * k, width.most)
@@ -288,7 +288,7 @@ class HttpEngine(Engine):
         pairs = [pair for some, _, _ in ready for pair in some]
         settings = [s for _, some, _ in ready for s in some]
         try:
-            drawn = draw_listed(pairs, settings, self._vocabulary)
+            drawn = sample_truncated(pairs, settings, self._vocabulary)
             draws = [Draw(token_id, self._client.loop.create_future()) for token_id in drawn.token_ids]
         except Exception as error:  # it must reach the sequences that wait
             _fail(waiting, error)
@@ -333,9 +333,9 @@ class HttpEngine(Engine):
             )
 
 
-def _served(drafts: Drafts, row: dict[int, float], token_id: int) -> Drafted | None:
+def _served(drafts: Drafts, row: dict[int, float], token_id: int) -> Draft | None:
     """A draft with the law that it has where it lies in the server's list; None where it does not, or has none."""
-    return Drafted(token_id, drafts.law(row)) if drafts.temperature and token_id in row else None
+    return Draft(token_id, drafts.law(row)) if drafts.temperature and token_id in row else None
 
 
 def _standing(draws: list[Draw], drafted: list[int]) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from midlogit.checkpoint import Checkpoint, Model
+from midlogit.engines.draft_length import DraftLength, SpeculationOption, require_speculation
 from midlogit.engines.http.client import CallFailed, Client, Endpoint, endpoint, unavailable
 from midlogit.engines.http.engine import HttpEngine, Width
 from midlogit.engines.http.handshake import (
@@ -33,8 +33,8 @@ from midlogit.engines.http.pairs import Model as EngineModel
 from midlogit.engines.http.served import FilesOfServed, ServedModel
 from midlogit.engines.http.side import Side
 from midlogit.errors import InvalidRequest, ModelUnavailable, PairMismatch, ServerUnavailable
-from midlogit.mixing import Mixing
-from midlogit.sampling.drafting import Asked, Drafting, require_speculation
+from midlogit.models.checkpoint import Checkpoint, Model
+from midlogit.models.mixing import Mixing
 
 log = logging.getLogger("midlogit")
 
@@ -99,7 +99,7 @@ def open_pair(
     templates: tuple[str | None, str | None] = (None, None),
     top_k: int | str,
     tolerance: float,
-    speculation: Asked,
+    speculation: SpeculationOption,
     connection_pool_size: int,
     max_retries: int,
     timeout: float,
@@ -128,8 +128,8 @@ def open_pair(
         sides = open_sides(client, addresses, k)
         mixing = Mixing(sides[0].model, sides[1].model)
         mixing.require_mixable()
-        drafting = open_drafting(client, sides[0], speculation)
-        return mixing, open_engine(client, mixing, sides, top_k=k, tolerance=tolerance, drafting=drafting)
+        draft_length = open_drafting(client, sides[0], speculation)
+        return mixing, open_engine(client, mixing, sides, top_k=k, tolerance=tolerance, draft_length=draft_length)
     except BaseException:
         client.close()
         raise
@@ -186,14 +186,14 @@ def open_sides(client: Client, addresses: tuple[Address, Address], top_k: int | 
     return base, teacher
 
 
-def open_drafting(client: Client, base: Served, asked: Asked) -> Drafting:
+def open_drafting(client: Client, base: Served, asked: SpeculationOption) -> DraftLength:
     """How many tokens to draft, once the base's servers have shown that they can.
 
     Raises:
         ServerUnavailable: they cannot, and a number was asked for.
     """
     if asked in ("off", 0):
-        return Drafting(asked)
+        return DraftLength(asked)
     for facts in base.facts:
         reason = client.run(why_no_drafts(client, facts))
         if reason is None:
@@ -202,8 +202,8 @@ def open_drafting(client: Client, base: Served, asked: Asked) -> Drafting:
             message = f"The {facts.endpoint.name} cannot draft for speculation: {reason}."
             raise ServerUnavailable(message, "Use another server, or turn speculation off.")
         log.warning("The %s cannot draft, so there is no speculation: %s.", facts.endpoint.name, reason)
-        return Drafting("off")
-    return Drafting(asked)
+        return DraftLength("off")
+    return DraftLength(asked)
 
 
 def open_engine(
@@ -213,7 +213,7 @@ def open_engine(
     *,
     top_k: int | None,
     tolerance: float,
-    drafting: Drafting,
+    draft_length: DraftLength,
 ) -> HttpEngine:
     """The engine over sides that `open_sides` opened; `top_k` None adapts to the tolerance."""
     most = min(side.max_logprobs for side in sides)
@@ -232,7 +232,7 @@ def open_engine(
         models[1],
         vocabulary=mixing.alignment.size,
         width=width,
-        drafting=drafting,
+        draft_length=draft_length,
         blocking_text=isinstance(sides[1].model, ServedModel),
     )
 

@@ -9,12 +9,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from midlogit.decide.base import RowSettings
+from midlogit.decide.truncated.rows import TopLogprobs, unlisted_ids
 from midlogit.engines.http.rows import most_likely
 from midlogit.engines.http.side import Row, Seat, Side
-from midlogit.sampling.decision import RowSettings
-from midlogit.sampling.listed import Listed, unlisted_ids
 
-Pair = tuple[Listed, Listed]  # of base and teacher
+Pair = tuple[TopLogprobs, TopLogprobs]  # of base and teacher
 Seats = tuple[Seat, Seat]
 Ids = tuple[list[int], list[int]]
 
@@ -27,8 +27,8 @@ class Model:
     logit_size: int
     scores: bool
 
-    def listed(self, row: dict[int, float]) -> Listed:
-        return Listed(row, min(row.values()), self.logit_size)
+    def listed(self, row: dict[int, float]) -> TopLogprobs:
+        return TopLogprobs(row, min(row.values()), self.logit_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Pairs:
         ]
 
 
-async def _joined(one: Listed, scores: list[asyncio.Future[dict[int, float]]]) -> Listed:
+async def _joined(one: TopLogprobs, scores: list[asyncio.Future[dict[int, float]]]) -> TopLogprobs:
     for part in scores:
         one = replace(one, logprobs=one.logprobs | await part)
     return one

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
-from midlogit.checkpoint import Checkpoint, plain_chat
 from midlogit.engines.http.client import CallFailed, Client, Endpoint
 from midlogit.errors import EngineFailure, InvalidRequest
 from midlogit.messages import Message
-from midlogit.sampling.text import REPLACEMENT, Detokenizer
-from midlogit.tokenization import ids_before, undoubled
+from midlogit.models.checkpoint import Checkpoint, plain_chat
+from midlogit.models.detokenize import REPLACEMENT, Detokenizer
+from midlogit.models.tokenization import ids_before, undoubled
 
 REMEMBERED = 100_000  # decoded pieces kept
 RARE = "\U0010fffd"  # a character that no vocabulary holds: it is encoded as bytes, if at all

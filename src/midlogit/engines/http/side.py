@@ -42,7 +42,7 @@ class Replica:
     model: str
     waiting: list[Ask] = field(default_factory=list)
     calls: int = 0
-    drafting: int = 0
+    draft_length: int = 0
     scoring: bool = False
     seats: int = 0
     flushing: bool = False
@@ -138,7 +138,7 @@ class Side:
             if asks[0].drafts is None:
                 replica.calls += 1
             else:
-                replica.drafting += 1
+                replica.draft_length += 1
             replica.scoring = asks[0].k == 0
             task = self._client.loop.create_task(self._carry(replica, asks))
             self._tasks.add(task)
@@ -153,10 +153,10 @@ class Side:
         if not replica.waiting:
             return []
         oldest = replica.waiting[0]
-        if (replica.calls or replica.drafting) and (oldest.k == 0) != replica.scoring:
+        if (replica.calls or replica.draft_length) and (oldest.k == 0) != replica.scoring:
             return []
         if oldest.drafts is not None:
-            return [replica.waiting.pop(0)] if replica.drafting < MAX_DRAFTING else []
+            return [replica.waiting.pop(0)] if replica.draft_length < MAX_DRAFTING else []
         if replica.calls >= self.max_calls:
             return []
         taken: list[Ask] = []
@@ -193,7 +193,7 @@ class Side:
             if asks[0].drafts is None:
                 replica.calls -= 1
             else:
-                replica.drafting -= 1
+                replica.draft_length -= 1
             self._wake(replica)
 
     async def _carry_alone(self, ask: Ask) -> None:

@@ -12,15 +12,15 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from midlogit.checkpoint import Checkpoint
+from midlogit.decide.arrays import decide, draft
 from midlogit.engines.base import SteppingEngine
+from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.local.side import Side, load_model
 from midlogit.errors import InvalidRequest
-from midlogit.sampling.decision import Decision
-from midlogit.sampling.drafting import Drafting
-from midlogit.sampling.policy import decide, draft
-from midlogit.sampling.scoring import Scored
-from midlogit.sampling.sequence import Sequence
+from midlogit.models.checkpoint import Checkpoint
+from midlogit.outputs import Decision
+from midlogit.requests.scoring import Scored
+from midlogit.requests.sequence import Sequence
 
 SCORED_LOGITS = 2**23  # logits of one side that one step of scoring looks at together
 PREFILL_TOKENS = 4096  # padded prompt tokens that one step starts; bounds activations and latency
@@ -71,7 +71,7 @@ class LocalEngine(SteppingEngine):
         devices: of base and teacher: "auto", "cpu", "cuda", "cuda:1".
         dtype: "auto", "float32", "float64", "bfloat16" or "float16".
         max_num_seqs: most sequences that run at once.
-        drafting: how many tokens to draft ahead.
+        draft_length: how many tokens to draft ahead.
 
     Raises:
         ModelUnavailable: weights that cannot be loaded or batched.
@@ -87,7 +87,7 @@ class LocalEngine(SteppingEngine):
         devices: tuple[str, str],
         dtype: str,
         max_num_seqs: int,
-        drafting: Drafting,
+        draft_length: DraftLength,
     ) -> None:
         base_device, teacher_device = (parse_device(name) for name in devices)
         # The larger model first: loading takes a mapping of its file beside the weights.
@@ -100,7 +100,7 @@ class LocalEngine(SteppingEngine):
         self._max_num_seqs = max_num_seqs
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
-        super().__init__(drafting)
+        super().__init__(draft_length)
 
     def place(self, sequence: Sequence) -> None:
         self._waiting.append(sequence)
@@ -128,15 +128,15 @@ class LocalEngine(SteppingEngine):
                 stood[n] += self._stands(n, drafted_KN[place][n])
             alive = [n for n in alive if stood[n] > place and not self._running[n].is_finished]
         self._roll_back([drafts - n for n in stood] + [0] * len(admitted))
-        self.drafting.count(drafts, stood, checked)
+        self.draft_length.record_acceptance(drafts, stood, checked)
         if not admitted:
-            self.drafting.time(old, drafts, time.perf_counter() - start)
+            self.draft_length.record_time(old, drafts, time.perf_counter() - start)
         self._retire()
 
     def _drafts(self) -> int:
         """How many tokens to draft for the running sequences; none beyond the end of a context."""
-        left = min(s.request.room - len(s.token_ids) for s in self._running)
-        return min(self.drafting.drafts(len(self._running)), left - 1)
+        left = min(s.request.max_new_tokens - len(s.token_ids) for s in self._running)
+        return min(self.draft_length.next(len(self._running)), left - 1)
 
     def _draw(self, alive: list[int], base_NV: Tensor, teacher_NV: Tensor) -> None:
         """Draws and appends the next token of some of the running sequences."""

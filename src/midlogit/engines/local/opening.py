@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from midlogit.checkpoint import TemplateNames, open_checkpoints
+from midlogit.engines.draft_length import DraftLength, SpeculationOption
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
-from midlogit.mixing import Mixing
-from midlogit.sampling.drafting import Asked, Drafting
+from midlogit.models.checkpoint import TemplateNames, open_checkpoints
+from midlogit.models.mixing import Mixing
 
 if TYPE_CHECKING:
     from midlogit.engines.local.engine import LocalEngine
@@ -22,13 +22,13 @@ def open_pair(
     device: str | tuple[str, str],
     dtype: str,
     max_num_seqs: int,
-    speculation: Asked,
+    speculation: SpeculationOption,
     chat_template: TemplateNames,
 ) -> tuple[Mixing, LocalEngine]:
     """See `Pair.local`."""
     if max_num_seqs < 1:
         raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
-    drafting = Drafting(speculation)
+    draft_length = DraftLength(speculation)
     checkpoints = open_checkpoints(base, teacher, chat_template)
     mixing = Mixing(*checkpoints)
     mixing.require_mixable()
@@ -42,6 +42,6 @@ def open_pair(
         devices=device if isinstance(device, tuple) else (device, device),
         dtype=dtype,
         max_num_seqs=max_num_seqs,
-        drafting=drafting,
+        draft_length=draft_length,
     )
     return mixing, engine

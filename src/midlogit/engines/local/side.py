@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from midlogit.checkpoint import Checkpoint
 from midlogit.engines.local.cache import SlotCache
 from midlogit.errors import ModelUnavailable, first_line
+from midlogit.models.checkpoint import Checkpoint
 
 CHUNK = 512  # query columns of one prefill forward; bounds its activations
 

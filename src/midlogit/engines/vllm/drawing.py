@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from midlogit.sampling.decision import Decision, RowSettings
-from midlogit.sampling.policy import decide, draft
+from midlogit.decide.arrays import decide, draft
+from midlogit.decide.base import RowSettings
+from midlogit.decide.transfer import to_device
+from midlogit.outputs import Decision
 
 if TYPE_CHECKING:
-    from midlogit.fused.decide import FusedPolicy, Pending, Prepared
+    from midlogit.decide.kernels.decider import FusedPolicy, Pending, Prepared
 
 T = TypeVar("T")
 
@@ -99,7 +101,7 @@ class ArrayDrawing(Drawing):
             some = decide(rows_NV[list(known.numbers)], teacher_MV, [settings[n] for n in known.numbers])
             for n, decision in zip(known.numbers, some, strict=True):
                 tokens[n] = self._fed(decision.token_id)
-        return sent(tokens, logits_RV.device)
+        return to_device(tokens, logits_RV.device)
 
     def decide(self, logits_RV: Tensor, rows: Sequence[int]) -> None:
         places = range(len(self._base_rows))
@@ -108,14 +110,14 @@ class ArrayDrawing(Drawing):
         self._device = logits_RV.device
 
     def tokens(self) -> Tensor:
-        return sent([self._fed(token_id) for token_id in self.token_ids()], self._device)
+        return to_device([self._fed(token_id) for token_id in self.token_ids()], self._device)
 
     def _fed(self, token_id: int) -> int:
         """The id for the models to read next: one that both have, in place of a stop id that only one has."""
         return token_id if token_id < self._vocabulary else 0
 
     def _taken(self, logits_RV: Tensor, rows: Sequence[int]) -> Tensor:
-        return logits_RV[sent(rows, logits_RV.device)].to(torch.promote_types(logits_RV.dtype, torch.float32))
+        return logits_RV[to_device(rows, logits_RV.device)].to(torch.promote_types(logits_RV.dtype, torch.float32))
 
     def token_ids(self) -> list[int]:
         return [decision.token_id for decision in self._made]
@@ -152,20 +154,20 @@ class KernelDrawing(Drawing):
             self._prepared = self._policy.prepare(self._settings)
         some = slice(self._place * self._sequences, (self._place + 1) * self._sequences)
         if rows != self._rows:
-            self._rows, self._rows_N = rows, sent(rows, logits_RV.device)
+            self._rows, self._rows_N = rows, to_device(rows, logits_RV.device)
         torch.index_select(logits_RV, 0, self._rows_N, out=self._base_NV[some])
         tokens_N = self._policy.draft(self._base_NV, self._prepared, self._drafts_NC, some)
         if known is not None:
             numbers = [some.start + n for n in known.numbers]
-            few = self._prepared.some(numbers, sent(numbers, logits_RV.device))
+            few = self._prepared.some(numbers, to_device(numbers, logits_RV.device))
             drawn = self._policy.launch(self._base_NV, known.teacher_MV, few, self._drafts_NC)
-            tokens_N[sent(known.numbers, logits_RV.device)] = drawn.tokens_N
+            tokens_N[to_device(known.numbers, logits_RV.device)] = drawn.tokens_N
         self._place += 1
         return tokens_N
 
     def decide(self, logits_RV: Tensor, rows: Sequence[int]) -> None:
         teacher_rows = [row + place for place in range(self._place) for row in rows]
-        self._prepared.teacher_at(sent(teacher_rows, logits_RV.device))
+        self._prepared.teacher_at(to_device(teacher_rows, logits_RV.device))
         self._pending = self._policy.launch(self._base_NV, logits_RV, self._prepared, self._drafts_NC)
 
     def tokens(self) -> Tensor:
@@ -196,7 +198,7 @@ class SplitDrawing(Drawing):
         tokens_N = torch.empty(len(rows), dtype=torch.int64, device=logits_RV.device)
         for numbers, part in self._parts:
             guessed_M = part.guess(logits_RV, [rows[n] for n in numbers], _some(known, numbers))
-            tokens_N[sent(numbers, logits_RV.device)] = guessed_M
+            tokens_N[to_device(numbers, logits_RV.device)] = guessed_M
         return tokens_N
 
     def decide(self, logits_RV: Tensor, rows: Sequence[int]) -> None:
@@ -207,7 +209,7 @@ class SplitDrawing(Drawing):
         parts = [part.tokens() for _, part in self._parts]
         starts = accumulate((len(tokens_M) for tokens_M in parts), initial=0)
         order = self._joined([list(range(at, at + len(tokens_M))) for at, tokens_M in zip(starts, parts, strict=False)])
-        return torch.cat(parts)[sent(order, parts[0].device)]
+        return torch.cat(parts)[to_device(order, parts[0].device)]
 
     def token_ids(self) -> list[int]:
         return self._joined([part.token_ids() for _, part in self._parts])
@@ -233,10 +235,4 @@ def _some(known: Known | None, numbers: Sequence[int]) -> Known | None:
     if known is None or not there:
         return None
     rows = [order[numbers[n]] for n in there]
-    return Known(there, known.teacher_MV[sent(rows, known.teacher_MV.device)])
-
-
-def sent(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """Numbers on the device, sent without waiting for it."""
-    there = torch.tensor(numbers, pin_memory=device.type == "cuda")
-    return there.to(device, non_blocking=True)
+    return Known(there, known.teacher_MV[to_device(rows, known.teacher_MV.device)])

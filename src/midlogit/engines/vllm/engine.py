@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from midlogit import fused
-from midlogit.checkpoint import Checkpoint
+from midlogit.decide import kernels
+from midlogit.decide.base import RowSettings
+from midlogit.decide.transfer import HostCopy, to_device
 from midlogit.engines.base import Engine, SteppingEngine
-from midlogit.engines.vllm.adapter import Core, Fed, reads_drafts, require_options, require_vllm
-from midlogit.engines.vllm.drawing import ArrayDrawing, Drawing, KernelDrawing, Known, SplitDrawing, sent
+from midlogit.engines.draft_length import DraftLength
+from midlogit.engines.vllm.core import Core, Fed, reads_drafts, require_options, require_vllm
+from midlogit.engines.vllm.drawing import ArrayDrawing, Drawing, KernelDrawing, Known, SplitDrawing
 from midlogit.engines.vllm.memory import Need, Split, split, split_cpu
 from midlogit.errors import InvalidRequest
-from midlogit.fused.arriving import Arriving
-from midlogit.sampling.decision import RowSettings
-from midlogit.sampling.drafting import Drafting
-from midlogit.sampling.scoring import Scored
-from midlogit.sampling.sequence import Sequence
+from midlogit.models.checkpoint import Checkpoint
+from midlogit.requests.scoring import Scored
+from midlogit.requests.sequence import Sequence
 
 if TYPE_CHECKING:
-    from midlogit.fused.decide import FusedPolicy
+    from midlogit.decide.kernels.decider import FusedPolicy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16}
 DRAFTS = (0, 2, 3, 4, 5, 6)  # γ that "auto" chooses among; the teacher has CUDA graphs for each
@@ -52,7 +52,7 @@ class Running:
     @property
     def room(self) -> int:
         """How many tokens both contexts hold beyond the drawn ones."""
-        return self.sequence.request.room - self.drawn
+        return self.sequence.request.max_new_tokens - self.drawn
 
     def settings_at(self, place: int) -> RowSettings:
         """What the token so many places behind the drawn ones is drawn with; the sequence may not know of them yet."""
@@ -62,7 +62,9 @@ class Running:
         """Counts a drawn token; whether it is the last, as far as ids and lengths say."""
         self.drawn += 1
         request = self.sequence.request
-        return token_id in request.outcomes.ending or self.drawn >= min(request.params.max_tokens, request.room)
+        return token_id in request.outcomes.ending or self.drawn >= min(
+            request.params.max_tokens, request.max_new_tokens
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +84,12 @@ class Flight:
     drawing: Drawing
     alone: bool
     known: Collection[str] = ()
-    stood: Arriving | None = None
+    stood: HostCopy | None = None
     behind_NV: Tensor | None = None
 
     def standing(self) -> list[int]:
         """How many of each sequence's guesses stand; waits for the device."""
-        return [0] * len(self.keys) if self.stood is None else self.stood.numbers()
+        return [0] * len(self.keys) if self.stood is None else self.stood.values()
 
     def tokens(self) -> dict[str, list[int]]:
         """What was drawn for each sequence: guesses as long as they stand, and the token in the place of one that does
@@ -118,7 +120,7 @@ class VllmEngine(SteppingEngine):
         gpu_memory_utilization: share of the device for both together.
         kv_cache_memory_bytes: sizes of the caches of (base, teacher); None splits what is left.
         max_num_seqs: most sequences that run at once. max_model_len: most tokens of one, None for the models' own.
-        drafting: how many tokens to draft ahead.
+        draft_length: how many tokens to draft ahead.
         options: further EngineArgs of vLLM, for both.
 
     Raises:
@@ -139,20 +141,20 @@ class VllmEngine(SteppingEngine):
         kv_cache_memory_bytes: tuple[int, int] | None,
         max_num_seqs: int,
         max_model_len: int | None,
-        drafting: Drafting,
+        draft_length: DraftLength,
         options: Mapping[str, Any],
     ) -> None:
         version = require_vllm()
         require_options(options)
-        if drafting.choices and not reads_drafts(version):
-            if drafting.fixed:
+        if draft_length.choices and not reads_drafts(version):
+            if draft_length.fixed:
                 raise InvalidRequest(
                     f"vLLM {version} cannot read drafts on a CPU.", "Use speculation off, or a newer vLLM."
                 )
-            drafting = Drafting("off")
+            draft_length = DraftLength("off")
         shares = _split(
             base, teacher, dtype, gpu_memory_utilization, kv_cache_memory_bytes, max_num_seqs, max_model_len,
-            max(drafting.choices, default=0),
+            max(draft_length.choices, default=0),
         )  # fmt: skip
         common: dict[str, Any] = {
             "max_num_seqs": max_num_seqs,
@@ -167,7 +169,7 @@ class VllmEngine(SteppingEngine):
         try:
             # The larger first, while memory is in one piece.
             for name, cache, share, reads in (
-                (teacher.name, shares.teacher_cache, shares.teacher_share, drafting.choices),
+                (teacher.name, shares.teacher_cache, shares.teacher_share, draft_length.choices),
                 (base.name, shares.base_cache, shares.base_share, ()),
             ):
                 self._cores.insert(0, Core(name, kv_cache_bytes=cache, memory_share=share, reads=reads, **common))
@@ -182,11 +184,11 @@ class VllmEngine(SteppingEngine):
         self._drafts = 0  # of the step that is planned
         self._landed: float | None = None  # when the last flight's tokens were there
         self._fused: FusedPolicy | None = None
-        if fused.available(self._base.device):
-            from midlogit.fused.decide import FusedPolicy
+        if kernels.available(self._base.device):
+            from midlogit.decide.kernels.decider import FusedPolicy
 
             self._fused = FusedPolicy(vocabulary, self._base.device)
-        super().__init__(drafting)
+        super().__init__(draft_length)
 
     @property
     def cores(self) -> tuple[Core, Core]:
@@ -200,8 +202,8 @@ class VllmEngine(SteppingEngine):
     def place(self, sequence: Sequence) -> None:
         request = sequence.request
         key = next(self._keys)
-        self._base.add(key, request.base_ids, request.room)
-        self._teacher.add(key, request.teacher_ids, request.room)
+        self._base.add(key, request.base_ids, request.max_new_tokens)
+        self._teacher.add(key, request.teacher_ids, request.max_new_tokens)
         self._running[key] = Running(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -305,7 +307,7 @@ class VllmEngine(SteppingEngine):
         guessed_PN = torch.stack(guessed)
         teacher_rows = self._teacher.launch(Fed(keys, guessed_PN.T))
         drawing.decide(self._teacher.logits, [teacher_rows[key] for key in keys])
-        behind = sent([teacher_rows[key] + drafts for key in keys], self._teacher.device)
+        behind = to_device([teacher_rows[key] + drafts for key in keys], self._teacher.device)
         drawn_PN = drawing.tokens().view(drafts, len(keys))
         stood_N = standing(drawn_PN, guessed_PN)
         self._in_flight = Flight(
@@ -314,7 +316,7 @@ class VllmEngine(SteppingEngine):
             drawing,
             alone=True,
             known={keys[n] for n in known.numbers} if known else (),
-            stood=Arriving(stood_N),
+            stood=HostCopy(stood_N),
             behind_NV=self._teacher.logits[behind],
         )
         last_N = stood_N.clamp(max=drafts - 1)
@@ -332,7 +334,7 @@ class VllmEngine(SteppingEngine):
         numbers = [n for n, key in enumerate(keys) if key in left]
         if previous is None or previous.behind_NV is None or not numbers:
             return None
-        return Known(numbers, previous.behind_NV[sent([left[keys[n]] for n in numbers], self._teacher.device)])
+        return Known(numbers, previous.behind_NV[to_device([left[keys[n]] for n in numbers], self._teacher.device)])
 
     def _correct(self, tokens: Mapping[str, list[int]], ended: set[str]) -> None:
         """Tells the base's runner and scheduler what was drawn behind the steps that went on."""
@@ -354,7 +356,7 @@ class VllmEngine(SteppingEngine):
         keys = base.keys
         if not keys or keys != teacher.keys - ended:
             return 0
-        drafts = min(self.drafting.drafts(len(keys)), min(self._running[key].room for key in keys) - 1)
+        drafts = min(self.draft_length.next(len(keys)), min(self._running[key].room for key in keys) - 1)
         return drafts if drafts > 0 and base.can_draft(drafts) and teacher.can_draft(drafts) else 0
 
     def _measure(self, flight: Flight) -> None:
@@ -364,9 +366,9 @@ class VllmEngine(SteppingEngine):
         first_N = [int(key in flight.known) for key in flight.keys]  # a known token is no draft
         stood_N = [max(stood - first, 0) for stood, first in zip(flight.standing(), first_N, strict=True)]
         checked_N = [min(s + 1, flight.drafts - first) for s, first in zip(stood_N, first_N, strict=True)]
-        self.drafting.count(flight.drafts, stood_N, checked_N)
+        self.draft_length.record_acceptance(flight.drafts, stood_N, checked_N)
         if flight.alone and before is not None:
-            self.drafting.time(len(flight.keys), flight.drafts, now - before)
+            self.draft_length.record_time(len(flight.keys), flight.drafts, now - before)
 
     def _count(self, tokens: dict[str, list[int]]) -> set[str]:
         """Counts the drawn tokens, and drops those behind a last one.

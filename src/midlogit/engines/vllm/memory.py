@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from midlogit.checkpoint import Checkpoint
 from midlogit.errors import DoesNotFit
+from midlogit.models.checkpoint import Checkpoint
 
 GIB = 2**30
 FORWARD_TOKENS = 16384  # most tokens that vLLM's default batches into one forward on large cards

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midlogit.checkpoint import TemplateNames, open_checkpoints
+from midlogit.engines.draft_length import DraftLength, SpeculationOption, require_speculation
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
-from midlogit.mixing import Mixing
-from midlogit.sampling.drafting import Asked, Drafting, require_speculation
+from midlogit.models.checkpoint import TemplateNames, open_checkpoints
+from midlogit.models.mixing import Mixing
 
 if TYPE_CHECKING:
     from midlogit.engines.vllm.engine import VllmEngine
@@ -26,7 +26,7 @@ def open_pair(
     kv_cache_memory_bytes: tuple[int, int] | None,
     max_num_seqs: int,
     max_model_len: int | None,
-    speculation: Asked,
+    speculation: SpeculationOption,
     chat_template: TemplateNames,
     options: Mapping[str, Any],
 ) -> tuple[Mixing, VllmEngine]:
@@ -64,7 +64,7 @@ def open_pair(
         kv_cache_memory_bytes=kv_cache_memory_bytes,
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
-        drafting=Drafting(speculation, DRAFTS, carries=True),
+        draft_length=DraftLength(speculation, DRAFTS, reuses_bonus_row=True),
         options=options,
     )
     return mixing, engine

@@ -1,0 +1,1 @@
+"""Rows of logits and settings in, token ids now and Decisions later."""

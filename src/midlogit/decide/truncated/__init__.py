@@ -1,0 +1,1 @@
+"""Decisions on rows of which a server lists only the most likely ids."""

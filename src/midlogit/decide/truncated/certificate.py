@@ -1,0 +1,251 @@
+"""How far what was sampled from two truncated lists can be from the exact q*; knows boxes and nuclei, draws nothing.
+
+docs/theory.md sections 10.1 and 10.3 to 10.5. Arrays are NumPy: N rows, U columns of the union.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from midlogit.core.arrays import Array, row_max, row_sum, take_columns
+from midlogit.core.bounds import LOG_ZERO, Boxes, unseen
+from midlogit.core.rules import AlphaRule
+from midlogit.decide.truncated.rows import Side, TruncatedRows
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Per row: how much was seen, and how far what was sampled from can be from the exact q*.
+
+    Attributes:
+        coverage_N: mass of the reported ids, of the model of which less was seen.
+        alpha_bound_N: |α − α*| is at most this. tv_bound_N: the total variation is.
+    """
+
+    coverage_N: Array
+    alpha_bound_N: Array
+    tv_bound_N: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Boxes of one model's tempered, masked, merged weights, scaled to a peak of 1 (docs/theory.md (21), (22)).
+
+    Attributes:
+        low_NU, high_NU: log ends of each column. total_N: sum of what is known.
+        least_N, most_N: ends of the sum of what is not. cap_N: the most that one unlisted outcome weighs.
+        peak_N: log of the scale.
+    """
+
+    low_NU: Array
+    high_NU: Array
+    total_N: Array
+    least_N: Array
+    most_N: Array
+    cap_N: Array
+    peak_N: Array
+
+    @classmethod
+    def of(cls, rows: TruncatedRows, side: Side) -> Weights:
+        known_NU = side.known_NU & rows.drawable_NU
+        log_NU, peak_N = _scaled(rows, side, known_NU)
+        least_N, most_N = _unlisted(rows, side, known_NU, peak_N)
+        cap_N = np.minimum((side.cap_N * np.exp(-peak_N)) ** rows.inv_temperature_N, most_N)
+        low_NU = np.maximum(log_NU, LOG_ZERO)
+        missing_NU = side.missing_NU
+        high_NU = np.where(missing_NU, _log(cap_N)[:, None], low_NU)
+        if rows.outcomes.stop_outcome is not None:
+            stops_NU = rows.outcomes.stop_columns(rows.ids_NU)
+            lead_NU = (rows.ids_NU == rows.outcomes.stop_outcome) & rows.drawable_NU
+            low_N = np.where(stops_NU, np.exp(low_NU), 0.0).sum(axis=-1)
+            high_N = low_N + np.minimum((missing_NU & stops_NU).sum(axis=-1) * cap_N, most_N)
+            low_NU, high_NU = (
+                np.where(stops_NU, np.where(lead_NU, _log(x_N)[:, None], LOG_ZERO), x_NU)
+                for x_N, x_NU in ((low_N, low_NU), (high_N, high_NU))
+            )
+            # Of a class that no list names, all members are one unlisted outcome.
+            unnamed_N = ~stops_NU.any(axis=-1)
+            cap_N = np.where(unnamed_N, np.minimum(cap_N * len(rows.outcomes.stop_ids), most_N), cap_N)
+        return cls(
+            low_NU, high_NU, np.exp(low_NU).sum(axis=-1), least_N, most_N, cap_N, peak_N * rows.inv_temperature_N
+        )
+
+
+def teacher_total(rows: TruncatedRows) -> Array:
+    """log of the teacher's tempered weight, what was not listed estimated as all at the cap."""
+    known_NU = rows.teacher.known_NU & rows.drawable_NU
+    log_NU, peak_N = _scaled(rows, rows.teacher, known_NU)
+    least_N, most_N = _unlisted(rows, rows.teacher, known_NU, peak_N)
+    unseen_N = np.where(rows.inv_temperature_N >= 1, most_N, least_N)
+    return _log(row_sum(np, np.exp(log_NU)) + unseen_N) + peak_N * rows.inv_temperature_N
+
+
+def _scaled(rows: TruncatedRows, side: Side, known_NU: Array) -> tuple[Array, Array]:
+    """log of the tempered weights of known outcomes, −∞ elsewhere, relative to the largest; and log of that."""
+    values_NU = np.where(known_NU, side.values_NU, -np.inf)
+    peak_N = row_max(np, values_NU)
+    peak_N = np.where(np.isfinite(peak_N), peak_N, 0.0)
+    return (values_NU - peak_N[:, None]) * rows.inv_temperature_N[:, None], peak_N
+
+
+def _unlisted(rows: TruncatedRows, side: Side, known_NU: Array, peak_N: Array) -> tuple[Array, Array]:
+    """Ends of the sum of what is not listed, on the scale of `Weights`."""
+    listed_N = side.known_NU.sum(axis=-1)
+    counts = (rows.outcomes.hidden_count(may_end, rows.vocabulary) for may_end in (True, False))
+    hidden_N = np.where(rows.may_end_N, *counts) + side.sizes_N - rows.vocabulary
+    beyond_B = np.array(rows.outcomes.stops_beyond(rows.vocabulary))
+    if beyond_B.size:
+        hidden_N = hidden_N - np.where(rows.may_end_N, (beyond_B < side.sizes_N[:, None]).sum(axis=-1), 0)
+    hidden_N = np.maximum(hidden_N - (listed_N - known_NU.sum(axis=-1)), 0)
+    allowed_N = np.maximum(side.sizes_N - listed_N - hidden_N, 0)
+    scale_N = np.exp(-peak_N)
+    return unseen(side.mass_N * scale_N, side.cap_N * scale_N, allowed_N, hidden_N, rows.inv_temperature_N)
+
+
+def certify(
+    rows: TruncatedRows,
+    weights: tuple[Weights, Weights],
+    rule: AlphaRule,
+    alpha_N: Array,
+    solved_N: Array,
+    mixed: tuple[Array, Array],
+    support: tuple[Array, Array] | None,
+    top_p_N: Array,
+) -> Certificate:
+    """The bounds of each row (docs/theory.md (26a), (30)).
+
+    Args:
+        weights: of base and teacher.
+        alpha_N: as the rule chose it. solved_N: rows where it did; the others take the teacher as it is.
+        mixed: log weights of base and teacher that were mixed, masked and merged, before any support.
+        support: columns of the nucleus and which are valid, None without the constraint.
+        top_p_N: the mass it was to reach.
+    """
+    base, teacher = weights
+    base_NU, teacher_NU = (
+        np.maximum(log_NU - w.peak_N[:, None], LOG_ZERO) for log_NU, w in zip(mixed, (base, teacher), strict=True)
+    )
+    if support is None:
+        boxes, sound_N = _boxes(base, teacher), np.ones(len(alpha_N), dtype=bool)
+    else:
+        used_NU = np.zeros(rows.ids_NU.shape, dtype=bool)
+        np.logical_or.at(used_NU, (np.arange(len(used_NU))[:, None], support[0]), support[1])
+        base_NU, teacher_NU = (np.where(used_NU, x_NU, LOG_ZERO) for x_NU in (base_NU, teacher_NU))
+        boxes, sound_N = _boxes_of_nucleus(base, teacher, used_NU, top_p_N)
+    exact_N = boxes.exact & sound_N
+    alpha_bound_N, cost_N = np.zeros_like(alpha_N), np.zeros_like(alpha_N)
+    open_N = np.flatnonzero(solved_N & sound_N & ~exact_N)
+    if len(open_N):
+        alpha_bound_N[open_N], cost_N[open_N] = rule.certify(boxes.rows(open_N), alpha_N[open_N])
+    bound_N = np.ones_like(alpha_N)
+    open_N = np.flatnonzero(sound_N & ~exact_N)
+    if len(open_N):
+        at_alpha_N = boxes.rows(open_N).at_alpha(alpha_N[open_N], base_NU[open_N], teacher_NU[open_N])
+        bound_N[open_N] = np.minimum(at_alpha_N + cost_N[open_N], 1.0)
+    return Certificate(
+        np.clip(1.0 - np.maximum(rows.base.mass_N, rows.teacher.mass_N), 0.0, 1.0),
+        np.where(sound_N | ~solved_N, alpha_bound_N, 1.0),
+        np.where(exact_N, 0.0, bound_N),
+    )
+
+
+def _boxes(base: Weights, teacher: Weights) -> Boxes:
+    """Of rows without a support constraint."""
+    return Boxes(
+        base.low_NU, base.high_NU, teacher.low_NU, teacher.high_NU,
+        base.low_NU > LOG_ZERO, teacher.low_NU > LOG_ZERO,
+        base.most_N, teacher.most_N,
+        np.log(base.total_N + base.least_N), np.log(base.total_N + base.most_N),
+        np.log(teacher.total_N + teacher.least_N), np.log(teacher.total_N + teacher.most_N),
+    )  # fmt: skip
+
+
+def _boxes_of_nucleus(base: Weights, teacher: Weights, used_NU: Array, top_p_N: Array) -> tuple[Boxes, Array]:
+    """Of rows held to the teacher's nucleus S, and where they say anything (docs/theory.md (32) to (32c)).
+
+    Columns are in S for every completion (sure), for some (perhaps) or for none; so may unlisted ids be.
+
+    Args:
+        used_NU: the columns that were sampled from.
+    """
+    low_NU, high_NU = np.exp(teacher.low_NU), np.exp(teacher.high_NU)
+    needed_lo_N, needed_hi_N = (
+        top_p_N * (teacher.total_N + unseen_N) for unseen_N in (teacher.least_N, teacher.most_N)
+    )
+    before_lo_NU, before_hi_NU = _mass_before(teacher, low_NU, high_NU)
+    present_NU = high_NU > 0
+    all_N1 = (top_p_N == 1)[:, None]  # S is the whole support, whatever rounding makes of sums
+    sure_NU = present_NU & (low_NU > 0) & ((before_hi_NU < needed_lo_N[:, None]) | all_N1)
+    perhaps_NU = (present_NU & ((before_lo_NU < needed_hi_N[:, None]) | all_N1)) | used_NU
+    above_cap_N = np.where(low_NU > teacher.cap_N[:, None], low_NU, 0.0).sum(axis=-1)
+    beyond_N = (teacher.most_N > 0) & (
+        (above_cap_N < needed_hi_N) | (top_p_N == 1)
+    )  # ids outside the union may be in S
+
+    def ends(weights: Weights) -> tuple[Array, Array]:
+        return np.where(sure_NU, weights.low_NU, LOG_ZERO), np.where(perhaps_NU, weights.high_NU, LOG_ZERO)
+
+    def mass(weights: Weights) -> tuple[Array, Array]:
+        """Ends of the weight of S."""
+        certain_N = np.where(sure_NU, np.exp(weights.low_NU), 0.0).sum(axis=-1)
+        known_N = np.where(perhaps_NU, np.exp(weights.low_NU), 0.0).sum(axis=-1)
+        missing_N = np.where(perhaps_NU, np.exp(weights.high_NU) - np.exp(weights.low_NU), 0.0).sum(axis=-1)
+        return certain_N, known_N + np.where(beyond_N, weights.most_N, np.minimum(missing_N, weights.most_N))
+
+    base_lo_N, base_hi_N = mass(base)
+    teacher_lo_N, teacher_hi_N = mass(teacher)
+    settled_N = ~beyond_N & (sure_NU == perhaps_NU).all(axis=-1)
+    # An S that holds more than is sure holds less than top_p and one outcome that is not.
+    last_N = np.max(np.where(perhaps_NU & ~sure_NU, high_NU, 0.0), axis=-1)
+    last_N = np.maximum(last_N, np.where(beyond_N, teacher.cap_N, 0.0))
+    sure_hi_N = np.where(sure_NU, high_NU, 0.0).sum(axis=-1)
+    most_N = np.maximum(sure_hi_N, needed_hi_N + last_N)
+    teacher_hi_N = np.where(settled_N, teacher_hi_N, np.minimum(teacher_hi_N, most_N))
+    teacher_lo_N = np.where(settled_N, teacher_lo_N, np.maximum(teacher_lo_N, needed_lo_N))
+    rest_N = np.clip(needed_hi_N + last_N - np.where(sure_NU, low_NU, 0.0).sum(axis=-1), 0.0, teacher.most_N)
+
+    sound_N = (base_lo_N > 0) & (teacher_lo_N > 0)
+    totals = [_log(np.where(sound_N, x_N, 1.0)) for x_N in (base_lo_N, base_hi_N, teacher_lo_N, teacher_hi_N)]
+    base_ends, teacher_ends = ends(base), ends(teacher)
+    boxed = [perhaps_NU & (~beyond_N[:, None] | (weights.low_NU > LOG_ZERO)) for weights in (base, teacher)]
+    boxes = Boxes(
+        base_ends[0], base_ends[1], teacher_ends[0], teacher_ends[1], boxed[0], boxed[1],
+        np.where(beyond_N, base.most_N, 0.0), np.where(beyond_N, rest_N, 0.0),
+        totals[0], totals[1], totals[2], totals[3],
+    )  # fmt: skip
+    return boxes, sound_N
+
+
+def _mass_before(teacher: Weights, low_NU: Array, high_NU: Array) -> tuple[Array, Array]:
+    """The least and the most that outcomes ranked before each column weigh together (docs/theory.md (32a))."""
+    fixed_NU = np.where(low_NU == high_NU, low_NU, 0.0)
+    order_NU = np.argsort(-fixed_NU, axis=-1, stable=True)
+    sorted_NU = take_columns(fixed_NU, order_NU)
+    ranked_NU = np.empty_like(fixed_NU)
+    np.put_along_axis(ranked_NU, order_NU, np.cumsum(sorted_NU, axis=-1) - sorted_NU, axis=-1)
+    least_NU, most_NU = ranked_NU, ranked_NU
+    # At most one listed outcome is known only within a box: a stop class of which some members are listed.
+    boxed_NU = (low_NU > 0) & (low_NU < high_NU)
+    lead_lo_N1, lead_hi_N1 = (np.where(boxed_NU, x_NU, 0.0).sum(axis=-1)[:, None] for x_NU in (low_NU, high_NU))
+    least_NU = least_NU + np.where(lead_lo_N1 > high_NU, lead_lo_N1, 0.0)
+    most_NU = most_NU + np.where((lead_hi_N1 >= low_NU) & ~boxed_NU, lead_hi_N1, 0.0)
+    # Ids that the teacher did not list come before whatever does not exceed their cap.
+    most_NU = most_NU + np.where(teacher.cap_N[:, None] >= low_NU, teacher.most_N[:, None], 0.0)
+    # A column that is itself loose lies behind what exceeds its upper end, and before what is below its lower.
+    loose_NU = low_NU < high_NU
+    if loose_NU.any():
+        above_N = [
+            np.where(fixed_NU > end_N1, fixed_NU, 0.0).sum(axis=-1)[:, None]
+            for end_N1 in (np.where(boxed_NU, high_NU, 0.0).sum(axis=-1)[:, None], teacher.cap_N[:, None])
+        ]
+        least_NU = np.where(boxed_NU, above_N[0], np.where(loose_NU, above_N[1], least_NU))
+        at_least_N1 = np.where(fixed_NU >= lead_lo_N1, fixed_NU, 0.0).sum(axis=-1)[:, None]
+        unlisted_N1 = np.where(teacher.cap_N[:, None] >= lead_lo_N1, teacher.most_N[:, None], 0.0)
+        most_NU = np.where(boxed_NU, at_least_N1 + unlisted_N1, most_NU)
+    return least_NU, most_NU
+
+
+def _log(x_N: Array) -> Array:
+    return np.log(np.maximum(x_N, 1e-300))

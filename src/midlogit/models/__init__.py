@@ -1,0 +1,1 @@
+"""Models without their weights, and what two of them make together."""

@@ -1,0 +1,359 @@
+"""A model without its weights: the seam `Model`, and `Checkpoint` for a Hugging Face folder.
+
+Knows transformers' configuration and tokenizer files; loads no torch model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+
+from midlogit.errors import InvalidRequest, ModelUnavailable, PromptTooLong, first_line
+from midlogit.extras import require
+from midlogit.messages import Message
+from midlogit.models.detokenize import Detokenizer, LocalDetokenizer
+from midlogit.models.tokenization import Density, ids_before, undoubled
+
+TemplateNames = str | tuple[str | None, str | None] | None  # of both chat templates, or of (base, teacher)
+
+ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class Model(Protocol):
+    """What mixing, prompts and text need to know of a model, wherever it is.
+
+    `vocabulary` is None when only probes can tell whether two tokenizers agree.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def stop_ids(self) -> tuple[int, ...]: ...
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+    @property
+    def vocabulary(self) -> dict[int, str] | None: ...
+    @property
+    def logit_size(self) -> int: ...
+    @property
+    def max_context(self) -> int: ...
+    @property
+    def has_chat_template(self) -> bool: ...
+    @property
+    def detokenizer(self) -> Detokenizer: ...
+    def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]: ...
+    def encode_chat(
+        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None, *, most: int | None = None
+    ) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is known of a model before its weights are loaded.
+
+    Attributes:
+        name: the folder or hub id it was opened by.
+        config: transformers' configuration of the text model.
+        tokenizer: transformers' tokenizer, backed by the tokenizers library.
+        generation_stop_ids: eos_token_id of the generation configuration, else of the configuration.
+        context_limit: fewer tokens than the model's own context, where the engine is told so.
+        template_name: which of the tokenizer's named chat templates to use; None for its only or default one.
+    """
+
+    name: str
+    config: Any
+    tokenizer: Any
+    generation_stop_ids: tuple[int, ...]
+    context_limit: int | None = None
+    template_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.template_name is not None and self.template_name not in self.template_names:
+            known = ", ".join(self.template_names)
+            raise InvalidRequest(
+                f"{self.name} has no chat template named {self.template_name!r}.",
+                f"It has {known}." if known else "Its templates have no names: leave it out.",
+            )
+
+    @classmethod
+    def open(cls, name: str | Path, template_name: str | None = None) -> Checkpoint:
+        """Reads a folder or hub id.
+
+        Raises:
+            ModelUnavailable: not there, unreadable, or not a causal language model.
+            InvalidRequest: no chat template of that name.
+            MissingExtra: transformers is not installed.
+        """
+        require("transformers", "local")
+        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        name = str(name)
+        try:
+            path = Path(name).expanduser()
+            is_there = path.exists()
+        except (OSError, RuntimeError) as error:  # no name of a file, or no such user's home
+            raise ModelUnavailable(f"{name[:100]} is no name of a model: {first_line(error)}") from error
+        if is_there:
+            name = str(path)
+            if not (path / "config.json").is_file():
+                raise ModelUnavailable(f"{name} holds no config.json.", "Give a Hugging Face model folder or hub id.")
+        elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+            raise ModelUnavailable(f"There is no model folder {name}.", "Give a Hugging Face model folder or hub id.")
+        try:
+            config = AutoConfig.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except Exception as error:  # a damaged file fails in many ways
+            raise ModelUnavailable(f"{name} cannot be opened: {first_line(error)}") from error
+        causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+        architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")]
+        if not causal & set(architectures):
+            raise ModelUnavailable(f"{name} is not a causal language model ({', '.join(architectures)}).")
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise ModelUnavailable(f"{name} has no tokenizer.json that the tokenizers library can read.")
+        try:
+            stop = GenerationConfig.from_pretrained(name).eos_token_id
+        except OSError:
+            stop = config.get_text_config().eos_token_id
+        except Exception as error:
+            raise ModelUnavailable(f"{name}'s generation_config.json cannot be read: {first_line(error)}") from error
+        if not all(isinstance(i, int) for i in _as_ids(stop)):
+            raise ModelUnavailable(f"{name} names {stop!r} as its eos_token_id.", "It must be an id, or a list of ids.")
+        return cls(name, config.get_text_config(), tokenizer, _as_ids(stop), template_name=template_name)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every id that ends a sequence for this model, ascending."""
+        return tuple(sorted({*self.generation_stop_ids, *_as_ids(self.tokenizer.eos_token_id)}))
+
+    @cached_property
+    def vocabulary(self) -> dict[int, str]:
+        """Id to token."""
+        return {i: token for token, i in self.tokenizer.get_vocab().items()}
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that the tokenizer marks as special."""
+        added = self.tokenizer.added_tokens_decoder
+        return frozenset(self.tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+
+    @cached_property
+    def detokenizer(self) -> Detokenizer:
+        return LocalDetokenizer(self.tokenizer.backend_tokenizer)
+
+    @property
+    def logit_size(self) -> int:
+        """Columns of the model's logits, padding included."""
+        return int(self.config.vocab_size)
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens of prompt and completion together; a sliding window counts as the limit."""
+        limit = int(getattr(self.config, "max_position_embeddings", 0) or 2048)
+        if "sliding_attention" in (getattr(self.config, "layer_types", None) or ()):
+            limit = min(limit, int(self.config.sliding_window))
+        return min(limit, self.context_limit or limit)
+
+    @property
+    def unsupported_layers(self) -> set[str]:
+        """Kinds of layers that the local engine's KV cache does not hold."""
+        return set(getattr(self.config, "layer_types", None) or ()) - ATTENTION_LAYERS
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self.tokenizer.chat_template)
+
+    @property
+    def template_names(self) -> tuple[str, ...]:
+        """Names of the tokenizer's chat templates, where they have names."""
+        templates = self.tokenizer.chat_template
+        return tuple(templates) if isinstance(templates, dict) else ()
+
+    @property
+    def has_default_template(self) -> bool:
+        """Whether chat needs no choice of a template."""
+        return not self.template_names or (self.template_name or "default") in self.template_names
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template in use; None for a model without one.
+
+        Raises:
+            InvalidRequest: there are several, none is the default, and none is chosen; names them.
+        """
+        templates = self.tokenizer.chat_template
+        if not self.template_names:
+            return templates or None
+        if not self.has_default_template:
+            raise InvalidRequest(
+                f"{self.name} has several chat templates and no default: {', '.join(templates)}.",
+                "Choose one: Pair.local(..., chat_template=), --base-chat-template, --teacher-chat-template.",
+            )
+        return str(templates[self.template_name or "default"])
+
+    @property
+    def weight_count(self) -> int | None:
+        """Number of weights in the folder's safetensors files, None for a hub id or other formats."""
+        files = sorted(Path(self.name).glob("*.safetensors"))
+        return sum(_weights_in(file) for file in files) or None
+
+    def weight_bytes(self, width: int) -> int:
+        """Bytes of the weights at `width` bytes each; quantised ones count by their files.
+
+        A model without files here (a hub id, a configuration alone) is counted by its architecture.
+        """
+        if getattr(self.config, "quantization_config", None) is not None:
+            files = sum(file.stat().st_size for file in Path(self.name).glob("*.safetensors"))
+            if files:
+                return files
+        return (self.weight_count or self._weights_of_architecture()) * width
+
+    def _weights_of_architecture(self) -> int:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config)
+        return sum(weight.numel() for weight in model.parameters())
+
+    @property
+    def kv_values_per_token(self) -> int:
+        """Numbers that one token adds to the KV cache."""
+        config = self.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * heads * head_dim)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]:
+        """Ids of plain text.
+
+        Args:
+            add_special_tokens: with what the tokenizer itself adds, such as a beginning-of-text id. A text that
+                carries it already gets no second one.
+            most: tokens that are of use; a text that certainly has more is not tokenized.
+
+        Raises:
+            PromptTooLong: more than `most` tokens, by the number of characters.
+        """
+        if most is not None and len(text) > most and self._density is not None:
+            fewest = self._density.fewest_tokens(text)
+            if fewest > most:
+                raise PromptTooLong(f"has {len(text)} characters, so at least {fewest} tokens")
+        ids = self._ids(text, add_special_tokens)
+        return undoubled(ids, self._ids_before) if add_special_tokens else ids
+
+    def encode_chat(
+        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None, *, most: int | None = None
+    ) -> list[int]:
+        """Ids of plain chat messages in the model's own template, ready for the answer.
+
+        A model without a template gets `plain_chat`.
+
+        Args:
+            variables: of the template, besides the messages. most: as of `encode`.
+
+        Raises:
+            InvalidRequest: the template refuses the messages, or there are several to choose from.
+            PromptTooLong: as `encode`.
+        """
+        template = self.chat_template
+        if template is None:
+            return self.encode(plain_chat(messages), most=most)
+        require("jinja2", "local")
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), chat_template=template, add_generation_prompt=True, tokenize=False, **(variables or {})
+            )
+        except Exception as error:  # a template is a program of its own, and can fail in any way
+            raise InvalidRequest(
+                f"The chat template of {self.name} refuses the messages: {first_line(error)}"
+            ) from error
+        return self.encode(text, add_special_tokens=False, most=most)
+
+    @cached_property
+    def _density(self) -> Density | None:
+        return Density.of(self.tokenizer.backend_tokenizer)
+
+    @cached_property
+    def _ids_before(self) -> list[int]:
+        return ids_before(self._ids)
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+
+
+def files_of(model: Model) -> Checkpoint | None:
+    """The tokenizer files of a model; None when they are not on this machine."""
+    return model if isinstance(model, Checkpoint) else getattr(model, "files", None)
+
+
+def bundled(side: str) -> Path:
+    """The folder of the bundled model of a side, "base" or "teacher"."""
+    return Path(str(files("midlogit") / "bundled" / side))
+
+
+def open_checkpoints(
+    base: str | Path | None, teacher: str | Path | None, chat_template: TemplateNames = None
+) -> tuple[Checkpoint, Checkpoint]:
+    """The checkpoints of a pair; the bundled one when neither is named.
+
+    Raises:
+        InvalidRequest: only one of the two is named, or a chat template that is not there.
+        ModelUnavailable: a model that is not there or not a causal LM.
+    """
+    if (base is None) != (teacher is None):
+        raise InvalidRequest("Only one of base and teacher is named.", "Name both, or neither for the bundled pair.")
+    names = names_of_sides(chat_template)
+    first = Checkpoint.open(bundled("base") if base is None else base, names[0])
+    if base is not None and str(base) == str(teacher):
+        return first, replace(first, template_name=names[1])
+    return first, Checkpoint.open(bundled("teacher") if teacher is None else teacher, names[1])
+
+
+def names_of_sides(chat_template: TemplateNames) -> tuple[str | None, str | None]:
+    """The names of the chat templates of (base, teacher); one name is that of both."""
+    return chat_template if isinstance(chat_template, tuple) else (chat_template, chat_template)
+
+
+def plain_chat(messages: Sequence[Message]) -> str:
+    """Chat messages for a model that knows no chat: what a base model reads as a list of answers.
+
+    System text comes first as it is, each user message as "Question: …", each answer as "Answer: …";
+    the text ends with "Answer:".
+    """
+    names = {"user": "Question: ", "assistant": "Answer: "}
+    lines = [names.get(m["role"], "") + m["content"] + ("\n" if m["role"] != "user" else "") for m in messages]
+    return "\n".join([*lines, "Answer:"])
+
+
+def _as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _weights_in(file: Path) -> int:
+    """Number of weights by the header of a safetensors file.
+
+    Raises:
+        ModelUnavailable: it has none.
+    """
+    try:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(size, file.stat().st_size)))
+        return sum(_product(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelUnavailable(f"{file} is no safetensors file.", "Fetch it again.") from error
+
+
+def _product(shape: list[int]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size

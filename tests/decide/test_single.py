@@ -1,0 +1,104 @@
+"""A lone pair of lists is drawn in plain numbers as it is among others in arrays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from midlogit.decide import arrays as policy
+
+from midlogit import EqualKL, FixedAlpha, KLBudget
+from midlogit.core.outcomes import Outcomes
+from midlogit.core.uniforms import TokenUniforms
+from midlogit.decide.arrays import sample_truncated
+from midlogit.decide.base import Draft, RowSettings
+from midlogit.decide.truncated.rows import TopLogprobs, unlisted_ids
+
+SIZE, VOCABULARY, K = 60, 58, 8
+MERGED = Outcomes(masked_ids=(3, 11, 59), stop_ids=(0, 1, 20), stop_token_ids=(7,))
+OWN = Outcomes(masked_ids=(3,), stop_ids=(0, 20, 59))  # 59 is of one model alone
+APART = Outcomes(masked_ids=(3,), stop_ids=(0, 1), merge=False)
+BARE = Outcomes()
+
+
+def lists(chance: np.random.Generator, settings: RowSettings) -> tuple[TopLogprobs, TopLogprobs]:
+    """The most likely ids of two models that agree more or less, with what one lacks scored or not, some at −∞."""
+    shared = chance.normal(size=SIZE) * chance.choice([0.2, 2.0, 8.0])
+    rows = [shared + chance.normal(size=SIZE) * chance.choice([0.0, 0.5, 3.0]) for _ in range(2)]
+    for row in rows:
+        if chance.random() < 0.15:
+            row[chance.integers(SIZE, size=120)] = -np.inf
+    if chance.random() < 0.4:
+        one = chance.integers(2)
+        rows[one] = rows[one][:VOCABULARY]
+        rows[1 - one][59] += 12
+        rows[one][20] += 12
+    whole = [row - np.logaddexp.reduce(row) for row in rows]
+    k = SIZE if chance.random() < 0.1 else K
+    tops = [np.argsort(-row, kind="stable")[:k].tolist() for row in whole]
+    pair = [
+        TopLogprobs({i: float(row[i]) for i in ids}, float(row[ids[-1]]), len(row))
+        for row, ids in zip(whole, tops, strict=True)
+    ]
+    if chance.random() < 0.7:
+        wanted = unlisted_ids(pair[0], pair[1], settings, VOCABULARY)
+        pair = [
+            replace(one, logprobs=one.logprobs | {i: float(row[i]) for i in ids})
+            for one, row, ids in zip(pair, whole, wanted, strict=True)
+        ]
+    return pair[0], pair[1]
+
+
+def some_settings(chance: np.random.Generator) -> RowSettings:
+    return RowSettings(
+        rule=[EqualKL(), FixedAlpha(0.4), KLBudget(0.05)][chance.integers(3)],
+        outcomes=[MERGED, OWN, APART, BARE][chance.integers(4)],
+        temperature=float(chance.choice([0.0, 0.3, 1.0, 1.0, 1.6])),
+        top_p=[None, 0.5, 0.9, 0.99, 1.0][chance.integers(5)],
+        alpha_tol=1e-9,
+        forced=chance.random() < 0.1,
+        may_end=chance.random() < 0.7,
+        uniforms=TokenUniforms(*chance.random(3).tolist()),
+    )
+
+
+def drafted(chance: np.random.Generator, base: TopLogprobs) -> Draft:
+    ids = list(base.logprobs)[:K]
+    weights = np.exp([base.logprobs[i] for i in ids]) + 1e-12
+    law = dict(zip(ids, (weights / weights.sum()).tolist(), strict=True))
+    return Draft(int(chance.choice(ids, p=weights / weights.sum())), law)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_alone_as_among_others(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = np.random.default_rng(seed)
+    ends: Counter[str] = Counter()
+    for _ in range(1500):
+        settings = some_settings(chance)
+        pair = lists(chance, settings)
+        if settings.temperature and chance.random() < 0.3:
+            settings = replace(settings, drafted=drafted(chance, pair[0]))
+        alone = sample_truncated([pair], [settings], VOCABULARY)
+        with monkeypatch.context() as patched:
+            patched.setattr(policy, "NARROW", 0)
+            among = sample_truncated([pair], [settings], VOCABULARY)
+        assert alone.token_ids == among.token_ids
+        (ours,), (theirs,) = alone.decisions(), among.decisions()
+        assert ours == theirs
+        token_id = alone.token_ids[0]
+        ends["empty" if token_id is None else "stop" if token_id in settings.outcomes.merged_stops else "token"] += 1
+        ends["own stop"] += token_id == 59
+        ends["bounded"] += ours.base_bounded or ours.teacher_bounded
+        ends["fallback"] += ours.fallback
+        ends["drafted"] += settings.draft is not None
+    assert min(ends[name] for name in ("token", "stop", "own stop", "fallback", "drafted", "bounded")) > 20
+    print(ends)
+
+
+def test_nothing_that_may_be_drawn() -> None:
+    settings = replace(some_settings(np.random.default_rng(0)), outcomes=Outcomes(masked_ids=tuple(range(SIZE))))
+    row = TopLogprobs({1: -0.1, 2: -3.0}, -3.0, SIZE)
+    drawn = sample_truncated([(row, row)], [settings], VOCABULARY)
+    assert drawn.token_ids == [None] and drawn.decisions()[0].error

@@ -1,0 +1,77 @@
+"""Batches that mix every setting, and how close the fused decision must come to the float64 one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from midlogit.core.outcomes import Outcomes
+from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
+from midlogit.core.uniforms import TokenUniforms
+from midlogit.decide.base import RowSettings
+from midlogit.outputs import Decision
+from tests.rows import KINDS, make_rows
+
+RULES: tuple[AlphaRule, ...] = (EqualKL(), EqualKL(), FixedAlpha(0.3), FixedAlpha(1.0), KLBudget(0.1))
+
+
+def alphabets(vocabulary: int) -> list[Outcomes]:
+    """Outcomes of every kind; the last ids and some in the middle are special."""
+    last = vocabulary - 1
+    return [
+        Outcomes(),
+        Outcomes(masked_ids=(3, last, 70)),
+        Outcomes(masked_ids=(5,), stop_ids=(10, last - 1)),
+        Outcomes(masked_ids=(150,), stop_ids=(150, 4, 151)),
+        Outcomes(stop_ids=(7,), stop_token_ids=(9,)),
+        Outcomes(stop_ids=(4, 150, 151), merge=False),
+    ]
+
+
+def mixed_settings(rows: int, vocabulary: int, rng: np.random.Generator) -> list[RowSettings]:
+    """One row each of whatever a request may ask for."""
+    outcomes = alphabets(vocabulary)
+    return [
+        RowSettings(
+            rule=RULES[rng.integers(len(RULES))],
+            outcomes=outcomes[rng.integers(len(outcomes))],
+            temperature=float(rng.choice([0.0, 1.0, 1.0, 0.5, 1.7])),
+            top_p=[None, 0.5, 0.95, 0.999][rng.integers(4)],
+            alpha_tol=1e-6,
+            forced=bool(rng.random() < 0.15),
+            may_end=bool(rng.random() < 0.7),
+            uniforms=TokenUniforms(*rng.random(3).tolist()),
+        )
+        for _ in range(rows)
+    ]
+
+
+def make_batch(rows: int, vocabulary: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of every kind of tests/rows.py, float64."""
+    pairs = [make_rows(KINDS[i % len(KINDS)], vocabulary, 1000 * seed + i) for i in range(rows)]
+    return tuple(torch.tensor(np.array(side)) for side in zip(*pairs, strict=True))  # type: ignore[return-value]
+
+
+def assert_agree(found: Decision, truth: Decision, where: str = "") -> None:
+    """α to 1e-4, KLs and the rest to 1e-4 relative, the same token.
+
+    Rows that agree to the last digits do not determine α (docs/theory.md section 4.3): the same q is enough.
+    """
+    assert found.error == truth.error, where
+    if truth.error is not None:
+        return
+    for name in ("forced", "fallback", "constrained"):
+        assert getattr(found, name) == getattr(truth, name), (where, name)
+    if not truth.kl_base + truth.kl_teacher < 1e-10:
+        assert abs(found.alpha - truth.alpha) <= 1e-4, (where, found, truth)
+    for name, least in (
+        ("kl_base", 1e-11), ("kl_teacher", 1e-11), ("entropy", 1e-6), ("ess_base", 1e-30), ("ess_teacher", 1e-30),
+    ):  # fmt: skip
+        a, b = getattr(found, name), getattr(truth, name)
+        assert math.isclose(a, b, rel_tol=1e-4, abs_tol=least), (where, name, found, truth)
+    assert found.token_id == truth.token_id, (where, found, truth)
+    for name in ("logprob", "base_logprob", "teacher_logprob"):
+        a, b = getattr(found, name), getattr(truth, name)
+        assert math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-4), (where, name, found, truth)

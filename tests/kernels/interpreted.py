@@ -1,0 +1,244 @@
+"""The checks of test_interpreter.py, run where Triton interprets: `python -m tests.kernels.interpreted`."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from midlogit.core import reference
+from midlogit.core.outcomes import Outcomes
+from midlogit.core.rules import EqualKL, FixedAlpha, KLBudget
+from midlogit.core.uniforms import TokenUniforms
+from midlogit.decide.arrays import decide, draft
+from midlogit.decide.base import RowSettings
+from midlogit.decide.kernels import decider as fused
+from midlogit.outputs import Decision
+from tests.kernels.cases import assert_agree, make_batch, mixed_settings
+
+# Small tiles, so that small rows have several, and a nucleus that may or may not fit the copy.
+fused.LANES, fused.FEW_LANES, fused.CAPACITY, fused.GROUP = 16, 16, 128, 2
+torch.set_num_threads(1)
+CHANCES = TokenUniforms(0.3, 0.6, 0.7)
+PLAIN = RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, CHANCES)
+RULES = {
+    EqualKL(): reference.equal_kl,
+    FixedAlpha(0.3): lambda p, t: 0.3,
+    KLBudget(0.1): lambda p, t: reference.kl_budget(p, t, 0.1),
+}
+
+
+def run(base_NV: torch.Tensor, teacher_NV: torch.Tensor, settings: list[RowSettings], **rows: object) -> list[Decision]:
+    vocabulary = min(base_NV.shape[1], teacher_NV.shape[1])
+    policy = fused.FusedPolicy(vocabulary, torch.device("cpu"))
+    prepared = policy.prepare(settings, **rows)
+    pending = policy.launch(base_NV, teacher_NV, prepared)
+    decisions = pending.decisions()
+    assert pending.token_ids() == pending.tokens_N.tolist() == [d.token_id for d in decisions]
+    drafts = draft(base_NV.double(), settings, vocabulary)
+    for found, true, decision in zip(pending.drafted_ids(), drafts, decisions, strict=True):
+        assert found == true or decision.error is not None
+    return decisions
+
+
+def check_every_setting() -> None:
+    for seed, vocabulary, dtype in ((1, 300, torch.float32), (2, 517, torch.bfloat16), (3, 641, torch.float16)):
+        base_NV, teacher_NV = (x.to(dtype) for x in make_batch(12, vocabulary, seed))
+        settings = mixed_settings(12, vocabulary, np.random.default_rng(seed))
+        truth = decide(base_NV.double(), teacher_NV.double(), settings)
+        for i, (a, b) in enumerate(zip(run(base_NV, teacher_NV, settings), truth, strict=True)):
+            assert_agree(a, b, f"seed {seed}, row {i}, {settings[i]}")
+
+
+def check_every_way_to_a_token() -> None:
+    """Drafts that stand or fall: off the nucleus, of the stop class, greedy, forced and where supports are disjoint."""
+    vocabulary, rows = 160, 24
+    rng = np.random.default_rng(11)
+    base_NV = torch.tensor(2 * rng.normal(size=(rows, vocabulary)))
+    teacher_NV = base_NV + torch.tensor(rng.normal(size=(rows, vocabulary)))
+    base_NV[:, 10] = 5.0  # a stop id
+    teacher_NV[20:, : vocabulary // 2], base_NV[20:, vocabulary // 2 :] = -torch.inf, -torch.inf
+    outcomes = Outcomes(masked_ids=(3,), stop_ids=(10, 159))
+    ways: Counter[str] = Counter()
+    for dtype, top_p in ((torch.float32, None), (torch.float32, 0.7), (torch.bfloat16, 0.7), (torch.float16, None)):
+        base, teacher = base_NV.to(dtype), teacher_NV.to(dtype)
+        settings = [
+            replace(
+                PLAIN, outcomes=outcomes, top_p=top_p, uniforms=TokenUniforms(*rng.random(3).tolist()),
+                temperature=(1.0, 0.7, 1.3, 0.0)[i % 4], forced=i % 9 == 0,
+            )
+            for i in range(rows)
+        ]  # fmt: skip
+        drafts = draft(base.double(), settings, vocabulary)
+        truth = decide(base.double(), teacher.double(), settings)
+        for i, (a, b) in enumerate(zip(run(base, teacher, settings), truth, strict=True)):
+            assert_agree(a, b, f"{dtype}, {top_p}, row {i}, {settings[i]}")
+            way = "forced" if b.forced else "fallback" if b.fallback else "greedy" if i % 4 == 3 else "mixed"
+            stopped = b.token_id in outcomes.stop_ids
+            stands = drafts[i] == b.token_id or (stopped and drafts[i] == 10)
+            ways[f"{way} {'stands' if stands else 'falls'}"] += 1
+            ways["stop stands"] += stands and stopped and way == "mixed"
+            ways["stop falls"] += not stands and drafts[i] == 10 and way == "mixed"
+            outside = reference.mixture(
+                base[i].tolist(), teacher[i].tolist(), temperature=settings[i].temperature or 1.0, masked_ids={3},
+                stop_ids=(10, 159), top_p=top_p,
+            ).q[drafts[i]] == 0  # fmt: skip
+            ways["outside"] += outside and way == "mixed"
+            assert not (outside and way == "mixed" and stands)
+    expected = [f"{way} {end}" for way in ("forced", "greedy", "mixed", "stop") for end in ("stands", "falls")]
+    assert all(ways[way] for way in (*expected, "fallback falls", "outside")), ways
+
+
+def check_drafts_made_ahead() -> None:
+    """Slices drafted one after the other, as rows of the base come, then decided with the table."""
+    base_NV, teacher_NV = (x.float() for x in make_batch(12, 300, 4))
+    settings = mixed_settings(12, 300, np.random.default_rng(4))
+    base_rows = [13, 2, 5, 7, 0, 1, 9, 11, 12, 3, 4, 10]
+    wide_NV = torch.full((14, 300), torch.nan)
+    policy = fused.FusedPolicy(300, torch.device("cpu"))
+    prepared = policy.prepare(settings, base_rows)
+    drafts_RC = policy.drafts(14)
+    drafted: list[int] = []
+    for first in range(0, 12, 4):
+        some = slice(first, first + 4)
+        wide_NV[base_rows[some]] = base_NV[some]
+        drafted += policy.draft(wide_NV, prepared, drafts_RC, some).tolist()
+    assert policy.draft(wide_NV, prepared, drafts_RC, slice(5, 5)).tolist() == []
+    pending = policy.launch(wide_NV, teacher_NV, prepared, drafts_RC)
+    assert pending.drafted_ids() == drafted == draft(base_NV.double(), settings, 300)
+    assert pending.decisions() == run(base_NV, teacher_NV, settings)
+
+
+def check_a_base_that_drafts_nothing() -> None:
+    """Every drawable logit of the base is −inf: the teacher is drawn from."""
+    base_NV, teacher_NV = torch.full((8, 200), -torch.inf), torch.randn(8, 200)
+    base_NV[:, 0] = 1.0
+    policy = fused.FusedPolicy(200, torch.device("cpu"))
+    for top_p in (None, 0.9):
+        settings = [
+            replace(PLAIN, outcomes=Outcomes(masked_ids=(0,)), top_p=top_p, uniforms=TokenUniforms(u, u, u))
+            for u in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999)
+        ]
+        pending = policy.launch(base_NV, teacher_NV, policy.prepare(settings))
+        truth = decide(base_NV.double(), teacher_NV.double(), settings)
+        assert pending.drafted_ids() == [0] * 8
+        for a, b in zip(pending.decisions(), truth, strict=True):
+            assert_agree(a, b)
+            assert a.fallback
+
+
+def check_against_the_plain_reference() -> None:
+    base_NV, teacher_NV = (x.float() for x in make_batch(6, 240, 5))
+    for rule, plain in RULES.items():
+        settings = [RowSettings(rule, Outcomes((1, 2), (8, 200)), 0.8, 0.9, 1e-6, False, True, CHANCES)] * 6
+        for i, found in enumerate(run(base_NV, teacher_NV, settings)):
+            truth = reference.mixture(
+                base_NV[i].tolist(), teacher_NV[i].tolist(), temperature=0.8, masked_ids={1, 2}, stop_ids=(8, 200),
+                top_p=0.9, rule=plain,
+            )  # fmt: skip
+            if truth.kl_base + truth.kl_teacher > 1e-10 and not found.fallback:
+                assert abs(found.alpha - truth.alpha) <= 1e-4, (rule, i)
+            for name in ("kl_base", "kl_teacher", "entropy", "ess_base", "ess_teacher"):
+                a, b = getattr(found, name), getattr(truth, name)
+                assert math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6 if name == "entropy" else 1e-12), (rule, i, name)
+
+
+def check_rows_of_larger_buffers() -> None:
+    """Some rows of a buffer, and ids that one model alone has: they hold mass, and may end a sequence."""
+    base_rows, teacher_rows = [8, 0, 3], [1, 1, 4]
+    for base_size, teacher_size in ((320, 400), (401, 320)):
+        base_NV, teacher_NV = 2 * torch.randn(9, base_size), 2 * torch.randn(5, teacher_size)
+        base_NV[:, 320:] += 3
+        teacher_NV[:, 320:] += 3
+        policy = fused.FusedPolicy(320, torch.device("cpu"))
+        for top_p in (None, 0.9):
+            for stops in ((), (10, 7, 330, 399), (10, 399)):
+                row = replace(PLAIN, outcomes=Outcomes(stop_ids=stops), top_p=top_p, temperature=0.8)
+                settings = [replace(row, uniforms=TokenUniforms(u, u, u)) for u in (0.02, 0.4, 0.9)]
+                pending = policy.launch(base_NV, teacher_NV, policy.prepare(settings, base_rows, teacher_rows))
+                truth = decide(base_NV[base_rows].double(), teacher_NV[teacher_rows].double(), settings)
+                for a, b in zip(pending.decisions(), truth, strict=True):
+                    assert_agree(a, b)
+                shared = [d.token_id if d.token_id < 320 else 10 for d in truth]
+                assert pending.tokens_N.tolist() == shared
+                drafts = draft(base_NV[base_rows].double(), settings, 320)
+                assert pending.drafted_ids() == drafts
+    # Nothing but the stop class has mass: what ends the text is the teacher's own id.
+    base_NV, teacher_NV = torch.full((1, 320), -30.0), torch.full((1, 400), -30.0)
+    base_NV[:, 10], teacher_NV[:, 399] = 10.0, 10.0
+    for top_p in (None, 0.9):
+        settings = [replace(PLAIN, outcomes=Outcomes(stop_ids=(10, 399)), top_p=top_p)]
+        policy = fused.FusedPolicy(320, torch.device("cpu"))
+        pending = policy.launch(base_NV, teacher_NV, policy.prepare(settings))
+        assert pending.token_ids() == [399] and pending.tokens_N.tolist() == [10]
+        assert_agree(pending.decisions()[0], decide(base_NV.double(), teacher_NV.double(), settings)[0])
+
+
+def check_what_cannot_be_drawn() -> None:
+    base_NV, teacher_NV = torch.randn(6, 200), torch.randn(6, 200)
+    base_NV[0, 7], teacher_NV[1, 199], base_NV[2] = torch.nan, torch.inf, -torch.inf
+    hidden = Outcomes(masked_ids=tuple(range(200)))
+    teacher_NV[4, :100], base_NV[4, 100:] = -torch.inf, -torch.inf
+    base_NV[5] = teacher_NV[5]
+    for top_p in (None, 0.9):
+        row = RowSettings(EqualKL(), Outcomes(), 1.0, top_p, 1e-6, False, True, CHANCES)
+        settings = [row, row, row, RowSettings(EqualKL(), hidden, 1.0, top_p, 1e-6, False, True, CHANCES), row, row]
+        found, truth = run(base_NV, teacher_NV, settings), decide(base_NV.double(), teacher_NV.double(), settings)
+        for a, b in zip(found, truth, strict=True):
+            assert_agree(a, b)
+        assert [d.error is None for d in found] == [False] * 4 + [True] * 2
+        assert found[4].fallback and found[4].kl_base == math.inf and found[5].alpha == 0.5
+
+
+def check_rows_that_agree_to_rounding() -> None:
+    """Equal models whose logits were computed in two ways: α is ½; and the whole support at top-p 1."""
+    rows, vocabulary = 8, 300
+    base_NV = 4 * torch.randn((rows, vocabulary), generator=torch.Generator().manual_seed(5))
+    teacher_NV = base_NV + 3e-6 * torch.randn((rows, vocabulary), generator=torch.Generator().manual_seed(6))
+    for top_p in (None, 0.95, 1.0):
+        for temperature in (0.5, 1.0, 10.0):
+            settings = [replace(PLAIN, top_p=top_p, temperature=temperature)] * rows
+            found, truth = run(base_NV, teacher_NV, settings), decide(base_NV, teacher_NV, settings)
+            assert {d.alpha for d in found} == {0.5} == {d.alpha for d in truth}
+    base_NV, teacher_NV = (x.float() for x in make_batch(12, vocabulary, 9))
+    settings = [replace(PLAIN, top_p=1.0)] * 12
+    truth = decide(base_NV.double(), teacher_NV.double(), settings)
+    for i, (a, b) in enumerate(zip(run(base_NV, teacher_NV, settings), truth, strict=True)):
+        assert_agree(a, b, f"top-p 1, row {i}")
+
+
+def check_ties_at_the_edge_of_the_nucleus() -> None:
+    flat_NV = torch.zeros(4, 200)
+    flat_NV[1, 50:60] = 1.0
+    base_NV = torch.randn(4, 200)
+    settings = [
+        RowSettings(FixedAlpha(1.0), Outcomes(), 1.0, 0.951, 1e-6, False, True, TokenUniforms(u, 0.5, u))
+        for u in (0.2, 0.5, 0.999, 0.9999)
+    ]
+    for a, b in zip(run(base_NV, flat_NV, settings), decide(base_NV.double(), flat_NV.double(), settings), strict=True):
+        assert_agree(a, b)
+
+
+def check_what_is_left_to_the_policy() -> None:
+    handles = fused.FusedPolicy.handles
+    many = Outcomes(stop_ids=tuple(range(65)))
+    assert handles(PLAIN)
+    assert not handles(RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, CHANCES, top_logprobs=2))
+    assert not handles(RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, CHANCES, given=4))
+    assert not handles(RowSettings(EqualKL(), many, 1.0, None, 1e-6, False, True, CHANCES))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # NumPy's, where the kernel computes with infinities
+    for name, check in list(globals().items()):
+        if name.startswith("check_"):
+            check()
+            print(name)

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from midlogit.decide import arrays as policy
 
 from midlogit import EqualKL, FixedAlpha, KLBudget
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.uniforms import TokenUniforms
+from midlogit.decide import arrays as policy
 from midlogit.decide.arrays import sample_truncated
 from midlogit.decide.base import Draft, RowSettings
 from midlogit.decide.truncated.rows import TopLogprobs, unlisted_ids

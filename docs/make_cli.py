@@ -21,38 +21,38 @@ Exit codes: 0 done, 1 failure, 2 usage; 128 + the number of the signal that ende
 
 ## Prompts
 
-`generate` takes prompts as arguments (one that begins with a dash after `--`), else from `--input FILE`, else from
-standard input. A text has one prompt a line; blank lines are none, but count in line numbers. JSON lines, which are
-files that end in .jsonl or .ndjson and any input whose columns are named, have an object a line: its `prompt`
-(`--prompt-column`) is text, chat messages or token ids; where it has none, `messages` are. `--base-prompt-column` is
-what the base sees in its place.
+`generate` takes prompts as arguments (after `--` if one begins with a dash), else from `--input FILE`, else from
+standard input. A text has one prompt per line; blank lines are skipped, but count in line numbers. JSON lines are files
+that end in .jsonl or .ndjson, and any input whose columns are named. They have one object per line: its `prompt`
+(`--prompt-column`) is text, chat messages or token ids; without one, `messages` is used. `--base-prompt-column` is what
+the base sees instead.
 
 ```json
 {"prompt": "Once upon a time"}
 {"messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 ```
 
-Input is UTF-8, with or without a byte order mark, unless `--encoding` says otherwise; bytes of another encoding are
-told by their line before anything is loaded.
+Input is UTF-8, with or without a byte order mark, unless `--encoding` says otherwise. Bytes of another encoding are
+reported with their line before anything is loaded.
 
-A prompt that cannot be honoured (too long, empty, no JSON, no messages) costs no other: it is a row with finish_reason
-"error" and an `error` that names its line, the others run, and the exit code is 1. With `--strict`, or where no
-argument can be honoured, nothing runs, and the exit code is 2.
+A prompt that cannot be honoured (too long, empty, no JSON, no messages) does not affect the others: it is a row with
+finish_reason "error" and an `error` that names its line, the others run, and the exit code is 1. With `--strict`, or if
+no argument can be honoured, nothing runs, and the exit code is 2.
 
 ## Output
 
-`generate --json` prints one object a completion and line: `index` (which prompt), `sample` (which of n), `prompt`,
-`base_prompt`, `text`, `token_ids`, `finish_reason` (stop, length, abort, error), `stop_reason`, `usage`
+`generate --json` prints one object per completion, each on a line: `index` (which prompt), `sample` (which of n),
+`prompt`, `base_prompt`, `text`, `token_ids`, `finish_reason` (stop, length, abort, error), `stop_reason`, `usage`
 (`prompt_tokens`, `base_prompt_tokens`, `completion_tokens`, `total_tokens`), and `diagnostics`: equal-length lists
 `alpha`, `kl_base`, `kl_teacher`, `entropy`, `ess_base`, `ess_teacher`, `ess_ratio`, `logprobs`, `base_logprobs`,
-`teacher_logprobs`, `forced`, `coverage`, `alpha_bound`, `bound`, `base_bounded`, `teacher_bounded` (see
+`teacher_logprobs`, `forced`, `coverage`, `alpha_bound`, `tv_bound`, `base_bounded`, `teacher_bounded` (see
 [theory.md](theory.md), sections 9 and 10). Completions come in the order of the prompts, each as soon as those before
 it are printed. JSON is UTF-8 whatever the encoding of the output; in plain text, characters that it cannot hold become
 "?".
 
-Ctrl-C, SIGTERM and SIGHUP end what runs: what was finished is printed, whole and once, and in JSON also what the others
-had, with finish_reason "abort". A second signal does not wait for the latter. When the disk is full or the reader has
-gone, that is one line and exit code 1; a row that was written in part is taken back from a file.
+Ctrl-C, SIGTERM and SIGHUP end the run. Finished completions are printed, whole and once; in JSON also the unfinished
+ones with the tokens generated so far and finish_reason "abort". A second signal does not wait for the latter. A full
+disk or a closed reader is one line and exit code 1; a partly written row is removed from a file.
 
 ## Seeds
 

@@ -265,6 +265,14 @@ def test_suffixes_of_shapes_are_explained() -> None:
                 assert suffix is None or set(suffix[1]) <= set(legend), f"{path.name}: {name}"
 
 
+def test_all_diagnostics_are_documented() -> None:
+    outputs = tree(PACKAGE / "outputs.py")
+    (diagnostics,) = (n for n in outputs.body if isinstance(n, ast.ClassDef) and n.name == "Diagnostics")
+    fields = {ast.unparse(statement.target) for statement in diagnostics.body if isinstance(statement, ast.AnnAssign)}
+    for page in ("cli.md", "python.md"):
+        assert fields <= set(spans(ROOT / "docs" / page)), page
+
+
 def test_every_folder_is_on_the_map() -> None:
     architecture = (ROOT / "ARCHITECTURE.md").read_text()
     for folder in PACKAGE.rglob("*/"):

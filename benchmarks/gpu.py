@@ -147,7 +147,7 @@ def together(pair: Any, spent: Spent, batches: list[int]) -> dict[int, tuple[flo
     from midlogit.engines.draft_length import DraftLength
 
     found = {}
-    pair._engine.draft_length = DraftLength("off")
+    pair.engine.draft_length = DraftLength("off")
 
     def generate(asked: list[list[int]], tokens: int) -> None:
         params = SamplingParams(max_tokens=tokens, ignore_eos=True, seed=1)
@@ -163,7 +163,7 @@ def together(pair: Any, spent: Spent, batches: list[int]) -> dict[int, tuple[flo
 
 def watch(pair: Any) -> Spent:
     """Adds up the seconds that the engine's thread spends in each part of its steps, each second in one part only."""
-    engine = pair._engine
+    engine = pair.engine
     spent: Spent = defaultdict(float)
     inner: list[float] = []  # of each part that has begun: seconds spent in parts within it
 

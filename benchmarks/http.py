@@ -77,7 +77,7 @@ def _spans(notes: list[tuple[str, float]]) -> Iterator[tuple[float, float]]:
 
 
 def sides_of(pair: Pair) -> list:
-    return [pair._engine._base.side, pair._engine._teacher.side]
+    return [pair.engine._base.side, pair.engine._teacher.side]
 
 
 def gather_rows(pair: Pair, gathered: bool) -> None:
@@ -93,7 +93,7 @@ def run(pair: Pair, wire: Wire, batch: int, tokens: int, preset: str) -> dict[st
 
     prompts = [PROMPT.format(n) for n in range(batch)]
     params = SamplingParams.preset(preset, max_tokens=tokens, seed=1, ignore_eos=True)
-    client = pair._engine._client
+    client = pair.engine._client
     wire.seconds()
     processor, start = client.run(thread_time()), time.perf_counter()
     completions = pair.generate(prompts, params, progress=False)

@@ -76,8 +76,8 @@ def compare(base: str, teacher: str, dtype: str, rounds: int) -> dict:
 
     base_prompts, teacher_prompts = messages()
     with Pair.local(base, teacher, dtype=dtype, device="cpu", speculation="off") as pair:
-        engine = pair._engine
-        sides = [(pair.mixing.base, engine._base._model), (pair.mixing.teacher, engine._teacher._model)]
+        engine = pair.engine
+        sides = [(pair.mixing.base, engine.base.model), (pair.mixing.teacher, engine.teacher.model)]
         times: dict[str, list[float]] = {"base": [], "teacher": [], "balanced": [], "exploratory": []}
         figures = {}
         for _ in range(rounds):
@@ -135,10 +135,10 @@ def measure_memory(base: str, teacher: str, dtype: str) -> dict:
     base_prompts, teacher_prompts = messages()
     with PeakMemory() as peak, Pair.local(base, teacher, dtype=dtype, device="cpu", speculation="off") as pair:
         pair.generate(base_prompts=base_prompts, teacher_prompts=teacher_prompts, params=pair_params("exploratory"))
-        sides = (pair._engine._base, pair._engine._teacher)
-        models = {id(side._model): side._model for side in sides}.values()
+        sides = (pair.engine.base, pair.engine.teacher)
+        models = {id(side.model): side.model for side in sides}.values()
         weights = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
-        caches = sum(x.numel() * x.element_size() for side in sides for x in side._cache._states())
+        caches = sum(side.cache_bytes for side in sides)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "peak_gb": peak.bytes / 1e9,

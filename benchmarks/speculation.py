@@ -151,7 +151,7 @@ def measure(pair: Any, steps: Steps, batch: int, asked: int | str) -> tuple[floa
     from midlogit.engines.draft_length import DraftLength
     from midlogit.engines.vllm.engine import DRAFTS
 
-    draft_length = pair._engine.draft_length = DraftLength(asked, DRAFTS, reuses_bonus_row=True)
+    draft_length = pair.engine.draft_length = DraftLength(asked, DRAFTS, reuses_bonus_row=True)
     for _ in range(SETTLING if asked == "auto" else 0):
         run(pair, steps, batch, lambda: len(steps.notes) >= SETTLED)
     run(pair, steps, batch, lambda: steps.seconds >= WARM + steps.window)
@@ -166,8 +166,8 @@ def measure_all(pair: Any, spent: Spent, teacher_ms: Mapping[int, float], batche
     """
     import torch
 
-    simulate_acceptance(pair._engine)
-    steps = Steps(pair._engine, spent)
+    simulate_acceptance(pair.engine)
+    steps = Steps(pair.engine, spent)
     document: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "versions": {name: version(name) for name in ("vllm", "torch", "triton", "transformers")},

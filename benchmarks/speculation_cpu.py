@@ -31,7 +31,7 @@ def measure(base: str, teacher: str, dtype: str, prompts: list[str]) -> list[dic
 
     rows = []
     with Pair.local(base, teacher, dtype=dtype, device="cpu", speculation="off") as pair:
-        engine = pair._engine
+        engine = pair.engine
         for preset in PRESETS:
             asked = SamplingParams.preset(preset, max_tokens=TOKENS, seed=1, ignore_eos=True)
             # One for each: "auto" learns from prompt to prompt.

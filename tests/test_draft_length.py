@@ -192,7 +192,7 @@ def test_expected_tokens_of_rounds_whose_last_row_is_carried(drafts: int) -> Non
 @pytest.mark.parametrize("asked", [-1, 17, "fast", True, 2.5, None, ""])
 def test_what_cannot_be_asked_for(asked) -> None:
     for take in (require_speculation, DraftLength):
-        with pytest.raises(InvalidRequest, match=r"speculation is .*Use auto, off, or 0 to 16 drafts a round"):
+        with pytest.raises(InvalidRequest, match=r"speculation is .*Use auto, off, or 0 to 16 drafts per round"):
             take(asked)
 
 

@@ -40,10 +40,18 @@ _HOMES = {
         "PairMismatch",
         "PromptTooLong",
     ),
-    "midlogit.outputs": ("Completion", "Diagnostics", "Scores", "Statistics", "Token", "Usage"),
+    "midlogit.outputs": (
+        "Completion",
+        "Decision",
+        "Diagnostics",
+        "Scores",
+        "Statistics",
+        "Token",
+        "Top",
+        "Usage",
+    ),
     "midlogit.pair": ("Pair",),
     "midlogit.params": ("PRESETS", "Preset", "SamplingParams"),
-    "midlogit.decide.base": ("Decision", "Top"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

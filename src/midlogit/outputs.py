@@ -1,4 +1,4 @@
-"""What a user gets back: tokens as they are drawn, completions with their diagnostics, statistics."""
+"""Results for the user: tokens as they are sampled, completions with their diagnostics, statistics."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What q* gives to the tokens of one given text.
+    """Scores of the tokens of one given text under q*.
 
     Attributes:
         index: which text of the call.

@@ -1,4 +1,4 @@
-"""What a request may ask for: SamplingParams and the presets; validates, knows no model and no engine."""
+"""Parameters of a request: SamplingParams and the presets; validates, knows no model and no engine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MOST_SAMPLES = 16384  # of one prompt, as in vLLM: each takes memory before the 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to sample; names and meanings are vLLM's where vLLM has them.
+    """Sampling parameters; names and meanings are vLLM's where vLLM has them.
 
     Attributes:
         n: completions for each prompt, 1 to 16384.
@@ -58,7 +58,7 @@ class SamplingParams:
         target_top_p: in (0, 1].
         exclude_special_tokens: mask every special id of either tokenizer that does not end a sequence.
         special_token_ids: further ids to mask.
-        merge_stop_ids: count the stop ids of both models as one outcome. Off, each stands alone, both
+        merge_stop_ids: count the stop ids of both models as one outcome. Off, each is an outcome of its own, both
             stop probabilities vanish in the mixture, and sequences run on: for comparison only.
         alpha_rule: how α is chosen at each token; equal KL by default.
         alpha_tol: solver tolerance on α and on |KL_base − KL_teacher| (docs/theory.md (11)).

@@ -87,7 +87,7 @@ def test_top_20_keeps_its_word_against_the_local_engine(pair: Pair, http: Pair) 
             if a != b:
                 break
     assert compared > 30
-    if all(model.scores for model in (http._engine._base, http._engine._teacher)):
+    if all(model.scores for model in (http.engine._base, http._engine._teacher)):
         assert exact > 3
 
 
@@ -95,7 +95,7 @@ def test_reported_logprobs_are_the_models_own(pair: Pair, urls: Urls) -> None:
     """Lists that end before the nucleus does: what the teacher did not list is asked for."""
     params = SamplingParams(max_tokens=16, seed=4, target_top_p=0.99)
     with Pair.http(urls.base, urls.teacher, top_k=4) as narrow:
-        scored = all(model.scores for model in (narrow._engine._base, narrow._engine._teacher))
+        scored = all(model.scores for model in (narrow.engine._base, narrow._engine._teacher))
         found = narrow.generate(PROMPTS, params, progress=False)
     texts = [pair.mixing.teacher.encode(c.prompt) + c.token_ids for c in found if c.finish_reason == "length"]
     scores = pair.score(texts, SamplingParams.preset("exploratory"))

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from midlogit import (
     SamplingParams,
     parse_rule,
 )
-from midlogit.requests.scoring import Scored
 from tests.conftest import BASE, TEACHER
 from tests.questions import QUESTIONS
 
@@ -202,14 +200,14 @@ def test_nan_logits_end_their_request_alone(poisoned: Path, pair: Pair) -> None:
 def test_an_engine_that_dies_returns_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     with Pair.local(dtype="float32", device="cpu", speculation="off") as pair:
         steps = iter(range(5))
-        advance = pair._engine._base.advance
+        advance = pair.engine.base.advance
 
         def fail_later(tokens):
             if next(steps, None) is None:
                 raise RuntimeError("the device is gone")
             return advance(tokens)
 
-        monkeypatch.setattr(pair._engine._base, "advance", fail_later)
+        monkeypatch.setattr(pair.engine.base, "advance", fail_later)
         found = pair.generate(QUESTIONS[:3], PARAMS, chat=True)
         assert [c.finish_reason for c in found] == ["error"] * 3
         assert all(len(c.token_ids) == 6 and c.text and "the device is gone" in (c.error or "") for c in found)
@@ -242,23 +240,17 @@ def test_interrupting_a_batch_keeps_what_was_finished(pair: Pair) -> None:
     assert all(c.token_ids for c in found)
 
 
-def test_interrupting_scores_drops_what_waits(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, score_some = threading.Event(), pair._engine.score_some  # type: ignore[attr-defined]
-
-    def watched(unscored: deque[Scored]) -> None:
-        begun.set()
-        score_some(unscored)
-
+def test_interrupting_scores_drops_what_waits(pair: Pair) -> None:
     def interrupt() -> None:
-        begun.wait()
+        while not pair.engine.num_live:
+            time.sleep(0.001)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(pair._engine, "score_some", watched)
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         pair.score([[700] * 900] * 200)
     pair.generate(QUESTIONS[:1], replace(PARAMS, max_tokens=1))
-    assert not pair._engine._unscored  # type: ignore[attr-defined]
+    assert pair.engine.num_live <= 1  # nothing but what has just ended
 
 
 def test_a_closed_pair_says_so() -> None:

@@ -38,7 +38,7 @@ def test_float32_gives_the_text_of_the_cpu(expected) -> None:
 
 def test_bfloat16_is_the_default_and_runs_sampled(expected) -> None:
     with Pair.local(device="cuda") as pair:
-        assert pair._engine._teacher._model.dtype == torch.bfloat16
+        assert pair.engine.teacher.model.dtype == torch.bfloat16
         found = pair.generate(QUESTIONS, SamplingParams.preset("exploratory", seed=1, max_tokens=40), chat=True)
         assert all(c.finish_reason in ("stop", "length") and c.text for c in found)
         assert (
@@ -52,5 +52,5 @@ def test_one_model_a_device(devices: tuple[str, str], expected) -> None:
     if devices[1] == "cuda:1" and torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     with Pair.local(device=devices, dtype="float32") as pair:
-        assert [str(side.device) for side in (pair._engine._base, pair._engine._teacher)] == list(devices)
+        assert [str(side.device) for side in (pair.engine.base, pair.engine.teacher)] == list(devices)
         assert same_share(pair.generate(QUESTIONS, GREEDY, chat=True), expected) >= 0.9

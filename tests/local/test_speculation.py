@@ -81,12 +81,12 @@ def prompts_for(asked: SamplingParams) -> tuple[str, ...]:
     return QUESTIONS if asked.temperature == 0 else QUESTIONS[: 9 // asked.n]
 
 
-def test_every_completion_is_that_of_lock_step(draft_length: Pair, expected) -> None:
+def test_every_completion_is_that_of_lock_step(drafting: Pair, expected) -> None:
     asked, completions = expected
     before = drafting.statistics()["speculation"]["rounds"]
     require_equal(drafting.generate(prompts_for(asked), asked, chat=True), completions)
     drafted = drafting.statistics()["speculation"]["rounds"] > before
-    assert drafted or asked.max_tokens == 1 or drafting._engine.draft_length._auto
+    assert drafted or asked.max_tokens == 1 or drafting.engine.draft_length._auto
 
 
 def test_the_cases_end_in_every_way(lock_step: Pair) -> None:
@@ -99,7 +99,7 @@ def test_the_cases_end_in_every_way(lock_step: Pair) -> None:
     assert ends == {("length", type(None)), ("stop", type(None)), ("stop", str), ("stop", int)}
 
 
-def test_prompts_near_the_end_of_the_context(lock_step: Pair, draft_length: Pair) -> None:
+def test_prompts_near_the_end_of_the_context(lock_step: Pair, drafting: Pair) -> None:
     """Drafts stop at the end of a context; sequences with more room share the batch."""
     longest = lock_step.mixing.teacher.max_context
     prompts = [[1000 + room] * (longest - room) for room in (1, 2, 7)] + [[1000, 2000]]
@@ -109,7 +109,7 @@ def test_prompts_near_the_end_of_the_context(lock_step: Pair, draft_length: Pair
     require_equal(found, lock_step.generate(prompts, asked))
 
 
-def test_streams_tokens_in_order(lock_step: Pair, draft_length: Pair) -> None:
+def test_streams_tokens_in_order(lock_step: Pair, drafting: Pair) -> None:
     asked = SamplingParams(seed=4, max_tokens=40, stop=(" and",))
     for question in QUESTIONS[:3]:
         *tokens, completion = drafting.stream(question, asked, chat=True)
@@ -121,7 +121,7 @@ def test_streams_tokens_in_order(lock_step: Pair, draft_length: Pair) -> None:
         require_equal([completion], lock_step.generate([question], asked, chat=True))
 
 
-def test_sequences_that_join_and_leave_while_others_draft(lock_step: Pair, draft_length: Pair) -> None:
+def test_sequences_that_join_and_leave_while_others_draft(lock_step: Pair, drafting: Pair) -> None:
     """One streams; others come at its tokens, one of them is aborted in the middle."""
     long = SamplingParams(seed=5, max_tokens=60, ignore_eos=True)
     short = SamplingParams.preset("exploratory", seed=6, max_tokens=9)

@@ -51,7 +51,7 @@ def test_alpha_and_kl_lie_where_they_were_measured(real: Pair) -> None:
     assert max(gaps) <= 1e-5
 
 
-def test_greedy_drafts_give_the_text_of_lock_step(real: Pair, draft_length: Pair) -> None:
+def test_greedy_drafts_give_the_text_of_lock_step(real: Pair, drafting: Pair) -> None:
     """As far as the two largest values of q* differ by more than rounding does."""
     asked = SamplingParams.preset("exploratory", temperature=0, max_tokens=48, top_logprobs=2)
     found, expected = (pair.generate(PROMPTS, asked, chat=True) for pair in (drafting, real))
@@ -59,7 +59,7 @@ def test_greedy_drafts_give_the_text_of_lock_step(real: Pair, draft_length: Pair
 
 
 @pytest.mark.parametrize(("preset", "least"), [("exploratory", 0.85), ("balanced", 0.81)])
-def test_most_drafts_stand(draft_length: Pair, preset: str, least: float) -> None:
+def test_most_drafts_stand(drafting: Pair, preset: str, least: float) -> None:
     """12 chat prompts of 64 tokens; four samples of each, since the share of one differs by 0.014 from seed to seed.
 
     What the base drafts outside the teacher's nucleus cannot stand, so fewer do than on the whole vocabulary.

@@ -60,7 +60,7 @@ class Live:
     @property
     def rows(self) -> int:
         """Sequences that the engine holds, waiting or running."""
-        return len(self.pair._engine._live)  # type: ignore[attr-defined]
+        return self.pair.engine.num_live  # type: ignore[attr-defined]
 
     def wait_idle(self, seconds: float = 10) -> None:
         """Until the engine holds no row, or a failure."""

@@ -70,7 +70,7 @@ def test_64_streaming_clients(wide: Live) -> None:
 def test_disconnecting_clients_leave_no_row_behind(wide: Live) -> None:
     leaving = set(range(0, CLIENTS, 5))
     aborted: list[tuple[Sequence, int]] = []
-    engine = wide.pair._engine
+    engine = wide.pair.engine
     abort = engine.abort
 
     def watch(sequences: list[Sequence]) -> None:

@@ -263,7 +263,7 @@ def test_a_broken_engine_is_told_and_health_says_so(server: Live) -> None:
         def broken(*_: object) -> None:
             raise RuntimeError(f"lost {bundled('base')}")
 
-        live.pair._engine.step = broken  # type: ignore[attr-defined]
+        live.pair.engine.step = broken  # type: ignore[attr-defined]
         response = live.post("/v1/completions", {"prompt": "a"})
         assert response.status_code == 500
         assert response.json()["error"]["code"] == "engine_failure" and "lost" not in response.text

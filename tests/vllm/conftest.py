@@ -30,7 +30,7 @@ def open_pair(**changes: Any) -> Pair:
 
 
 def engine_of(pair: Pair) -> VllmEngine:
-    engine = pair._engine
+    engine = pair.engine
     assert isinstance(engine, VllmEngine)
     return engine
 

@@ -81,8 +81,8 @@ def test_drafts_stand_among_chunks_and_preemptions(pair: Pair, crowded: Pair, mo
         kept += len(known.numbers) if known else 0
         return known
 
-    look_up = crowded._engine._known
-    monkeypatch.setattr(crowded._engine, "_known", counting)
+    look_up = crowded.engine._known
+    monkeypatch.setattr(crowded.engine, "_known", counting)
     prompts, base_prompts = PROMPTS[:6], BASE_PROMPTS[:6]
     asked = SamplingParams.preset("exploratory", temperature=0, max_tokens=80, ignore_eos=True)
     before = crowded.statistics()["speculation"]

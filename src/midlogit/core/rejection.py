@@ -6,6 +6,8 @@ it holds for any target that the two rows determine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from midlogit.core.arrays import Array, array_namespace, row_sum
 
 
@@ -25,3 +27,13 @@ def residual(target_NV: Array, draft_NV: Array) -> Array:
     xp = array_namespace(target_NV)
     rest_NV = xp.maximum(target_NV - draft_NV, xp.zeros_like(target_NV))
     return xp.where((row_sum(xp, rest_NV) > 0)[:, None], rest_NV, target_NV)
+
+
+def num_accepted(drafted: Sequence[int], sampled: Sequence[int]) -> int:
+    """Counts the drafts of one sequence that were sampled, up to the first that was not.
+
+    Args:
+        drafted: drafted token ids. sampled: what was sampled in their places, perhaps of fewer or more positions.
+    """
+    pairs = zip(drafted, sampled, strict=False)
+    return next((n for n, (draft, token) in enumerate(pairs) if draft != token), min(len(drafted), len(sampled)))

@@ -12,7 +12,7 @@ MAX_DIFFERING_SHARE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """How two vocabularies agree.
+    """Agreement of two vocabularies.
 
     Attributes:
         size: ids 0 … size − 1 are used; what either model pads beyond the smaller vocabulary is dropped.
@@ -28,7 +28,7 @@ class Alignment:
 
     @classmethod
     def taken_for_granted(cls, size: int) -> Alignment:
-        """Of vocabularies that cannot be listed; that they agree was seen on probes."""
+        """The alignment of vocabularies that cannot be listed; probes have shown that they agree."""
         return cls(size, size, {}, ())
 
     @property

@@ -25,7 +25,7 @@ ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
 class Model(Protocol):
-    """What mixing, prompts and text need to know of a model, wherever it is.
+    """A model, wherever it is, as far as mixing, prompts and text need to know it.
 
     `vocabulary` is None when only probes can tell whether two tokenizers agree.
     """
@@ -54,7 +54,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is known of a model before its weights are loaded.
+    """A model as known before its weights are loaded.
 
     Attributes:
         name: the folder or hub id it was opened by.

@@ -9,7 +9,7 @@ common with the beginning of decode(prompt). Only the ids decide, not the pieces
 - Bytes that never become a character are shown as U+FFFD, as the tokenizer shows them, once it is known that they
   cannot be completed: at the next id that has other text, or at the end.
 - Byte-fallback vocabularies (SentencePiece) show a run of byte pieces either as characters or, if one of its bytes is
-  wrong, as one U+FFFD per byte. So a run is released when it has ended. The prompt's whole characters stand, whatever
+  wrong, as one U+FFFD per byte. So a run is released when it has ended. The prompt's whole characters stay, whatever
   bytes follow.
 - Special ids have no text, and the text around them is read as if they were not there.
 """
@@ -190,7 +190,7 @@ class _Run:
         self._size = 0
 
     def add(self, token_id: int) -> str:
-        """What waits with one more byte: characters, or U+FFFD for each byte of the run while one is unfinished."""
+        """Adds one byte; returns the pending text: characters, or U+FFFD per byte while one is unfinished."""
         self._size += 1
         self._unfinished.append(token_id)
         if len(self._unfinished) <= CONTEXT_IDS:  # longer ones are no character, and neither is what follows
@@ -262,7 +262,7 @@ class TextStream:
         return released
 
     def finish(self) -> str:
-        """What was held back, once it is known that nothing follows."""
+        """Releases the text held back, once it is known that nothing follows."""
         if self.stop_reason is not None:
             return ""
         rest = self._decoding.rest()

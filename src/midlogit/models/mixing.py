@@ -1,4 +1,4 @@
-"""What two checkpoints make together: aligned ids, merged stop ids, masks, the alphabet of each request.
+"""Two models together: aligned ids, merged stop ids, masks, the alphabet of each request.
 
 Knows both tokenizers and the request's parameters; runs no model.
 """

@@ -1,4 +1,4 @@
-"""What tokenizing does at the edges of a text: the ids put before it, and the fewest tokens it can become.
+"""Edges of tokenization: the ids put before a text, and the fewest tokens that it can become.
 
 Knows encoders and the tokenizers library's parts; no model and no prompt.
 """
@@ -37,7 +37,7 @@ def undoubled(ids: list[int], before: list[int]) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Density:
-    """How much text a token can hold.
+    """The most text that a token can hold.
 
     Attributes:
         characters: most characters of one token. spaces: whether white space always becomes tokens, too.
@@ -48,7 +48,7 @@ class Density:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Density | None:
-        """Of a tokenizer of the tokenizers library; None where one token can hold a text of any length.
+        """Reads a tokenizer of the tokenizers library; None where one token can hold a text of any length.
 
         That is so where characters can be dropped, or an unknown text of any length becomes one token.
         """

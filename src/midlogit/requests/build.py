@@ -1,4 +1,4 @@
-"""From a call's prompts and parameters to its requests, checked in full; knows both models' files, runs nothing."""
+"""Builds the requests of a call from its prompts and parameters, checked in full; runs nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def build_requests(
     outcomes = mixing.outcomes(params)
     base, teacher = mixing.base, mixing.teacher
     names = _names(request_ids, len(pairs))
-    both = readers((base, teacher), reading, room=int(generates))
+    both = readers((base, teacher), reading, min_new_tokens=int(generates))
     require_chat(both, pairs)
 
     places: Counter[bytes] = Counter()

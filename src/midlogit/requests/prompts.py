@@ -17,7 +17,7 @@ FORMS = "Give text, chat messages or token ids."
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a call's prompts are read.
+    """Options for reading the prompts of a call.
 
     Attributes:
         chat: text is one user message.
@@ -32,17 +32,17 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What turns the prompts of a call into ids for one side.
+    """Reads the prompts of a call for one side.
 
     Attributes:
-        side: named in errors. variables: of its chat template. room: tokens that must fit after a prompt.
+        side: named in errors. variables: of its chat template. min_new_tokens: tokens that must fit after a prompt.
     """
 
     side: str
     model: Model
     reading: Reading
     variables: Mapping[str, Any]
-    room: int
+    min_new_tokens: int
 
     def read(self, prompt: Prompt, number: int | None) -> list[int]:
         """Token ids of one prompt.
@@ -53,11 +53,11 @@ class Reader:
 
         Raises:
             InvalidRequest: empty, of no known form, or ids out of range.
-            PromptTooLong: the prompt and `room` do not fit the context window.
+            PromptTooLong: the prompt and `min_new_tokens` do not fit the context window.
         """
         where = f"{self.side} prompt" if number is None else f"{self.side} prompt {number}"
-        most = self.model.max_context - self.room
-        hint = "Shorten it" + (": at least one token must fit behind it." if self.room else ".")
+        most = self.model.max_context - self.min_new_tokens
+        hint = "Shorten it" + (": at least one token must fit after it." if self.min_new_tokens else ".")
         try:
             ids = self._ids(prompt, where, most)
         except PromptTooLong as error:
@@ -95,17 +95,19 @@ class Reader:
         return list(prompt)
 
 
-def readers(models: tuple[Model, Model], reading: Reading, *, room: int) -> tuple[Reader, Reader]:
+def readers(models: tuple[Model, Model], reading: Reading, *, min_new_tokens: int) -> tuple[Reader, Reader]:
     """The readers of (base, teacher).
 
     Args:
-        room: tokens that must fit after a prompt.
+        min_new_tokens: tokens that must fit after a prompt.
 
     Raises:
         InvalidRequest: template variables that cannot be honoured.
     """
     base, teacher = of_each_side(reading.chat_template_kwargs)
-    return Reader("base", models[0], reading, base, room), Reader("teacher", models[1], reading, teacher, room)
+    return Reader("base", models[0], reading, base, min_new_tokens), Reader(
+        "teacher", models[1], reading, teacher, min_new_tokens
+    )
 
 
 def require_chat(both: tuple[Reader, Reader], pairs: Sequence[tuple[Prompt, Prompt]]) -> None:
@@ -138,7 +140,7 @@ def pair_up(
     base_prompts: Sequence[Prompt] | None,
     teacher_prompts: Sequence[Prompt] | None,
 ) -> list[tuple[Prompt, Prompt]]:
-    """(base prompt, teacher prompt) for each request: the same for both, or one list a side.
+    """(base prompt, teacher prompt) for each request: the same for both, or one list per side.
 
     Raises:
         InvalidRequest: none given, or lists of different length.

@@ -1,8 +1,8 @@
-"""One given text to score: which tokens, with which settings, and what was found of each.
+"""State of one text to score: its tokens, their settings, and the scores.
 
-Knows the request's parameters; not which engine gives it logits. Both models read their own prompt; the
-prompts end in the same given tokens, and log q of each is taken behind the tokens before it. Nothing is
-drawn, so no first token is forced and min_tokens holds nothing back.
+Knows the request's parameters; not which engine gives it logits. Each model reads its own prompt. Both prompts end in
+the same given tokens, and each is scored given the tokens before it. Nothing is sampled, so no first token is forced
+and min_tokens holds nothing back.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from midlogit.core.uniforms import TokenUniforms
 from midlogit.decide.base import RowSettings
 from midlogit.outputs import Decision, Scores
 from midlogit.params import SamplingParams
-from midlogit.requests.sequence import Request
+from midlogit.requests.sequence import Request, row_settings
 
 NOTHING_DRAWN = TokenUniforms(0.0, 0.0, 0.0)
 
@@ -40,7 +40,7 @@ class ScoreRequest:
 
     @classmethod
     def of(cls, request: Request) -> ScoreRequest:
-        """Scores a request's prompts: their common ending, each model behind its own prompt."""
+        """Scores a request's prompts: their common ending, each model after its own prompt."""
         base_ids, teacher_ids = request.base_ids, request.teacher_ids
         given = common_ending(base_ids, teacher_ids)
         return cls(request.index, base_ids, teacher_ids, given, request.params, request.outcomes)
@@ -56,38 +56,31 @@ class Scored:
 
     @property
     def settings(self) -> list[RowSettings]:
-        """How each given token is looked at, in order."""
+        """Sampling settings per given token, in order."""
         request, params = self.request, self.request.params
         first = len(request.teacher_ids) - request.given
         return [
-            RowSettings(
-                rule=params.alpha_rule,
-                outcomes=request.outcomes,
-                temperature=params.temperature,
-                top_p=params.target_top_p if params.constraint_to_target else None,
-                alpha_tol=params.alpha_tol,
-                forced=False,
-                may_end=True,
-                uniforms=NOTHING_DRAWN,
-                top_logprobs=params.top_logprobs,
-                given=token_id,
-            )
+            row_settings(params, request.outcomes, forced=False, may_end=True, uniforms=NOTHING_DRAWN, given=token_id)
             for token_id in request.teacher_ids[first:]
         ]
 
     def finish(self, decisions: list[Decision]) -> None:
-        """Takes what was found of every given token."""
+        """Takes the decisions of all given tokens."""
         broken = [k for k, decision in enumerate(decisions) if decision.error is not None]
         if broken:
             first = len(self.request.teacher_ids) - self.request.given
             error = decisions[broken[0]].error
-            self.end(f"Prompt {self.request.index}, position {first + broken[0]}: {error}.")
+            self.fail(f"Prompt {self.request.index}, position {first + broken[0]}: {error}.")
         else:
             self._end(decisions, None)
 
-    def end(self, error: str) -> None:
+    def abort(self) -> None:
+        """Ends the request because the engine was closed."""
+        self.fail("The engine was closed.")
+
+    def fail(self, message: str) -> None:
         """Ends the request without a result."""
-        self._end([], error)
+        self._end([], message)
 
     def _end(self, decisions: list[Decision], error: str | None) -> None:
         self.is_finished = True
@@ -96,6 +89,6 @@ class Scored:
 
 
 def common_ending(base_ids: Sequence[int], teacher_ids: Sequence[int]) -> int:
-    """How many last ids of the two can be scored: the same on both sides, with an id before them on each."""
+    """The number of last ids that can be scored: the same on both sides, with an id before them on each."""
     most = max(min(len(base_ids), len(teacher_ids)) - 1, 0)
     return next((k for k in range(most) if base_ids[-1 - k] != teacher_ids[-1 - k]), most)

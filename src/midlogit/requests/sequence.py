@@ -1,7 +1,6 @@
-"""One completion while it is written: what its next token may be, and what each drawn token makes of it.
+"""State of one running request: settings of its next token; text, stops and length after each token.
 
-Knows the request's parameters, its text and its limits; not which engine gives it logits, nor the
-other sequences.
+Knows the request's parameters, its text and its limits; not which engine gives it logits, nor other sequences.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from midlogit.core.outcomes import Outcomes
-from midlogit.core.uniforms import Uniforms
+from midlogit.core.uniforms import TokenUniforms, Uniforms
 from midlogit.decide.base import RowSettings
 from midlogit.models.detokenize import Detokenizer, TextStream
 from midlogit.outputs import Completion, Decision, Diagnostics, FinishReason, Token, Usage
@@ -82,73 +81,82 @@ class Sequence:
 
     @property
     def next_settings(self) -> RowSettings:
-        """What the next token is drawn with."""
+        """Sampling settings of the next token."""
         return self.settings_at(len(self.token_ids))
 
     def settings_at(self, position: int) -> RowSettings:
-        """What the token at a position is drawn with; for engines that draw before they have told of the last."""
-        params = self.request.params
-        return RowSettings(
-            rule=params.alpha_rule,
-            outcomes=self.request.outcomes,
-            temperature=params.temperature,
-            top_p=params.target_top_p if params.constraint_to_target else None,
-            alpha_tol=params.alpha_tol,
-            forced=params.force_first_token and position == 0,
-            may_end=position >= params.min_tokens,
+        """Sampling settings of the token at `position`; engines may ask ahead of the last appended token."""
+        request = self.request
+        return row_settings(
+            request.params,
+            request.outcomes,
+            forced=request.params.force_first_token and position == 0,
+            may_end=position >= request.params.min_tokens,
             uniforms=self._uniforms.at(position),
-            top_logprobs=params.top_logprobs,
         )
 
     def draft_seed(self, position: int) -> int:
-        """For a server that drafts the tokens from this position on."""
+        """Seed for a server that drafts the tokens from `position` on."""
         return self._uniforms.seed_at(position)
 
     def ends_with(self, token_id: int, position: int) -> bool:
-        """Whether this token, there, is the last in any case; the text may make it the last of other cases."""
-        return token_id in self.request.outcomes.ending_ids or not self.remaining_tokens(position + 1)
+        """Whether a token at `position` is the last by its id or by length; stop strings may end the text earlier."""
+        return token_id in self.request.outcomes.ending or not self.remaining_tokens(position + 1)
 
     def remaining_tokens(self, position: int) -> int:
-        """How many tokens fit from this position on."""
+        """The number of tokens that fit from `position` on."""
         return max(min(self.request.params.max_tokens, self.request.max_new_tokens) - position, 0)
 
     def append(self, decision: Decision) -> None:
-        """Takes the drawn token; ends the sequence if it stops here."""
+        """Takes the sampled token; ends the sequence if it stops here."""
         if decision.error is not None:
-            self.end(
-                "error",
-                error=f"Request {self.request.index}, position {len(self.token_ids)}: {decision.error}.",
-            )
+            self.fail(f"Request {self.request.index}, position {len(self.token_ids)}: {decision.error}.")
             return
-        params, outcomes, token_id = self.request.params, self.request.outcomes, decision.token_id
-        self.token_ids.append(token_id)
+
+        self.token_ids.append(decision.token_id)
         self.decisions.append(decision)
         self.token_times.append(time.monotonic())
-        reason: FinishReason | None = None
-        stop_reason: int | str | None = None
-        ended_by_id = token_id in outcomes.ending_ids
-        may_stop = len(self.token_ids) > params.min_tokens
-        released = "" if ended_by_id else self._text.push(token_id, may_stop)
-        if ended_by_id:
-            reason, stop_reason = "stop", token_id if token_id in outcomes.stop_token_ids else None
-        elif self._text.stop_reason is not None:
-            reason, stop_reason = "stop", self._text.stop_reason
-        elif not self.remaining_tokens(len(self.token_ids)):
-            reason = "length"
-        if reason is not None:
-            released += self._text.finish()
-            if reason == "length" and self._text.stop_reason is not None:
-                reason, stop_reason = "stop", self._text.stop_reason
+
+        released, reason, stop_reason = self._advance_text(decision.token_id)
         if self.request.stream:
             self._listener(self._token(decision, released, reason))
         if reason is not None:
-            self.end(reason, stop_reason)
+            self._end(reason, stop_reason)
 
-    def end(self, reason: FinishReason, stop_reason: int | str | None = None, error: str | None = None) -> None:
-        """Ends the sequence with what it has; text held back for a stop string is kept."""
+    def _advance_text(self, token_id: int) -> tuple[str, FinishReason | None, int | str | None]:
+        """Adds a token to the text.
+
+        Returns:
+            (text that is certain now, reason to finish, what stopped it): the last two None to go on.
+        """
+        outcomes, text = self.request.outcomes, self._text
+        if token_id in outcomes.ending:
+            return text.finish(), "stop", token_id if token_id in outcomes.stop_token_ids else None
+
+        may_stop = len(self.token_ids) > self.request.params.min_tokens
+        released = text.push(token_id, may_stop)
+        if text.stop_reason is not None:
+            return released + text.finish(), "stop", text.stop_reason
+
+        if not self.remaining_tokens(len(self.token_ids)):
+            released += text.finish()
+            return (released, "length", None) if text.stop_reason is None else (released, "stop", text.stop_reason)
+        return released, None, None
+
+    def abort(self) -> None:
+        """Ends the sequence because nobody wants more of it."""
+        self._end("abort")
+
+    def fail(self, message: str) -> None:
+        """Ends the sequence with an error and what it had."""
+        self._end("error", error=message)
+
+    def _end(self, reason: FinishReason, stop_reason: int | str | None = None, error: str | None = None) -> None:
+        """Makes the completion and delivers it; text held back for a stop string is kept."""
         request = self.request
         self._text.finish()
         prompt_tokens, completion_tokens = len(request.teacher_ids), len(self.token_ids)
+
         self.completion = Completion(
             index=request.index,
             sample=request.sample,
@@ -176,3 +184,31 @@ class Sequence:
             decision=decision,
             finish_reason=reason,
         )
+
+
+def row_settings(
+    params: SamplingParams,
+    outcomes: Outcomes,
+    *,
+    forced: bool,
+    may_end: bool,
+    uniforms: TokenUniforms,
+    given: int | None = None,
+) -> RowSettings:
+    """Sampling settings of one token of a request.
+
+    Args:
+        forced, may_end, uniforms, given: as of `RowSettings`.
+    """
+    return RowSettings(
+        rule=params.alpha_rule,
+        outcomes=outcomes,
+        temperature=params.temperature,
+        top_p=params.target_top_p if params.constraint_to_target else None,
+        alpha_tol=params.alpha_tol,
+        forced=forced,
+        may_end=may_end,
+        uniforms=uniforms,
+        top_logprobs=params.top_logprobs,
+        given=given,
+    )

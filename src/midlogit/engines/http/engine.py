@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from midlogit.decide.arrays import Drawn, sample_truncated
@@ -21,7 +22,7 @@ from midlogit.engines.http.pairs import Model, Pair, Pairs, Seats
 from midlogit.engines.http.rows import Drafts, Step
 from midlogit.engines.http.side import Row
 from midlogit.errors import EngineFailure
-from midlogit.outputs import Decision, FinishReason
+from midlogit.outputs import Decision
 from midlogit.requests.sequence import Sequence
 
 T = TypeVar("T")
@@ -134,7 +135,7 @@ class HttpEngine(Engine):
     def _forget(self, sequence: Sequence) -> None:
         del self._running[id(sequence)]
         if not sequence.is_finished:  # cancelled before its task had begun
-            sequence.end("abort")
+            sequence.abort()
 
     def _cancel(self, keys: list[int]) -> None:
         for key in keys:
@@ -151,7 +152,6 @@ class HttpEngine(Engine):
         """One sequence from its prompt to its end, whatever the end is."""
         base, teacher = self._base.side, self._teacher.side
         seats = base.sit(sequence.request.base_ids), teacher.sit(sequence.request.teacher_ids)
-        reason: FinishReason = "abort"
         message: str | None = None
         try:
             await self._write(sequence, seats)
@@ -159,14 +159,15 @@ class HttpEngine(Engine):
             pass
         except CallFailed as failure:
             where = f"Request {sequence.request.index}, position {len(sequence.token_ids)}"
-            reason, message = "error", f"{where}: {failure.message}."
+            message = f"{where}: {failure.message}."
         except Exception as error:  # the engine's own boundary: whoever waits for this sequence must hear of it
-            reason, message = "error", f"The engine failed: {type(error).__name__}: {error}"
+            message = f"The engine failed: {type(error).__name__}: {error}"
         finally:
             base.leave(seats[0])
             teacher.leave(seats[1])
         if not sequence.is_finished:
-            await self._tell(sequence.end, reason, None, message)
+            end = sequence.abort if message is None else partial(sequence.fail, message)
+            await self._tell(end)
 
     async def _write(self, sequence: Sequence, seats: Seats) -> None:
         """Asks for the next rows as soon as tokens are drawn; what else there is to do with them, the servers cover."""

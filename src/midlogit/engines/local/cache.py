@@ -1,4 +1,4 @@
-"""A KV cache with one slot a sequence, where rows join, leave and write at their own positions.
+"""A KV cache with one slot per sequence, where rows join, leave and write at their own positions.
 
 Knows transformers' cache seam; not which tokens are in it. Slot b holds a sequence's keys in columns
 0 … length_b − 1, so a row's column is its position, joining moves no other row, and
@@ -96,6 +96,11 @@ class SlotCache(Cache):  # type: ignore[misc]
         """
         for states in self._states():
             states[slot, :, :columns] = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(x.numel() * x.element_size() for x in self._states())
 
     def _states(self) -> list[Tensor]:
         return [x for layer in self.layers if layer.is_initialized for x in (layer.keys, layer.values)]

@@ -1,21 +1,23 @@
-"""Continuous batching of two transformers models: each step draws a token or more for every running sequence.
+"""Continuous batching of two transformers models: each step samples one or more tokens per running sequence.
 
-Knows both sides, the order of their rows and which drafts still stand; text, stops and α belong to the sequences and
-the policy.
+Knows both models, the order of their rows and which drafts were accepted. Text, stops and α belong to the sequences
+and the decider.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from midlogit.core.rejection import num_accepted
 from midlogit.decide.arrays import decide, draft
-from midlogit.engines.base import SteppingEngine
+from midlogit.engines.base import Scoring, SteppingEngine
 from midlogit.engines.draft_length import DraftLength
-from midlogit.engines.local.side import Side, load_model
+from midlogit.engines.local.model import SlotModel, load_model
 from midlogit.errors import InvalidRequest
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.outputs import Decision
@@ -62,16 +64,31 @@ def parse_dtype(name: str, device: torch.device) -> torch.dtype:
     return known[name]
 
 
-class LocalEngine(SteppingEngine):
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Drafts and logits of one step, position by position.
+
+    Attributes:
+        drafts_PN: drafted token ids; N sequences ran before the step.
+        base_PNV, teacher_PNV: logits after the last token and after each draft, one position more than drafts. The
+            first position also has the rows of admitted sequences, after the others.
+    """
+
+    drafts_PN: list[list[int]]
+    base_PNV: list[Tensor]
+    teacher_PNV: list[Tensor]
+
+
+class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
     """Two causal LMs in this process.
 
     Args:
         base, teacher: may be the same checkpoint; then the weights are loaded once.
-        vocabulary: ids that both have.
+        vocabulary: token ids that both models have.
         devices: of base and teacher: "auto", "cpu", "cuda", "cuda:1".
         dtype: "auto", "float32", "float64", "bfloat16" or "float16".
         max_num_seqs: most sequences that run at once.
-        draft_length: how many tokens to draft ahead.
+        draft_length: chooses the number of drafts per round.
 
     Raises:
         ModelUnavailable: weights that cannot be loaded or batched.
@@ -89,118 +106,72 @@ class LocalEngine(SteppingEngine):
         max_num_seqs: int,
         draft_length: DraftLength,
     ) -> None:
+        super().__init__(draft_length)
         base_device, teacher_device = (parse_device(name) for name in devices)
+
         # The larger model first: loading takes a mapping of its file beside the weights.
         teacher_model = load_model(teacher, teacher_device, parse_dtype(dtype, teacher_device))
         same = base.name == teacher.name and base_device == teacher_device
         base_model = teacher_model if same else load_model(base, base_device, parse_dtype(dtype, base_device))
-        self._base = Side(base_model, base)
-        self._teacher = Side(teacher_model, teacher)
+        self.base = SlotModel(base_model, base)
+        self.teacher = SlotModel(teacher_model, teacher)
+
         self._vocabulary = vocabulary
         self._max_num_seqs = max_num_seqs
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
-        super().__init__(draft_length)
+        self._unscored: deque[Scored] = deque()
 
-    def place(self, sequence: Sequence) -> None:
-        self._waiting.append(sequence)
+    def submit(self, sequence: Sequence) -> None:
+        self._take([sequence])
 
-    def remove(self, sequence: Sequence) -> None:
-        if sequence in self._running:
-            self._leave(self._running.index(sequence))
+    def abort(self, sequences: list[Sequence]) -> None:
+        self._drop([*sequences])
+
+    def score(self, texts: list[Scored]) -> None:
+        self._take([*texts])
+
+    def forget(self, texts: list[Scored]) -> None:
+        self._drop([*texts], silently=True)
+
+    def add(self, job: Sequence | Scored) -> None:
+        if isinstance(job, Scored):
+            self._unscored.append(job)
         else:
-            self._waiting.remove(sequence)
+            self._waiting.append(job)
+
+    def remove(self, job: Sequence | Scored) -> None:
+        if isinstance(job, Scored):
+            self._unscored.remove(job)
+        elif job in self._running:
+            self._free_slot(self._running.index(job))
+        else:
+            self._waiting.remove(job)
 
     def step(self) -> None:
-        """Drafts with the base, has the teacher read the drafts, and draws each token as long as drafts stand."""
+        if self._unscored:
+            self._score_batch()
+        if self._waiting or self._running:
+            self._sample_round()
+
+    def _sample_round(self) -> None:
+        """Drafts with the base, has the teacher verify the drafts, and samples each token as long as they agree."""
         start = time.perf_counter()
-        old = len(self._running)
-        admitted = self._admit()
-        drafts = self._drafts() if old else 0
-        drafted_KN, base_KNV, teacher_KNV = self._forward(admitted, drafts)
-        checked, stood = [0] * old, [0] * old
-        alive = list(range(old + len(admitted)))
-        for place in range(drafts + 1):
-            self._draw(alive, base_KNV[place], teacher_KNV[place])
-            alive = [n for n in alive if n < old] if place < drafts else []  # nothing is drafted for admitted ones
-            for n in alive:
-                checked[n] += 1
-                stood[n] += self._stands(n, drafted_KN[place][n])
-            alive = [n for n in alive if stood[n] > place and not self._running[n].is_finished]
-        self._roll_back([drafts - n for n in stood] + [0] * len(admitted))
-        self.draft_length.record_acceptance(drafts, stood, checked)
+        num_running = len(self._running)
+        admitted = self._schedule()
+        num_drafts = self._num_drafts() if num_running else 0
+
+        round_ = self._forward(admitted, num_drafts)
+        verified, accepted = self._sample(round_, num_running)
+        self._roll_back([num_drafts - n for n in accepted] + [0] * len(admitted))
+
+        self.draft_length.record_acceptance(num_drafts, accepted, verified)
         if not admitted:
-            self.draft_length.record_time(old, drafts, time.perf_counter() - start)
-        self._retire()
+            self.draft_length.record_time(num_running, num_drafts, time.perf_counter() - start)
+        self._free_finished()
 
-    def _drafts(self) -> int:
-        """How many tokens to draft for the running sequences; none beyond the end of a context."""
-        left = min(s.request.max_new_tokens - len(s.token_ids) for s in self._running)
-        return min(self.draft_length.next(len(self._running)), left - 1)
-
-    def _draw(self, alive: list[int], base_NV: Tensor, teacher_NV: Tensor) -> None:
-        """Draws and appends the next token of some of the running sequences."""
-        some = [self._running[n] for n in alive]
-        if not some:
-            return
-        if len(some) < len(base_NV):
-            base_NV, teacher_NV = base_NV[alive], teacher_NV[alive]
-        decisions = decide(base_NV, teacher_NV, [sequence.next_settings for sequence in some])
-        for sequence, decision in zip(some, decisions, strict=True):
-            sequence.append(decision)
-
-    def _stands(self, n: int, drafted: int) -> bool:
-        """Whether the last token of a sequence is the one that was drafted."""
-        sequence = self._running[n]
-        return sequence.request.outcomes.outcome_of(sequence.token_ids[-1]) == drafted
-
-    def _roll_back(self, surplus: list[int]) -> None:
-        """Forgets the last tokens of each running sequence, drafts that did not stand, on both sides."""
-        self._base.roll_back(surplus)
-        self._teacher.roll_back(surplus)
-
-    def score_some(self, unscored: deque[Scored]) -> None:
-        """One forward a side over as many texts as one step may start, their rows decided in chunks."""
-        batch = self._fitting(unscored)
-        settings = [scored.settings for scored in batch]
-        most = max(map(len, settings))
-        found: list[list[Decision]] = [[] for _ in batch]
-        chunk = max(1, SCORED_LOGITS // (len(batch) * self._vocabulary))
-        base_parts = self._base.read([s.request.base_ids[:-1] for s in batch], most, chunk)
-        teacher_parts = self._teacher.read([s.request.teacher_ids[:-1] for s in batch], most, chunk)
-        column = 0
-        for base_NQV, teacher_NQV in zip(base_parts, teacher_parts, strict=True):
-            # Right-aligned: text n begins in column most − len(settings[n]).
-            cells = [
-                (n, q, settings[n][column + q - most + len(settings[n])])
-                for n in range(len(batch))
-                for q in range(base_NQV.shape[1])
-                if column + q >= most - len(settings[n])
-            ]
-            index = torch.tensor([[n, q] for n, q, _ in cells]).T
-            rows = base_NQV[tuple(index.to(base_NQV.device))], teacher_NQV[tuple(index.to(teacher_NQV.device))]
-            decisions = decide(rows[0].to(self._teacher.device), rows[1], [s for _, _, s in cells])
-            for (n, _, _), decision in zip(cells, decisions, strict=True):
-                found[n].append(decision)
-            column += base_NQV.shape[1]
-        for scored, decisions in zip(batch, found, strict=True):
-            unscored.popleft()
-            scored.finish(decisions)
-
-    def _fitting(self, unscored: deque[Scored]) -> list[Scored]:
-        """The first texts that fit into this step: its time, of which the solver takes most, is also others'."""
-        batch: list[Scored] = []
-        longest = 0
-        most = min(PREFILL_TOKENS, SCORED_LOGITS // self._vocabulary)
-        for scored in unscored:
-            longest = max(longest, len(scored.request.base_ids), len(scored.request.teacher_ids))
-            if batch and (len(batch) == self._max_num_seqs or longest * (len(batch) + 1) > most):
-                break
-            batch.append(scored)
-        return batch
-
-    def _admit(self) -> list[Sequence]:
-        """Waiting sequences that fit into this step."""
+    def _schedule(self) -> list[Sequence]:
+        """Takes waiting sequences that fit into this step."""
         admitted: list[Sequence] = []
         longest = 0
         while self._waiting and len(self._running) + len(admitted) < self._max_num_seqs:
@@ -211,41 +182,136 @@ class LocalEngine(SteppingEngine):
             admitted.append(self._waiting.popleft())
         return admitted
 
-    def _forward(self, admitted: list[Sequence], drafts: int) -> tuple[list[list[int]], list[Tensor], list[Tensor]]:
-        """Drafted tokens, and the logits of both models behind the last token and behind each draft.
+    def _num_drafts(self) -> int:
+        """The number of drafts for the running sequences; none beyond the end of a context."""
+        remaining = min(s.request.max_new_tokens - len(s.token_ids) for s in self._running)
+        return min(self.draft_length.next(len(self._running)), remaining - 1)
 
-        Rows are the running sequences and, at the first place, behind them the admitted ones.
-        """
-        drafted_KN: list[list[int]] = []
-        base_KNV: list[Tensor] = []
-        teacher_KNV: list[Tensor] = []
+    def _forward(self, admitted: list[Sequence], num_drafts: int) -> Round:
+        """Runs the base over its own drafts, then the teacher over all of them at once, and the admitted prompts."""
+        drafts_PN: list[list[int]] = []
+        base_PNV: list[Tensor] = []
+        teacher_PNV: list[Tensor] = []
+
         if self._running:
             fed = [[sequence.token_ids[-1]] for sequence in self._running]
-            for place in range(drafts):
-                base_KNV.append(self._base.advance([tokens[-1] for tokens in fed]))
-                ahead = [s.settings_at(len(s.token_ids) + place) for s in self._running]
-                drafted_KN.append(draft(base_KNV[-1], ahead, self._vocabulary))
-                for tokens, token in zip(fed, drafted_KN[-1], strict=True):
-                    tokens.append(token)
-            base_KNV.append(self._base.advance([tokens[-1] for tokens in fed]))
-            teacher_KNV += self._teacher.extend(fed)
-        if admitted:
-            base_KNV[:1] = [torch.cat([*base_KNV[:1], self._base.add([s.request.base_ids for s in admitted])])]
-            teacher_KNV[:1] = [
-                torch.cat([*teacher_KNV[:1], self._teacher.add([s.request.teacher_ids for s in admitted])])
-            ]
-            self._running += admitted
-        return drafted_KN, [rows_NV.to(self._teacher.device) for rows_NV in base_KNV], teacher_KNV
+            for position in range(num_drafts):
+                base_PNV.append(self.base.advance([tokens[-1] for tokens in fed]))
+                settings = [s.settings_at(len(s.token_ids) + position) for s in self._running]
+                drafts_PN.append(draft(base_PNV[-1], settings, self._vocabulary))
+                for tokens, token_id in zip(fed, drafts_PN[-1], strict=True):
+                    tokens.append(token_id)
+            base_PNV.append(self.base.advance([tokens[-1] for tokens in fed]))
+            teacher_PNV += self.teacher.extend(fed)
 
-    def _retire(self) -> None:
+        if admitted:
+            base_NV = self.base.add([s.request.base_ids for s in admitted])
+            teacher_NV = self.teacher.add([s.request.teacher_ids for s in admitted])
+            base_PNV[:1] = [torch.cat([*base_PNV[:1], base_NV])]
+            teacher_PNV[:1] = [torch.cat([*teacher_PNV[:1], teacher_NV])]
+            self._running += admitted
+
+        base_PNV = [rows_NV.to(self.teacher.device) for rows_NV in base_PNV]
+        return Round(drafts_PN, base_PNV, teacher_PNV)
+
+    def _sample(self, round_: Round, num_running: int) -> tuple[list[int], list[int]]:
+        """Samples and appends tokens position by position, until a draft is rejected or the sequence has ended.
+
+        Args:
+            num_running: the first rows, for which tokens were drafted; admitted sequences follow.
+
+        Returns:
+            (verified, accepted) drafts of each sequence that ran before.
+        """
+        alive = list(range(len(self._running)))
+        sampled: list[list[int]] = [[] for _ in alive]
+        for position in range(len(round_.base_PNV)):
+            self._sample_position(alive, round_.base_PNV[position], round_.teacher_PNV[position], sampled)
+            if position == len(round_.drafts_PN):
+                break
+            drafts_N = round_.drafts_PN[position]
+            alive = [
+                n
+                for n in alive
+                if n < num_running and sampled[n][-1] == drafts_N[n] and not self._running[n].is_finished
+            ]
+
+        drafts = list(zip(*round_.drafts_PN, strict=True)) or [()] * num_running
+        verified = [min(len(sampled[n]), len(drafts[n])) for n in range(num_running)]
+        return verified, [num_accepted(drafts[n], sampled[n]) for n in range(num_running)]
+
+    def _sample_position(self, alive: list[int], base_NV: Tensor, teacher_NV: Tensor, sampled: list[list[int]]) -> None:
+        """Samples the next token of some running sequences; notes the outcome that each counts for in `sampled`."""
+        if not alive:
+            return
+        if len(alive) < len(base_NV):
+            base_NV, teacher_NV = base_NV[alive], teacher_NV[alive]
+
+        settings = [self._running[n].next_settings for n in alive]
+        decisions = decide(base_NV, teacher_NV, settings)
+        for n, decision in zip(alive, decisions, strict=True):
+            sequence = self._running[n]
+            sequence.append(decision)
+            sampled[n].append(sequence.request.outcomes.outcome_of(decision.token_id))
+
+    def _roll_back(self, surplus: list[int]) -> None:
+        """Forgets rejected drafts, the last tokens of each running sequence, on both sides."""
+        self.base.roll_back(surplus)
+        self.teacher.roll_back(surplus)
+
+    def _free_finished(self) -> None:
         for slot in reversed(range(len(self._running))):
             if self._running[slot].is_finished:
-                self._leave(slot)
+                self._free_slot(slot)
 
-    def _leave(self, slot: int) -> None:
+    def _free_slot(self, slot: int) -> None:
         """Frees a slot on both sides; the last sequence takes it."""
-        self._base.remove(slot)
-        self._teacher.remove(slot)
+        self.base.remove(slot)
+        self.teacher.remove(slot)
         last = self._running.pop()
         if slot < len(self._running):
             self._running[slot] = last
+
+    def _score_batch(self) -> None:
+        """Runs one forward per side over as many texts as fit, and decides their rows in chunks."""
+        batch = self._scorable()
+        settings = [scored.settings for scored in batch]
+        most = max(map(len, settings))
+        chunk = max(1, SCORED_LOGITS // (len(batch) * self._vocabulary))
+        base_parts = self.base.read([s.request.base_ids[:-1] for s in batch], most, chunk)
+        teacher_parts = self.teacher.read([s.request.teacher_ids[:-1] for s in batch], most, chunk)
+
+        decisions: list[list[Decision]] = [[] for _ in batch]
+        column = 0
+        for base_NQV, teacher_NQV in zip(base_parts, teacher_parts, strict=True):
+            # Right-aligned: text n begins in column most − len(settings[n]).
+            cells = [
+                (n, q, settings[n][column + q - most + len(settings[n])])
+                for n in range(len(batch))
+                for q in range(base_NQV.shape[1])
+                if column + q >= most - len(settings[n])
+            ]
+            index = torch.tensor([[n, q] for n, q, _ in cells]).T
+            base_RV = base_NQV[tuple(index.to(base_NQV.device))].to(self.teacher.device)
+            teacher_RV = teacher_NQV[tuple(index.to(teacher_NQV.device))]
+
+            decided = decide(base_RV, teacher_RV, [s for _, _, s in cells])
+            for (n, _, _), decision in zip(cells, decided, strict=True):
+                decisions[n].append(decision)
+            column += base_NQV.shape[1]
+
+        for scored, found in zip(batch, decisions, strict=True):
+            self._unscored.popleft()
+            scored.finish(found)
+
+    def _scorable(self) -> list[Scored]:
+        """The first texts that fit into this step; other requests wait for as long as it takes."""
+        batch: list[Scored] = []
+        longest = 0
+        most = min(PREFILL_TOKENS, SCORED_LOGITS // self._vocabulary)
+        for scored in self._unscored:
+            longest = max(longest, len(scored.request.base_ids), len(scored.request.teacher_ids))
+            if batch and (len(batch) == self._max_num_seqs or longest * (len(batch) + 1) > most):
+                break
+            batch.append(scored)
+        return batch

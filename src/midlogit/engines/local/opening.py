@@ -44,4 +44,5 @@ def open_pair(
         max_num_seqs=max_num_seqs,
         draft_length=draft_length,
     )
+    engine.start()
     return mixing, engine

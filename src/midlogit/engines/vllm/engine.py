@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,14 +21,13 @@ from torch import Tensor
 from midlogit.decide import kernels
 from midlogit.decide.base import RowSettings
 from midlogit.decide.transfer import HostCopy, to_device
-from midlogit.engines.base import Engine, SteppingEngine
+from midlogit.engines.base import SteppingEngine
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.vllm.core import Core, Fed, reads_drafts, require_options, require_vllm
 from midlogit.engines.vllm.drawing import ArrayDrawing, Drawing, KernelDrawing, Known, SplitDrawing
 from midlogit.engines.vllm.memory import Need, Split, split, split_cpu
 from midlogit.errors import InvalidRequest
 from midlogit.models.checkpoint import Checkpoint
-from midlogit.requests.scoring import Scored
 from midlogit.requests.sequence import Sequence
 
 if TYPE_CHECKING:
@@ -110,7 +108,7 @@ def standing(drawn_PN: Tensor, guessed_PN: Tensor) -> Tensor:
     return (drawn_PN == guessed_PN).cumprod(0).sum(0)
 
 
-class VllmEngine(SteppingEngine):
+class VllmEngine(SteppingEngine[Sequence]):
     """Two models in this process, on one device, behind two vLLM engine cores.
 
     Args:
@@ -199,24 +197,21 @@ class VllmEngine(SteppingEngine):
         torch.get_num_threads()  # gives this thread torch's OpenMP team, which vLLM's CPU attention counts beforehand
         super()._run()
 
-    def place(self, sequence: Sequence) -> None:
-        request = sequence.request
+    def submit(self, sequence: Sequence) -> None:
+        self._take([sequence])
+
+    def abort(self, sequences: list[Sequence]) -> None:
+        self._drop(sequences)
+
+    def add(self, job: Sequence) -> None:
+        request = job.request
         key = next(self._keys)
         self._base.add(key, request.base_ids, request.max_new_tokens)
         self._teacher.add(key, request.teacher_ids, request.max_new_tokens)
-        self._running[key] = Running(sequence)
+        self._running[key] = Running(job)
 
-    def remove(self, sequence: Sequence) -> None:
-        self._leave([key for key, running in self._running.items() if running.sequence is sequence])
-
-    def score(self, scored: list[Scored]) -> None:
-        Engine.score(self, scored)
-
-    def forget(self, scored: list[Scored]) -> None:
-        Engine.forget(self, scored)
-
-    def score_some(self, unscored: deque[Scored]) -> None:
-        raise AssertionError("no text comes here to be scored")
+    def remove(self, job: Sequence) -> None:
+        self._leave([key for key, running in self._running.items() if running.sequence is job])
 
     def close(self) -> None:
         super().close()

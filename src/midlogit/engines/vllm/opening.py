@@ -67,4 +67,5 @@ def open_pair(
         draft_length=DraftLength(speculation, DRAFTS, reuses_bonus_row=True),
         options=options,
     )
+    engine.start()
     return mixing, engine

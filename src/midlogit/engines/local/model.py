@@ -1,4 +1,4 @@
-"""One causal LM with its slot cache: feeds tokens to rows, returns the logits behind them.
+"""One causal LM with its slot cache: feeds tokens to rows, returns the logits after them.
 
 Knows torch and transformers; not that there is another model, nor what is done with logits.
 """
@@ -40,11 +40,15 @@ def cache_keyword(model: Any) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-class Side:
-    """A model and the sequences in its cache; slots 0 … rows − 1 are in use, and V ids have a logit."""
+class SlotModel:
+    """A model and the sequences in its cache; slots 0 … N − 1 are in use, and V ids have a logit.
+
+    Attributes:
+        model: the transformers model. device: where its weights and logits are.
+    """
 
     def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
-        self._model = model
+        self.model = model
         self._cache = SlotCache(int(checkpoint.config.num_hidden_layers))
         self._cache_keyword = cache_keyword(model)
         self._lengths: list[int] = []
@@ -58,27 +62,32 @@ class Side:
             raise ModelUnavailable(f"{checkpoint.name} cannot be run: {first_line(error)}") from error
 
     def add(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Opens a slot for each prompt and runs them; logits [N, V] behind their last tokens."""
+        """Opens a slot for each prompt and runs them; logits [N, V] after their last tokens."""
         first = len(self._lengths)
         self._lengths += [0] * len(prompts)
         self._written += [0] * len(prompts)
         return self._feed(slice(first, len(self._lengths)), prompts)[:, -1]
 
     def advance(self, tokens: Sequence[int]) -> Tensor:
-        """Feeds one token to every slot in order; logits [N, V] behind them."""
+        """Feeds one token to every slot in order; logits [N, V] after them."""
         return self.extend([[token] for token in tokens])[0]
 
     def extend(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Feeds equally many tokens to every slot in order; logits [tokens, N, V] behind each."""
+        """Feeds equally many tokens to every slot in order; logits [tokens, N, V] after each."""
         return self._feed(slice(0, len(self._lengths)), tokens, keep=len(tokens[0])).transpose(0, 1)
 
     def roll_back(self, tokens: Sequence[int]) -> None:
         """Forgets the last tokens of every slot in order."""
         self._lengths = [length - n for length, n in zip(self._lengths, tokens, strict=True)]
 
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the KV cache."""
+        return self._cache.num_bytes
+
     @torch.inference_mode()
     def read(self, texts: Sequence[Sequence[int]], last: int, chunk: int) -> Iterator[Tensor]:
-        """Runs texts in slots of their own; yields the logits behind each of their last `last` tokens.
+        """Runs texts in slots of their own; yields the logits after each of their last `last` tokens.
 
         Texts are right-aligned: a text of fewer tokens has padding before them, whose logits mean nothing.
 
@@ -113,7 +122,7 @@ class Side:
 
     @torch.inference_mode()
     def _feed(self, view: slice, tokens: Sequence[Sequence[int]], keep: int = 1) -> Tensor:
-        """Runs each row's new tokens, right-aligned to a common width, in chunks of it; logits behind the last."""
+        """Runs each row's new tokens, right-aligned to a common width, in chunks of it; logits after the last."""
         width = max(map(len, tokens))
         starts = self._lengths[view]
         self._cache.reserve(len(self._lengths), max(s + len(t) for s, t in zip(starts, tokens, strict=True)))
@@ -145,7 +154,7 @@ class Side:
         positions_NQ = torch.tensor(positions, device=self.device)
         # A padding query sits at position 0 and sees column 0: harmless, and its output is not used.
         visible_NQK = torch.arange(cache.width, device=self.device)[None, None, :] <= positions_NQ[:, :, None]
-        logits_NQV = self._model(
+        logits_NQV = self.model(
             input_ids=torch.tensor(ids, device=self.device),
             attention_mask=self._as_mask(visible_NQK[:, None]),
             position_ids=positions_NQ,
@@ -157,9 +166,9 @@ class Side:
 
     def _as_mask(self, visible_N1QK: Tensor) -> Tensor:
         """The mask in the form that the model's attention takes: additive for eager, boolean for sdpa."""
-        if self._model.config._attn_implementation != "eager":
+        if self.model.config._attn_implementation != "eager":
             return visible_N1QK
-        dtype = self._model.dtype
+        dtype = self.model.dtype
         return torch.zeros(visible_N1QK.shape, dtype=dtype, device=self.device).masked_fill_(
             ~visible_N1QK, torch.finfo(dtype).min
         )
@@ -174,10 +183,10 @@ class Side:
         logits_NV = self.advance([long[3], short[1]])
         with torch.inference_mode():
             for row, ids in enumerate((long, short)):
-                plain_V = self._model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1]
+                plain_V = self.model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1]
                 plain_V = _at_least_float32(plain_V)
                 difference = (logits_NV[row] - plain_V).abs().max() / plain_V.std()
-                if not difference < 20 * torch.finfo(self._model.dtype).eps ** 0.5:
+                if not difference < 20 * torch.finfo(self.model.dtype).eps ** 0.5:
                     raise ModelUnavailable(
                         f"{checkpoint.name} does not give the same logits in a batch as alone"
                         f" (off by {float(difference):.2g} σ): the local engine cannot batch this architecture."

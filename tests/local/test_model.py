@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from midlogit.engines.local.side import cache_keyword
+from midlogit.engines.local.model import cache_keyword
 
 
 def before_5_24(input_ids: Any, past_key_values: Any = None, **kwargs: Any) -> None: ...

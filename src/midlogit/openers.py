@@ -1,0 +1,179 @@
+"""The constructors of a pair: two models in this process, on vLLM in this process, or behind servers.
+
+Knows the public options; each engine's folder knows how to honour them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from midlogit.engines.base import Engine
+from midlogit.engines.draft_length import SpeculationOption
+from midlogit.models.checkpoint import TemplateNames, names_of_sides
+from midlogit.models.mixing import Mixing
+
+
+class Openers(ABC):
+    """The part of `midlogit.Pair` that opens an engine."""
+
+    @abstractmethod
+    def __init__(self, mixing: Mixing, engine: Engine) -> None: ...
+
+    @classmethod
+    def local(
+        cls,
+        base: str | Path | None = None,
+        teacher: str | Path | None = None,
+        *,
+        device: str | tuple[str, str] = "auto",
+        dtype: str = "auto",
+        max_num_seqs: int = 16,
+        speculation: SpeculationOption = "auto",
+        chat_template: TemplateNames = None,
+    ) -> Self:
+        """Two transformers models in this process; without names the bundled pair.
+
+        Args:
+            base, teacher: Hugging Face model folders or hub ids; may be the same.
+            device: "auto", "cpu", "cuda", "cuda:1", or one for each of (base, teacher).
+            dtype: "auto" (float32 on the CPU, else bfloat16), "float32", "float64", "bfloat16", "float16".
+            max_num_seqs: most sequences that run at once; more wait.
+            speculation: tokens that the base drafts ahead for the teacher to check at once; "auto" chooses as
+                many as measured times say pay. It changes the speed, never the tokens (docs/speculation.md).
+            chat_template: which of a tokenizer's named chat templates to use: a name, or one for each of
+                (base, teacher); by default the only one, or the one named "default".
+
+        Raises:
+            ModelUnavailable: a model that is not there or not a causal LM.
+            PairMismatch: tokenizers that disagree.
+            InvalidRequest: an unknown device, dtype or chat template, a speculation out of range, or only one of the
+                models named.
+            MissingExtra: torch or transformers is not installed.
+        """
+        from midlogit.engines.local.opening import open_pair
+
+        mixing, engine = open_pair(
+            base,
+            teacher,
+            device=device,
+            dtype=dtype,
+            max_num_seqs=max_num_seqs,
+            speculation=speculation,
+            chat_template=chat_template,
+        )
+        return cls(mixing, engine)
+
+    @classmethod
+    def http(
+        cls,
+        base: str | Sequence[str],
+        teacher: str | Sequence[str],
+        *,
+        top_k: int | Literal["auto"] = 20,
+        tolerance: float = 0.05,
+        speculation: SpeculationOption = "auto",
+        base_model: str | None = None,
+        teacher_model: str | None = None,
+        base_tokenizer: str | Path | None = None,
+        teacher_tokenizer: str | Path | None = None,
+        chat_template: TemplateNames = None,
+        base_api_key: str | None = None,
+        teacher_api_key: str | None = None,
+        connection_pool_size: int = 100,
+        max_retries: int = 3,
+        timeout: float = 120.0,
+    ) -> Self:
+        """Two vLLM servers; everything that makes them unusable is raised here, before anything is generated.
+
+        Args:
+            base, teacher: the server's OpenAI URL, ending in /v1; several for replicas of one model.
+            top_k: log-probabilities to ask of each side, or "auto" to ask for more where the certified bound
+                on the total variation exceeds `tolerance`.
+            speculation: tokens that the base's server drafts ahead for the teacher's to check in one call; "auto"
+                chooses as many as measured times say pay, and drafts none for requests that give a seed: over
+                HTTP the tokens at a seed depend on the number, their distribution does not (docs/speculation.md).
+            base_model, teacher_model: the name served there; by default the server's first.
+            base_tokenizer, teacher_tokenizer: folder or hub id of the tokenizer files; by default the folder
+                that the server was started with, if it is on this machine, else the server is asked.
+            chat_template: as of `Pair.local`, for sides whose tokenizer files are here.
+            base_api_key, teacher_api_key: by default MIDLOGIT_BASE_API_KEY and MIDLOGIT_TEACHER_API_KEY of the
+                environment, else OPENAI_API_KEY.
+            connection_pool_size: most connections at once. max_retries: of a call that failed.
+            timeout: seconds for one call; no request outlives (max_retries + 1) of them and the waits between.
+
+        Raises:
+            ServerUnavailable: a server that cannot be reached, refuses the key, or lacks what is needed.
+            PairMismatch: tokenizers that disagree.
+            InvalidRequest: a URL, model name, top_k or speculation that cannot be honoured.
+            MissingExtra: aiohttp is not installed.
+        """
+        from midlogit.engines.http.opening import open_pair
+
+        mixing, engine = open_pair(
+            base=(base, base_model, base_tokenizer, base_api_key),
+            teacher=(teacher, teacher_model, teacher_tokenizer, teacher_api_key),
+            templates=names_of_sides(chat_template),
+            top_k=top_k,
+            tolerance=tolerance,
+            speculation=speculation,
+            connection_pool_size=connection_pool_size,
+            max_retries=max_retries,
+            timeout=timeout,
+        )
+        return cls(mixing, engine)
+
+    @classmethod
+    def vllm(
+        cls,
+        base: str | Path | None = None,
+        teacher: str | Path | None = None,
+        *,
+        dtype: str = "auto",
+        gpu_memory_utilization: float = 0.9,
+        kv_cache_memory_bytes: tuple[int, int] | None = None,
+        max_num_seqs: int = 256,
+        max_model_len: int | None = None,
+        speculation: SpeculationOption = "auto",
+        chat_template: TemplateNames = None,
+        **engine_args: Any,
+    ) -> Self:
+        """Two models inside this process on vLLM's scheduler, paged attention and CUDA graphs, full vocabulary.
+
+        Args:
+            base, teacher: Hugging Face model folders or hub ids; without names the bundled pair.
+            dtype: as vLLM names it: "auto" (the model's own), "bfloat16", "float16", "float32".
+            gpu_memory_utilization: share of the device that both models and their caches may take together.
+            kv_cache_memory_bytes: sizes of the KV caches of (base, teacher); by default what is left, split so
+                that both hold the same number of tokens.
+            max_num_seqs: most sequences that run at once; more wait.
+            max_model_len: most tokens of prompt and completion; by default what both models allow.
+            speculation: tokens that the base drafts ahead for the teacher to check at once; "auto" chooses as
+                many as measured times say pay. It changes the speed, never the tokens (docs/speculation.md).
+            chat_template: as of `Pair.local`.
+            engine_args: further options of vLLM's EngineArgs, for both models (docs/vllm.md).
+
+        Raises:
+            ModelUnavailable: a model that is not there, or that vLLM cannot run.
+            DoesNotFit: models and caches larger than the device; says how much each needs and what is free.
+            PairMismatch: tokenizers that disagree.
+            InvalidRequest: a value out of range, or a vLLM option that two engines in lock-step cannot honour.
+            MissingExtra: vLLM is not installed; UnsupportedVersion: one whose internals are not known.
+        """
+        from midlogit.engines.vllm.opening import open_pair
+
+        mixing, engine = open_pair(
+            base,
+            teacher,
+            dtype=dtype,
+            gpu_memory_utilization=gpu_memory_utilization,
+            kv_cache_memory_bytes=kv_cache_memory_bytes,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            speculation=speculation,
+            chat_template=chat_template,
+            options=engine_args,
+        )
+        return cls(mixing, engine)

@@ -93,35 +93,27 @@ class Checkpoint:
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-        name = str(name)
-        try:
-            path = Path(name).expanduser()
-            is_there = path.exists()
-        except (OSError, RuntimeError) as error:  # no name of a file, or no such user's home
-            raise ModelUnavailable(f"{name[:100]} is no name of a model: {first_line(error)}") from error
-        if is_there:
-            name = str(path)
-            if not (path / "config.json").is_file():
-                raise ModelUnavailable(f"{name} holds no config.json.", "Give a Hugging Face model folder or hub id.")
-        elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-            raise ModelUnavailable(f"There is no model folder {name}.", "Give a Hugging Face model folder or hub id.")
+        name = _folder_or_hub_id(str(name))
         try:
             config = AutoConfig.from_pretrained(name)
             tokenizer = AutoTokenizer.from_pretrained(name)
         except Exception as error:  # a damaged file fails in many ways
             raise ModelUnavailable(f"{name} cannot be opened: {first_line(error)}") from error
+
         causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
         architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")]
         if not causal & set(architectures):
             raise ModelUnavailable(f"{name} is not a causal language model ({', '.join(architectures)}).")
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise ModelUnavailable(f"{name} has no tokenizer.json that the tokenizers library can read.")
+
         try:
             stop = GenerationConfig.from_pretrained(name).eos_token_id
         except OSError:
             stop = config.get_text_config().eos_token_id
         except Exception as error:
             raise ModelUnavailable(f"{name}'s generation_config.json cannot be read: {first_line(error)}") from error
+
         if not all(isinstance(i, int) for i in _as_ids(stop)):
             raise ModelUnavailable(f"{name} names {stop!r} as its eos_token_id.", "It must be an id, or a list of ids.")
         return cls(name, config.get_text_config(), tokenizer, _as_ids(stop), template_name=template_name)
@@ -211,6 +203,7 @@ class Checkpoint:
             files = sum(file.stat().st_size for file in Path(self.name).glob("*.safetensors"))
             if files:
                 return files
+
         return (self.weight_count or self._weights_of_architecture()) * width
 
     def _weights_of_architecture(self) -> int:
@@ -244,6 +237,7 @@ class Checkpoint:
             fewest = self._density.fewest_tokens(text)
             if fewest > most:
                 raise PromptTooLong(f"has {len(text)} characters, so at least {fewest} tokens")
+
         ids = self._ids(text, add_special_tokens)
         return undoubled(ids, self._ids_before) if add_special_tokens else ids
 
@@ -264,6 +258,7 @@ class Checkpoint:
         template = self.chat_template
         if template is None:
             return self.encode(plain_chat(messages), most=most)
+
         require("jinja2", "local")
         try:
             text = self.tokenizer.apply_chat_template(
@@ -287,6 +282,26 @@ class Checkpoint:
         return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
 
 
+def _folder_or_hub_id(name: str) -> str:
+    """The path of a model folder, or a hub id.
+
+    Raises:
+        ModelUnavailable: neither.
+    """
+    try:
+        path = Path(name).expanduser()
+        is_there = path.exists()
+    except (OSError, RuntimeError) as error:  # no name of a file, or no such user's home
+        raise ModelUnavailable(f"{name[:100]} is no name of a model: {first_line(error)}") from error
+
+    hint = "Give a Hugging Face model folder or hub id."
+    if is_there and not (path / "config.json").is_file():
+        raise ModelUnavailable(f"{path} holds no config.json.", hint)
+    if not is_there and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
+        raise ModelUnavailable(f"There is no model folder {name}.", hint)
+    return str(path) if is_there else name
+
+
 def files_of(model: Model) -> Checkpoint | None:
     """The tokenizer files of a model; None when they are not on this machine."""
     return model if isinstance(model, Checkpoint) else getattr(model, "files", None)
@@ -308,6 +323,7 @@ def open_checkpoints(
     """
     if (base is None) != (teacher is None):
         raise InvalidRequest("Only one of base and teacher is named.", "Name both, or neither for the bundled pair.")
+
     names = names_of_sides(chat_template)
     first = Checkpoint.open(bundled("base") if base is None else base, names[0])
     if base is not None and str(base) == str(teacher):

@@ -112,6 +112,7 @@ class Decoding:
         if not self._live:
             self._fresh.append(token_id)
             return ""
+
         self._start(token_id)
         if self._detokenizer.is_byte(token_id):
             if self._run is None:
@@ -119,6 +120,7 @@ class Decoding:
             self._fresh.append(token_id)
             self.pending = self._run.add(token_id)
             return ""
+
         self._fresh.append(token_id)
         self._run = None
         return self._settle(self._decode())
@@ -127,6 +129,7 @@ class Decoding:
         """The text of the ids since the last piece, once it is known that nothing follows."""
         if not self._fresh:
             return ""
+
         self._start(self._fresh[0])
         now = self._decode()
         piece = now[common_length(self._known, now) :]
@@ -137,6 +140,7 @@ class Decoding:
         """Looks at the prompt, when text is first needed: decoding may ask a server."""
         if self._prompt_ids is None:
             return
+
         anchor, run = _context(self._detokenizer, self._prompt_ids, first_id)
         self._prompt_ids = None
         self._window = anchor + run
@@ -153,6 +157,7 @@ class Decoding:
         if settled == now:
             self._advance()
             return piece
+
         self.pending = REPLACEMENT
         if piece:
             self._known = settled
@@ -193,12 +198,14 @@ class _Run:
         """Adds one byte; returns the pending text: characters, or U+FFFD per byte while one is unfinished."""
         self._size += 1
         self._unfinished.append(token_id)
+
         if len(self._unfinished) <= CONTEXT_IDS:  # longer ones are no character, and neither is what follows
             before = self._detokenizer.decode(self._anchor) if self._anchor else ""
             text = self._detokenizer.decode(self._anchor + self._unfinished)[len(before) :]
             if not text.endswith(REPLACEMENT):
                 self._text += text
                 self._unfinished.clear()
+
         return self._pending + (REPLACEMENT * self._size if self._unfinished else self._text)
 
 
@@ -216,6 +223,7 @@ def _context(detokenizer: Detokenizer, prompt_ids: Sequence[int], first_id: int)
     anchor, run = last[: len(last) - size], last[len(last) - size :]
     if not detokenizer.is_byte(first_id):
         return anchor, run
+
     for unfinished in range(min(size + 1, CONTEXT_IDS)):
         whole = run[: size - unfinished]
         if not detokenizer.decode(anchor + whole).endswith(REPLACEMENT):
@@ -256,6 +264,7 @@ class TextStream:
         whole = "" if self._decoding.pending.endswith(REPLACEMENT) else self._decoding.pending
         if may_stop and whole and self._find(self._held + piece + whole) is not None:
             piece += self._decoding.rest()
+
         released = self._release(piece)
         if not may_stop:
             self._too_early = len(self._held) + len(whole)
@@ -265,6 +274,7 @@ class TextStream:
         """Releases the text held back, once it is known that nothing follows."""
         if self.stop_reason is not None:
             return ""
+
         rest = self._decoding.rest()
         released = self._release(rest) if rest else ""
         if self.stop_reason is None:
@@ -275,6 +285,7 @@ class TextStream:
         if not self._stop:
             self.text += piece
             return piece
+
         held = self._held + piece
         found = self._find(held) if self._may_stop else None
         if found is not None:
@@ -284,6 +295,7 @@ class TextStream:
             keep = max((_overlap(held, s) for s in self._stop), default=0)
             released, self._held = held[: len(held) - keep], held[len(held) - keep :]
             self._too_early = max(self._too_early - len(released), 0)
+
         self.text += released
         return released
 

@@ -55,6 +55,7 @@ class Density:
         vocabulary = tokenizer.get_vocab()
         if not _spells_everything(tokenizer, vocabulary):
             return None
+
         normalizers = _parts(tokenizer.normalizer, "normalizers")
         steps = [*normalizers, *_parts(tokenizer.pre_tokenizer, "pretokenizers")]
         if not {part["type"] for part in normalizers} <= KEEPING or not all(map(_keeps, steps)):
@@ -89,6 +90,7 @@ def _spells_everything(tokenizer: Any, vocabulary: dict[str, int]) -> bool:
         return False
     if model.byte_fallback:
         return all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
+
     parts = _parts(tokenizer.normalizer, "normalizers") + _parts(tokenizer.pre_tokenizer, "pretokenizers")
     byte_level = any(part["type"] == "ByteLevel" for part in parts)
     return byte_level and all(piece in vocabulary for piece in ByteLevel.alphabet())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from midlogit.core.uniforms import identity
 from midlogit.errors import InvalidRequest
 from midlogit.models.mixing import Mixing
 from midlogit.params import SamplingParams
-from midlogit.requests.prompts import Prompt, Reading, readers, require_chat
+from midlogit.requests.prompts import Prompt, Reader, Reading, readers, require_chat
 from midlogit.requests.sequence import Request
 
 
@@ -42,42 +43,45 @@ def build_requests(
     both = readers((base, teacher), reading, min_new_tokens=int(generates))
     require_chat(both, pairs)
 
-    places: Counter[bytes] = Counter()
+    repetitions: Counter[bytes] = Counter()
     requests = []
     for index, (base_prompt, prompt) in enumerate(pairs):
-        base_ids, teacher_ids, refused = [], [], None
-        number = index if strict else None
-        try:
-            base_ids, teacher_ids = both[0].read(base_prompt, number), both[1].read(prompt, number)
-        except InvalidRequest as error:
-            if strict:
-                raise
-            refused = str(error)
-
-        seed = secrets.randbits(63) if params.seed is None else params.seed
+        base_ids, teacher_ids, refused = _read(both, base_prompt, prompt, index, strict=strict)
         own = identity(base_ids, teacher_ids, names[index])
-        first = params.n * places[own]
-        places[own] += 1
-        requests += [
-            Request(
-                index=index,
-                sample=sample,
-                prompt=prompt,
-                base_prompt=base_prompt,
-                base_ids=tuple(base_ids),
-                teacher_ids=tuple(teacher_ids),
-                params=params,
-                seed=seed,
-                identity=own,
-                repetition=first + sample,
-                max_new_tokens=min(base.max_context - len(base_ids), teacher.max_context - len(teacher_ids)),
-                outcomes=outcomes,
-                stream=stream,
-                error=refused,
-            )
-            for sample in range(params.n)
-        ]
+        first = params.n * repetitions[own]
+        repetitions[own] += 1
+
+        request = Request(
+            index=index,
+            sample=0,
+            prompt=prompt,
+            base_prompt=base_prompt,
+            base_ids=base_ids,
+            teacher_ids=teacher_ids,
+            params=params,
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            identity=own,
+            repetition=first,
+            max_new_tokens=min(base.max_context - len(base_ids), teacher.max_context - len(teacher_ids)),
+            outcomes=outcomes,
+            stream=stream,
+            error=refused,
+        )
+        requests += [replace(request, sample=n, repetition=first + n) for n in range(params.n)]
     return requests
+
+
+def _read(
+    both: tuple[Reader, Reader], base_prompt: Prompt, prompt: Prompt, index: int, *, strict: bool
+) -> tuple[tuple[int, ...], tuple[int, ...], str | None]:
+    """Reads the prompts of one request: ids of base and teacher, and why they cannot be honoured, unless `strict`."""
+    number = index if strict else None
+    try:
+        return tuple(both[0].read(base_prompt, number)), tuple(both[1].read(prompt, number)), None
+    except InvalidRequest as error:
+        if strict:
+            raise
+        return (), (), str(error)
 
 
 def _names(request_ids: Sequence[str] | None, prompts: int) -> Sequence[str | None]:

@@ -58,11 +58,13 @@ class Reader:
         where = f"{self.side} prompt" if number is None else f"{self.side} prompt {number}"
         most = self.model.max_context - self.min_new_tokens
         hint = "Shorten it" + (": at least one token must fit after it." if self.min_new_tokens else ".")
+
         try:
             ids = self._ids(prompt, where, most)
         except PromptTooLong as error:
             window = f"the {self.side}'s context window is {self.model.max_context}"
             raise PromptTooLong(f"The {where} {error.args[0]}; {window}.", hint) from None
+
         if not ids:
             raise InvalidRequest(f"The {where} has no tokens.", "Give a longer prompt.")
         if len(ids) > most:
@@ -79,6 +81,7 @@ class Reader:
             raise InvalidRequest(f"The {where} is of no known form.", FORMS)
         if not prompt:
             raise InvalidRequest(f"The {where} is empty.", FORMS)
+
         if isinstance(prompt, str) and not is_unicode(prompt):
             raise InvalidRequest(f"The {where} holds lone surrogates, which no UTF-8 has.", "Decode its bytes anew.")
         if isinstance(prompt, str) and not self.reading.chat:
@@ -96,7 +99,7 @@ class Reader:
 
 
 def readers(models: tuple[Model, Model], reading: Reading, *, min_new_tokens: int) -> tuple[Reader, Reader]:
-    """The readers of (base, teacher).
+    """Makes the readers of (base, teacher).
 
     Args:
         min_new_tokens: tokens that must fit after a prompt.
@@ -147,6 +150,7 @@ def pair_up(
     """
     base = base_prompts if base_prompts is not None else prompts
     teacher = teacher_prompts if teacher_prompts is not None else prompts
+
     if base is None or teacher is None:
         raise InvalidRequest("There is no prompt for one side.", "Give prompts, or base_prompts with teacher_prompts.")
     if isinstance(base, str) or isinstance(teacher, str):

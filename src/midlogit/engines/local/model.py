@@ -54,6 +54,7 @@ class SlotModel:
         self._lengths: list[int] = []
         self._written: list[int] = []  # columns of each slot that were ever written, rolled-back ones among them
         self.device = next(model.parameters()).device
+
         try:
             self._require_rows_independent(checkpoint)
         except ModelUnavailable:
@@ -100,11 +101,13 @@ class SlotModel:
         view = slice(first, len(self._lengths))
         starts = [0] * len(texts)
         self._cache.reserve(len(self._lengths), width)
+
         for begin in range(0, width - last, CHUNK):
             self._forward(view, texts, starts, width, range(begin, min(begin + CHUNK, width - last)))
         for begin in range(width - last, width, chunk):
             span = range(begin, min(begin + chunk, width))
             yield self._forward(view, texts, starts, width, span, keep=len(span))
+
         for slot in reversed(range(view.start, view.stop)):
             self._lengths[slot] = len(texts[slot - first])
             self.remove(slot)
@@ -126,9 +129,11 @@ class SlotModel:
         width = max(map(len, tokens))
         starts = self._lengths[view]
         self._cache.reserve(len(self._lengths), max(s + len(t) for s, t in zip(starts, tokens, strict=True)))
+
         for begin in range(0, width, CHUNK):
             span = range(begin, min(begin + CHUNK, width))
             logits_NKV = self._forward(view, tokens, starts, width, span, keep)
+
         for row, slot in enumerate(range(view.start, view.stop)):
             self._lengths[slot] += len(tokens[row])
             self._written[slot] = max(self._written[slot], self._lengths[slot])
@@ -148,9 +153,11 @@ class SlotModel:
                     position = start + column - padding
                     ids[row][q], positions[row][q] = new[column - padding], position
                     writes.append((row, q, view.start + row, position))
+
         cache = self._cache
         cache.view, cache.width = view, 1 + max(position for *_, position in writes)
         cache.writes = tuple(torch.tensor(writes, device=self.device).T.contiguous())
+
         positions_NQ = torch.tensor(positions, device=self.device)
         # A padding query sits at position 0 and sees column 0: harmless, and its output is not used.
         visible_NQK = torch.arange(cache.width, device=self.device)[None, None, :] <= positions_NQ[:, :, None]

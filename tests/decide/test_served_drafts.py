@@ -61,7 +61,7 @@ def drawn(settings: RowSettings, seed: int, law: Mapping[int, float], sampled: n
     rng = np.random.default_rng(seed + 1)
     drafts = {i: Draft(i, law) for i in law}
     asked = [
-        replace(settings, uniforms=TokenUniforms(*chances), drafted=drafts.get(token_id))
+        replace(settings, uniforms=TokenUniforms(*chances), draft=drafts.get(token_id))
         for chances, token_id in zip(rng.random((RUNS, 3)).tolist(), sampled.tolist(), strict=True)
     ]
     tokens = sample_truncated([(base, teacher)] * RUNS, asked, VOCABULARY).token_ids

@@ -1,4 +1,4 @@
-"""A lone pair of lists is drawn in plain numbers as it is among others in arrays."""
+"""A single pair of lists is sampled on floats as it is among others on arrays."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as examples
 
 from midlogit import EqualKL, FixedAlpha, KLBudget
+from midlogit.core import mixture, solver
+from midlogit.core.mixture import LogPair, normalise
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.uniforms import TokenUniforms
 from midlogit.decide import arrays as policy
 from midlogit.decide.arrays import sample_truncated
 from midlogit.decide.base import Draft, RowSettings
 from midlogit.decide.truncated.rows import TopLogprobs, unlisted_ids
+from midlogit.decide.truncated.single import moments, solve
+from tests.rows import row_pairs
 
 SIZE, VOCABULARY, K = 60, 58, 8
 MERGED = Outcomes(masked_ids=(3, 11, 59), stop_ids=(0, 1, 20), stop_token_ids=(7,))
@@ -79,7 +85,7 @@ def test_alone_as_among_others(seed: int, monkeypatch: pytest.MonkeyPatch) -> No
         settings = some_settings(chance)
         pair = lists(chance, settings)
         if settings.temperature and chance.random() < 0.3:
-            settings = replace(settings, drafted=drafted(chance, pair[0]))
+            settings = replace(settings, draft=drafted(chance, pair[0]))
         alone = sample_truncated([pair], [settings], VOCABULARY)
         with monkeypatch.context() as patched:
             patched.setattr(policy, "NARROW", 0)
@@ -102,3 +108,21 @@ def test_nothing_that_may_be_drawn() -> None:
     row = TopLogprobs({1: -0.1, 2: -3.0}, -3.0, SIZE)
     drawn = sample_truncated([(row, row)], [settings], VOCABULARY)
     assert drawn.token_ids == [None] and drawn.decisions()[0].error
+
+
+@examples(max_examples=100, deadline=None)
+@given(rows=row_pairs())
+def test_a_row_is_solved_on_floats_as_on_arrays(rows) -> None:
+    """Both moments of F and the steps of the solver."""
+    base, teacher = (normalise(row[None]) for row in rows)
+    pair = LogPair.of(base, teacher)
+    if not pair.overlap_N.all():
+        return
+    common = np.flatnonzero(pair.common_NV[0] > -np.inf)
+    log_base, ratio = pair.common_NV[0, common].tolist(), pair.ratio_NV[0, common].tolist()
+    largest = float(np.max(np.abs(pair.ratio_NV)))  # F″ is a difference of numbers of the size of its square
+    for one, row in zip(moments(log_base, ratio, 0.3), mixture.moments(pair, np.full(1, 0.3)), strict=True):
+        np.testing.assert_allclose(one, row[0], rtol=1e-9, atol=1e-12 + 1e-13 * largest**2)
+    for rule in (EqualKL(), KLBudget(0.05)):
+        expected = solver.solve(rule, pair, 1e-9)[0]
+        assert solve(rule, log_base, ratio, 0.0, 1e-9) == pytest.approx(expected, abs=1e-6)

@@ -5,7 +5,6 @@ Rows are log-probabilities on one alphabet, −inf where a model gives nothing.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 from midlogit.core.arrays import Array, array_namespace, device, row_max, row_sum
@@ -73,39 +72,13 @@ class LogPair:
         return LogPair(*taken)
 
 
-@dataclass(frozen=True, slots=True)
-class LoneRow:
-    """The common support of a row as plain numbers, which cost a fraction of arrays when they are few.
-
-    Attributes:
-        common, ratio, rounding: as of `LogPair`.
-    """
-
-    common: list[float]
-    ratio: list[float]
-    rounding: float = 0.0
-
-    def moments(self, alpha: float) -> tuple[float, float, float]:
-        ratio = self.ratio
-        exponent = [c + alpha * r for c, r in zip(self.common, ratio, strict=True)]
-        peak = max(exponent)
-        mass = [math.exp(e - peak) for e in exponent]
-        total = sum(mass)
-        mass = [m * r for m, r in zip(mass, ratio, strict=True)]
-        mean = sum(mass) / total
-        square = sum(m * r for m, r in zip(mass, ratio, strict=True)) / total
-        return math.log(total) + peak, mean, max(square - mean**2, 0.0)
-
-
-def moments(pair: LogPair | LoneRow, alpha_N: Array) -> tuple[Array, Array, Array]:
+def moments(pair: LogPair, alpha_N: Array) -> tuple[Array, Array, Array]:
     """F(α), F′(α), F″(α) of each row in float64 (docs/theory.md (2), (4), (5)).
 
     Args:
-        pair: rows with a common support each.
-        alpha_N: one α a row, float64; a plain one for a LoneRow.
+        pair: rows, each with a common support.
+        alpha_N: one α per row, float64.
     """
-    if isinstance(pair, LoneRow):
-        return pair.moments(alpha_N)
     xp = array_namespace(pair.base_NV)
     weight_N1 = xp.astype(alpha_N, pair.base_NV.dtype, copy=False)[:, None]
     exponent_NV = pair.common_NV + weight_N1 * pair.ratio_NV

@@ -1,6 +1,6 @@
-"""The rules that choose α for a row: equal KL, fixed, KL budget; knows F and its derivatives, no policy.
+"""Rules that choose α for a row, each a formula of α and the cumulant F; knows no rows and no solver.
 
-A rule is one small object. `alpha` maps rows to α; `spec` is its name on the command line.
+A new rule needs `spec` and `residual`; everything else has a default that is valid for every rule.
 """
 
 from __future__ import annotations
@@ -8,52 +8,71 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
-from midlogit.core.arrays import Array, array_namespace, device
+from midlogit.core.arrays import Array, array_namespace
 from midlogit.core.bounds import Boxes
-from midlogit.core.mixture import LogPair, LoneRow, moments
-from midlogit.core.solver import increasing_root
 from midlogit.errors import InvalidRequest
 
 
 class AlphaRule(ABC):
-    """Chooses α in [0, 1] for each row."""
+    """Chooses α in [0, 1] for each row, as the root of an increasing function.
+
+    Attributes:
+        kernel_code: the number of the rule in `decide/kernels/solve.py`; None for a rule that the kernels do not have,
+            whose rows are decided on arrays.
+    """
+
+    kernel_code: ClassVar[int | None] = None
 
     @property
     @abstractmethod
     def spec(self) -> str:
-        """The rule as text, as `parse_rule` reads it."""
+        """The rule as text, in the form that `parse_rule` reads."""
 
     @abstractmethod
-    def alpha(self, pair: LogPair | LoneRow, tolerance: float) -> Array:
-        """α of each row in float64, within `tolerance` (docs/theory.md (11)); every row has a common support.
+    def residual(self, alpha: Array, F: Array, dF: Array, d2F: Array) -> tuple[Array, Array]:
+        """Value and slope of the function whose root is α; nondecreasing on [0, 1].
 
-        A plain number for a LoneRow.
+        Args:
+            alpha: floats or arrays of shape [N], like the other arguments.
+            F, dF, d2F: F(α), F′(α) and F″(α) (docs/theory.md (2), (4), (5)).
         """
 
-    @abstractmethod
+    @property
+    def fixed_alpha(self) -> float | None:
+        """The α of every row, for a rule that needs no solver."""
+        return None
+
+    @property
+    def kernel_parameter(self) -> float:
+        """The number in the rule's formula; unused by the kernels where a rule has none."""
+        return 0.0
+
     def certify(self, boxes: Boxes, alpha_N: Array) -> tuple[Array, Array]:
-        """Bounds for truncated rows, given the α that `alpha` found for their estimate.
+        """Bounds for truncated rows, given the α found for their estimate.
+
+        The default holds for every rule: α and α* are in [0, 1], and a total variation is at most 1.
 
         Returns:
-            (bound on |α − α*|, bound on the total variation between the exact mixtures at α and α*).
+            (bound on |α − α*|, bound on the total variation between the exact mixtures at α and α*), both [N].
         """
+        xp = array_namespace(alpha_N)
+        return xp.maximum(alpha_N, 1 - alpha_N), xp.ones_like(alpha_N)
 
 
 @dataclass(frozen=True, slots=True)
 class EqualKL(AlphaRule):
     """The α where KL(q‖base) = KL(q‖teacher) (docs/theory.md (8)): the midpoint q*."""
 
+    kernel_code: ClassVar[int | None] = 0
+
     @property
     def spec(self) -> str:
         return "equal-kl"
 
-    def alpha(self, pair: LogPair | LoneRow, tolerance: float) -> Array:
-        def slope_of_F(rows: LogPair | LoneRow, alpha_N: Array) -> tuple[Array, Array]:
-            _, first_N, second_N = moments(rows, alpha_N)
-            return first_N, second_N
-
-        return increasing_root(slope_of_F, pair, tolerance)
+    def residual(self, alpha: Array, F: Array, dF: Array, d2F: Array) -> tuple[Array, Array]:
+        return dF, d2F
 
     def certify(self, boxes: Boxes, alpha_N: Array) -> tuple[Array, Array]:
         return boxes.equal_kl(alpha_N)
@@ -64,6 +83,7 @@ class FixedAlpha(AlphaRule):
     """The same α at every token: 0 is the base alone, 1 the teacher alone."""
 
     value: float
+    kernel_code: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.value <= 1:
@@ -73,12 +93,16 @@ class FixedAlpha(AlphaRule):
     def spec(self) -> str:
         return f"fixed:{self.value:g}"
 
-    def alpha(self, pair: LogPair | LoneRow, tolerance: float) -> Array:
-        if isinstance(pair, LoneRow):
-            return self.value
-        xp = array_namespace(pair.base_NV)
-        rows = pair.base_NV.shape[0]
-        return xp.full(rows, self.value, dtype=xp.float64, device=device(pair.base_NV))
+    def residual(self, alpha: Array, F: Array, dF: Array, d2F: Array) -> tuple[Array, Array]:
+        return alpha - self.value, 1.0 + 0 * alpha
+
+    @property
+    def fixed_alpha(self) -> float:
+        return self.value
+
+    @property
+    def kernel_parameter(self) -> float:
+        return self.value
 
     def certify(self, boxes: Boxes, alpha_N: Array) -> tuple[Array, Array]:
         xp = array_namespace(alpha_N)
@@ -90,6 +114,7 @@ class KLBudget(AlphaRule):
     """The largest α with KL(q‖base) ≤ `epsilon` nats (docs/theory.md (9))."""
 
     epsilon: float
+    kernel_code: ClassVar[int | None] = 2
 
     def __post_init__(self) -> None:
         if not (self.epsilon >= 0 and math.isfinite(self.epsilon)):
@@ -99,12 +124,12 @@ class KLBudget(AlphaRule):
     def spec(self) -> str:
         return f"kl-budget:{self.epsilon:g}"
 
-    def alpha(self, pair: LogPair | LoneRow, tolerance: float) -> Array:
-        def excess(rows: LogPair | LoneRow, alpha_N: Array) -> tuple[Array, Array]:
-            value_N, first_N, second_N = moments(rows, alpha_N)
-            return alpha_N * first_N - value_N - self.epsilon, alpha_N * second_N
+    def residual(self, alpha: Array, F: Array, dF: Array, d2F: Array) -> tuple[Array, Array]:
+        return alpha * dF - F - self.epsilon, alpha * d2F
 
-        return increasing_root(excess, pair, tolerance)
+    @property
+    def kernel_parameter(self) -> float:
+        return self.epsilon
 
     def certify(self, boxes: Boxes, alpha_N: Array) -> tuple[Array, Array]:
         return boxes.kl_budget(alpha_N, self.epsilon)

@@ -33,6 +33,7 @@ from midlogit.core.mixture import FLOAT32, LogPair, log_mixture, normalise, roun
 from midlogit.core.nucleus import nucleus
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rejection import accepted, residual
+from midlogit.core.solver import solve
 from midlogit.decide.base import BROKEN, EMPTY, RowSettings
 from midlogit.decide.truncated.certificate import Certificate, Weights, certify, teacher_total
 from midlogit.decide.truncated.rows import ServedDrafts, TopLogprobs, TruncatedRows
@@ -289,9 +290,9 @@ def _decide_alike(xp: Namespace, columns: Columns, rows: list[RowSettings]) -> S
     alpha_N = xp.ones_like(base_lse_N)
     solve_N = xp.nonzero(~to_teacher_N & ~empty_N)[0]
     if solve_N.shape[0] == len(rows):
-        alpha_N = rule.alpha(pair, tolerance)
+        alpha_N = solve(rule, pair, tolerance)
     elif solve_N.shape[0]:
-        alpha_N[solve_N] = rule.alpha(pair.rows(solve_N), tolerance)
+        alpha_N[solve_N] = solve(rule, pair.rows(solve_N), tolerance)
     log_q_NV = log_mixture(pair, alpha_N, to_teacher_N)
     if rows[0].given is None:
         served = None if seen is None else ServedDrafts.of(seen, [s.draft for s in rows])

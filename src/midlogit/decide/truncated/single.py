@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from itertools import accumulate, compress
 
 from midlogit.core.bounds import MASS_PRECISION
-from midlogit.core.mixture import FLOAT32, LoneRow, rounding
+from midlogit.core.mixture import FLOAT32, rounding
+from midlogit.core.rules import AlphaRule
+from midlogit.core.solver import MAX_STEPS, NARROWEST, NEWTON_STEPS
 from midlogit.decide.base import RowSettings
 from midlogit.decide.truncated.rows import TopLogprobs
 
+FLOAT64 = 2.0**-52  # its resolution
 NARROW = 64  # ids of a list up to which plain numbers cost less than arrays
 HIDDEN = -math.inf
 
@@ -42,9 +45,10 @@ def sample_single(pair: tuple[TopLogprobs, TopLogprobs], settings: RowSettings, 
     common = [b > HIDDEN and a > HIDDEN for b, a in zip(base_log, teacher_log, strict=True)]
     if any(common) and not settings.forced:
         ratio = [a - b for b, a in compress(zip(base_log, teacher_log, strict=True), common)]
-        row = LoneRow(list(compress(base_log, common)), ratio, rounding(FLOAT32, settings.temperature))
-        alpha = settings.rule.alpha(row, settings.alpha_tol)
-        mixed = iter(b + alpha * r for b, r in zip(row.common, row.ratio, strict=True))
+        log_base = list(compress(base_log, common))
+        equal = rounding(FLOAT32, settings.temperature)
+        alpha = solve(settings.rule, log_base, ratio, equal, settings.alpha_tol)
+        mixed = iter(b + alpha * r for b, r in zip(log_base, ratio, strict=True))
         log_q = _normalised([next(mixed) if both else HIDDEN for both in common])
 
     drawn = ids[_drawn(log_q, support, p, ids, settings)]
@@ -160,3 +164,46 @@ def _normalised(log_weights: list[float]) -> list[float]:
 def _log_sum(log_weights: list[float]) -> float:
     peak = max(log_weights, default=HIDDEN)
     return peak if peak == HIDDEN else peak + math.log(sum(math.exp(x - peak) for x in log_weights))
+
+
+def solve(rule: AlphaRule, log_base: list[float], ratio: list[float], rounding: float, tolerance: float) -> float:
+    """`core.solver.solve` for one row: the same steps on floats.
+
+    Args:
+        log_base: base log-probabilities on the common support. ratio: log teacher − log base there.
+        rounding: |F′| that rounding alone can produce (`core.mixture.rounding`).
+    """
+    if rule.fixed_alpha is not None:
+        return rule.fixed_alpha
+
+    def residual(alpha: float) -> tuple[float, float]:
+        return rule.residual(alpha, *moments(log_base, ratio, alpha))
+
+    (low_value, _), (high_value, _) = residual(0.0), residual(1.0)
+    if max(abs(low_value), abs(high_value)) <= max(rounding, 16 * FLOAT64):
+        return 0.5
+    if low_value >= 0 or high_value <= 0:
+        return 0.0 if low_value >= 0 else 1.0
+
+    low, high = 0.0, 1.0
+    alpha = -low_value / (high_value - low_value)
+    for step in range(MAX_STEPS):
+        value, slope = residual(alpha)
+        low, high = (alpha, high) if value < 0 else (low, alpha)
+        if abs(value) <= max(tolerance * min(slope, 1.0), FLOAT64) or high - low <= NARROWEST:
+            break
+        newton = alpha - value / slope if slope > 0 and step < NEWTON_STEPS else low
+        alpha = newton if low < newton < high else 0.5 * (low + high)
+    return alpha
+
+
+def moments(log_base: list[float], ratio: list[float], alpha: float) -> tuple[float, float, float]:
+    """F(α), F′(α) and F″(α) of one row (docs/theory.md (2), (4), (5))."""
+    exponent = [b + alpha * r for b, r in zip(log_base, ratio, strict=True)]
+    peak = max(exponent)
+    mass = [math.exp(e - peak) for e in exponent]
+    total = sum(mass)
+    mass = [m * r for m, r in zip(mass, ratio, strict=True)]
+    mean = sum(mass) / total
+    square = sum(m * r for m, r in zip(mass, ratio, strict=True)) / total
+    return math.log(total) + peak, mean, max(square - mean**2, 0.0)

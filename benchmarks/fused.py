@@ -27,7 +27,7 @@ from midlogit.core.rules import EqualKL
 from midlogit.core.uniforms import TokenUniforms
 from midlogit.decide.arrays import decide
 from midlogit.decide.base import RowSettings
-from midlogit.decide.kernels.decider import FusedPolicy
+from midlogit.decide.kernels.launch import KernelLauncher
 
 RESULTS = Path(__file__).parent / "results" / "fused.json"
 VOCABULARY = 151936
@@ -83,23 +83,23 @@ def median_ms(work: Callable[[torch.Tensor, torch.Tensor], object], pairs: Pairs
 
 def time_fused(batch: int, constrained: bool, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16) -> float:
     """Milliseconds of a fused decision with its transfer of results."""
-    policy = FusedPolicy(VOCABULARY, torch.device("cuda"))
-    prepared = policy.prepare(settings(batch, constrained))
-    return median_ms(lambda base, teacher: policy.launch(base, teacher, prepared), make_pairs(batch, kind, dtype))
+    launcher = KernelLauncher(VOCABULARY, torch.device("cuda"))
+    prepared = launcher.prepare(settings(batch, constrained))
+    return median_ms(lambda base, teacher: launcher.launch(base, teacher, prepared), make_pairs(batch, kind, dtype))
 
 
 def time_draft(batch: int, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16) -> float:
     """Milliseconds of the drafts alone, which a fused decision includes."""
-    policy = FusedPolicy(VOCABULARY, torch.device("cuda"))
-    prepared, drafts_RC = policy.prepare(settings(batch, False)), policy.drafts(batch)
-    return median_ms(lambda base, _: policy.draft(base, prepared, drafts_RC), make_pairs(batch, kind, dtype))
+    launcher = KernelLauncher(VOCABULARY, torch.device("cuda"))
+    prepared, drafts_RC = launcher.prepare(settings(batch, False)), launcher.allocate_drafts(batch)
+    return median_ms(lambda base, _: launcher.draft(base, prepared, drafts_RC), make_pairs(batch, kind, dtype))
 
 
 def acceptance(batch: int, constrained: bool, kind: str) -> float:
     """How many of the drafts stand in a fused decision."""
-    policy = FusedPolicy(VOCABULARY, torch.device("cuda"))
-    pending = policy.launch(*make_pairs(batch, kind)[0], policy.prepare(settings(batch, constrained)))
-    return statistics.mean(a == b for a, b in zip(pending.token_ids(), pending.drafted_ids(), strict=True))
+    launcher = KernelLauncher(VOCABULARY, torch.device("cuda"))
+    decided = launcher.launch(*make_pairs(batch, kind)[0], launcher.prepare(settings(batch, constrained)))
+    return statistics.mean(a == b for a, b in zip(decided.token_ids(), decided.drafted_ids(), strict=True))
 
 
 def time_torch(batch: int, constrained: bool, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16) -> float:

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -185,16 +186,22 @@ def watch(pair: Any) -> Spent:
         for part in ("take", "launch", "settle", "plan"):
             setattr(core, part, timed(f"{side} {part}", getattr(core, part)))
 
-    drawing, measure = engine._drawing, engine._measure
+    decider, measure = engine._decider, engine._measure
+    decide, start_round = timed("draw", decider.decide), timed("draw", decider.start_round)
 
-    def watched(*args: Any) -> Any:
-        drawn = timed("draw", drawing)(*args)
-        for part in ("draw", "guess", "decide"):
-            setattr(drawn, part, timed("draw", getattr(drawn, part)))
-        drawn.token_ids = timed("wait for the device", drawn.token_ids)
-        return drawn
+    def watched_decision(call: Callable[..., Any], *args: Any) -> Any:
+        decided = call(*args)
+        decided.token_ids = timed("wait for the device", decided.token_ids)
+        return decided
 
-    engine._drawing, engine._measure = watched, timed("counts", measure)
+    def watched_round(*args: Any) -> Any:
+        draft_round = start_round(*args)
+        draft_round.draft = timed("draw", draft_round.draft)
+        draft_round.decide = partial(watched_decision, timed("draw", draft_round.decide))
+        return draft_round
+
+    decider.decide, decider.start_round = partial(watched_decision, decide), watched_round
+    engine._measure = timed("counts", measure)
     engine._publish, engine.step = timed("text", engine._publish), timed(REST, engine.step)
     return spent
 

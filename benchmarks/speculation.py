@@ -55,7 +55,7 @@ def simulate_acceptance(engine: Any) -> None:
 
     def noted(*args: Any) -> Any:
         found = known(*args)
-        first[:] = found.numbers if found else []
+        first[:] = found.sequences if found else []
         return found
 
     def standing(drawn_PN: Any, guessed_PN: Any) -> Any:

@@ -20,12 +20,12 @@ from midlogit.core.rules import EqualKL, FixedAlpha, KLBudget
 from midlogit.core.uniforms import TokenUniforms
 from midlogit.decide.arrays import decide, draft
 from midlogit.decide.base import RowSettings
-from midlogit.decide.kernels import decider as fused
+from midlogit.decide.kernels import launch as kernels
 from midlogit.outputs import Decision
 from tests.kernels.cases import assert_agree, make_batch, mixed_settings
 
 # Small tiles, so that small rows have several, and a nucleus that may or may not fit the copy.
-fused.LANES, fused.FEW_LANES, fused.CAPACITY, fused.GROUP = 16, 16, 128, 2
+kernels.LANES, kernels.FEW_LANES, kernels.CAPACITY, kernels.GROUP = 16, 16, 128, 2
 torch.set_num_threads(1)
 CHANCES = TokenUniforms(0.3, 0.6, 0.7)
 PLAIN = RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, CHANCES)
@@ -38,13 +38,13 @@ RULES = {
 
 def run(base_NV: torch.Tensor, teacher_NV: torch.Tensor, settings: list[RowSettings], **rows: object) -> list[Decision]:
     vocabulary = min(base_NV.shape[1], teacher_NV.shape[1])
-    policy = fused.FusedPolicy(vocabulary, torch.device("cpu"))
-    prepared = policy.prepare(settings, **rows)
-    pending = policy.launch(base_NV, teacher_NV, prepared)
-    decisions = pending.decisions()
-    assert pending.token_ids() == pending.tokens_N.tolist() == [d.token_id for d in decisions]
+    launcher = kernels.KernelLauncher(vocabulary, torch.device("cpu"))
+    prepared = launcher.prepare(settings, **rows)
+    decided = launcher.launch(base_NV, teacher_NV, prepared)
+    decisions = decided.decisions()
+    assert decided.token_ids() == decided.tokens_N.tolist() == [d.token_id for d in decisions]
     drafts = draft(base_NV.double(), settings, vocabulary)
-    for found, true, decision in zip(pending.drafted_ids(), drafts, decisions, strict=True):
+    for found, true, decision in zip(decided.drafted_ids(), drafts, decisions, strict=True):
         assert found == true or decision.error is not None
     return decisions
 
@@ -103,34 +103,34 @@ def check_drafts_made_ahead() -> None:
     settings = mixed_settings(12, 300, np.random.default_rng(4))
     base_rows = [13, 2, 5, 7, 0, 1, 9, 11, 12, 3, 4, 10]
     wide_NV = torch.full((14, 300), torch.nan)
-    policy = fused.FusedPolicy(300, torch.device("cpu"))
-    prepared = policy.prepare(settings, base_rows)
-    drafts_RC = policy.drafts(14)
+    launcher = kernels.KernelLauncher(300, torch.device("cpu"))
+    prepared = launcher.prepare(settings, base_rows)
+    drafts_RC = launcher.allocate_drafts(14)
     drafted: list[int] = []
     for first in range(0, 12, 4):
         some = slice(first, first + 4)
         wide_NV[base_rows[some]] = base_NV[some]
-        drafted += policy.draft(wide_NV, prepared, drafts_RC, some).tolist()
-    assert policy.draft(wide_NV, prepared, drafts_RC, slice(5, 5)).tolist() == []
-    pending = policy.launch(wide_NV, teacher_NV, prepared, drafts_RC)
-    assert pending.drafted_ids() == drafted == draft(base_NV.double(), settings, 300)
-    assert pending.decisions() == run(base_NV, teacher_NV, settings)
+        drafted += launcher.draft(wide_NV, prepared, drafts_RC, some).tolist()
+    assert launcher.draft(wide_NV, prepared, drafts_RC, slice(5, 5)).tolist() == []
+    decided = launcher.launch(wide_NV, teacher_NV, prepared, drafts_RC)
+    assert decided.drafted_ids() == drafted == draft(base_NV.double(), settings, 300)
+    assert decided.decisions() == run(base_NV, teacher_NV, settings)
 
 
 def check_a_base_that_drafts_nothing() -> None:
     """Every drawable logit of the base is −inf: the teacher is drawn from."""
     base_NV, teacher_NV = torch.full((8, 200), -torch.inf), torch.randn(8, 200)
     base_NV[:, 0] = 1.0
-    policy = fused.FusedPolicy(200, torch.device("cpu"))
+    launcher = kernels.KernelLauncher(200, torch.device("cpu"))
     for top_p in (None, 0.9):
         settings = [
             replace(PLAIN, outcomes=Outcomes(masked_ids=(0,)), top_p=top_p, uniforms=TokenUniforms(u, u, u))
             for u in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999)
         ]
-        pending = policy.launch(base_NV, teacher_NV, policy.prepare(settings))
+        decided = launcher.launch(base_NV, teacher_NV, launcher.prepare(settings))
         truth = decide(base_NV.double(), teacher_NV.double(), settings)
-        assert pending.drafted_ids() == [0] * 8
-        for a, b in zip(pending.decisions(), truth, strict=True):
+        assert decided.drafted_ids() == [0] * 8
+        for a, b in zip(decided.decisions(), truth, strict=True):
             assert_agree(a, b)
             assert a.fallback
 
@@ -158,28 +158,28 @@ def check_rows_of_larger_buffers() -> None:
         base_NV, teacher_NV = 2 * torch.randn(9, base_size), 2 * torch.randn(5, teacher_size)
         base_NV[:, 320:] += 3
         teacher_NV[:, 320:] += 3
-        policy = fused.FusedPolicy(320, torch.device("cpu"))
+        launcher = kernels.KernelLauncher(320, torch.device("cpu"))
         for top_p in (None, 0.9):
             for stops in ((), (10, 7, 330, 399), (10, 399)):
                 row = replace(PLAIN, outcomes=Outcomes(stop_ids=stops), top_p=top_p, temperature=0.8)
                 settings = [replace(row, uniforms=TokenUniforms(u, u, u)) for u in (0.02, 0.4, 0.9)]
-                pending = policy.launch(base_NV, teacher_NV, policy.prepare(settings, base_rows, teacher_rows))
+                decided = launcher.launch(base_NV, teacher_NV, launcher.prepare(settings, base_rows, teacher_rows))
                 truth = decide(base_NV[base_rows].double(), teacher_NV[teacher_rows].double(), settings)
-                for a, b in zip(pending.decisions(), truth, strict=True):
+                for a, b in zip(decided.decisions(), truth, strict=True):
                     assert_agree(a, b)
                 shared = [d.token_id if d.token_id < 320 else 10 for d in truth]
-                assert pending.tokens_N.tolist() == shared
+                assert decided.tokens_N.tolist() == shared
                 drafts = draft(base_NV[base_rows].double(), settings, 320)
-                assert pending.drafted_ids() == drafts
+                assert decided.drafted_ids() == drafts
     # Nothing but the stop class has mass: what ends the text is the teacher's own id.
     base_NV, teacher_NV = torch.full((1, 320), -30.0), torch.full((1, 400), -30.0)
     base_NV[:, 10], teacher_NV[:, 399] = 10.0, 10.0
     for top_p in (None, 0.9):
         settings = [replace(PLAIN, outcomes=Outcomes(stop_ids=(10, 399)), top_p=top_p)]
-        policy = fused.FusedPolicy(320, torch.device("cpu"))
-        pending = policy.launch(base_NV, teacher_NV, policy.prepare(settings))
-        assert pending.token_ids() == [399] and pending.tokens_N.tolist() == [10]
-        assert_agree(pending.decisions()[0], decide(base_NV.double(), teacher_NV.double(), settings)[0])
+        launcher = kernels.KernelLauncher(320, torch.device("cpu"))
+        decided = launcher.launch(base_NV, teacher_NV, launcher.prepare(settings))
+        assert decided.token_ids() == [399] and decided.tokens_N.tolist() == [10]
+        assert_agree(decided.decisions()[0], decide(base_NV.double(), teacher_NV.double(), settings)[0])
 
 
 def check_what_cannot_be_drawn() -> None:
@@ -228,7 +228,7 @@ def check_ties_at_the_edge_of_the_nucleus() -> None:
 
 
 def check_what_is_left_to_the_policy() -> None:
-    handles = fused.FusedPolicy.handles
+    handles = kernels.handles
     many = Outcomes(stop_ids=tuple(range(65)))
     assert handles(PLAIN)
     assert not handles(RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, CHANCES, top_logprobs=2))

@@ -34,10 +34,10 @@ def device() -> torch.device:
 
 
 def launched(base_NV, teacher_NV, settings):
-    from midlogit.decide.kernels.decider import FusedPolicy
+    from midlogit.decide.kernels.launch import KernelLauncher
 
-    policy = FusedPolicy(base_NV.shape[1], base_NV.device)
-    return policy.launch(base_NV, teacher_NV, policy.prepare(settings))
+    launcher = KernelLauncher(base_NV.shape[1], base_NV.device)
+    return launcher.launch(base_NV, teacher_NV, launcher.prepare(settings))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -46,13 +46,13 @@ def test_every_setting_agrees_with_the_policy(device, dtype, vocabulary: int) ->
     rows = 36
     base_NV, teacher_NV = (x.to(device, dtype) for x in make_batch(rows, vocabulary, vocabulary))
     settings = mixed_settings(rows, vocabulary, np.random.default_rng(vocabulary))
-    pending = launched(base_NV, teacher_NV, settings)
+    decided = launched(base_NV, teacher_NV, settings)
     truth = decide(base_NV.double(), teacher_NV.double(), settings)
     drafts = draft(base_NV.double(), settings, base_NV.shape[1])
     moved = strayed = 0
-    for i, (a, b) in enumerate(zip(pending.decisions(), truth, strict=True)):
+    for i, (a, b) in enumerate(zip(decided.decisions(), truth, strict=True)):
         if b.error is None:
-            strayed += pending.drafted_ids()[i] != drafts[i]
+            strayed += decided.drafted_ids()[i] != drafts[i]
         if a.token_id != b.token_id and b.error is None:
             # A uniform fell between the two ends of a token as float32 and float64 see them, or greedy met a tie.
             moved += 1
@@ -64,25 +64,25 @@ def test_every_setting_agrees_with_the_policy(device, dtype, vocabulary: int) ->
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_drafts_made_ahead_change_nothing(device, dtype) -> None:
-    from midlogit.decide.kernels.decider import FusedPolicy
+    from midlogit.decide.kernels.launch import KernelLauncher
 
     rows, vocabulary = 15, 5003
     base_NV, teacher_NV = (x.to(device, dtype) for x in make_batch(rows, vocabulary, 2))
     settings = mixed_settings(rows, vocabulary, np.random.default_rng(2))
-    policy = FusedPolicy(vocabulary, device)
-    prepared = policy.prepare(settings)
-    drafts_RC = policy.drafts(rows)
-    drafted = [policy.draft(base_NV, prepared, drafts_RC, slice(k, k + 3)) for k in range(0, rows, 3)]
-    pending = policy.launch(base_NV, teacher_NV, prepared, drafts_RC)
-    at_once = policy.launch(base_NV, teacher_NV, prepared)
-    assert pending.drafted_ids() == torch.cat(drafted).tolist() == at_once.drafted_ids()
-    assert pending.decisions() == at_once.decisions()
+    launcher = KernelLauncher(vocabulary, device)
+    prepared = launcher.prepare(settings)
+    drafts_RC = launcher.allocate_drafts(rows)
+    drafted = [launcher.draft(base_NV, prepared, drafts_RC, slice(k, k + 3)) for k in range(0, rows, 3)]
+    decided = launcher.launch(base_NV, teacher_NV, prepared, drafts_RC)
+    at_once = launcher.launch(base_NV, teacher_NV, prepared)
+    assert decided.drafted_ids() == torch.cat(drafted).tolist() == at_once.drafted_ids()
+    assert decided.decisions() == at_once.decisions()
 
 
 @pytest.mark.parametrize("sizes", [(151936, 152064), (152064, 151936), (4097, 4100)])
 def test_models_of_different_width(device, sizes: tuple[int, int]) -> None:
     """Ids that one model alone has hold mass, and one of them ends its texts."""
-    from midlogit.decide.kernels.decider import FusedPolicy
+    from midlogit.decide.kernels.launch import KernelLauncher
 
     rows, vocabulary = 12, min(sizes)
     base_NV, teacher_NV = (
@@ -94,18 +94,18 @@ def test_models_of_different_width(device, sizes: tuple[int, int]) -> None:
         for top_p in (None, 0.95)
         for u in np.linspace(0.01, 0.99, rows // 2).tolist()
     ]
-    policy = FusedPolicy(vocabulary, device)
-    pending = policy.launch(base_NV, teacher_NV, policy.prepare(settings))
+    launcher = KernelLauncher(vocabulary, device)
+    decided = launcher.launch(base_NV, teacher_NV, launcher.prepare(settings))
     truth = decide(base_NV.double(), teacher_NV.double(), settings)
     moved = 0
-    for a, b in zip(pending.decisions(), truth, strict=True):
+    for a, b in zip(decided.decisions(), truth, strict=True):
         if a.token_id != b.token_id and b.error is None:
             moved += 1
             a = replace(a, token_id=b.token_id, logprob=b.logprob, base_logprob=b.base_logprob,
                         teacher_logprob=b.teacher_logprob)  # fmt: skip
         assert_agree(a, b)
     assert moved <= 1
-    assert max(pending.tokens_N.tolist()) < vocabulary
+    assert max(decided.tokens_N.tolist()) < vocabulary
 
 
 def test_it_agrees_with_the_plain_reference(device) -> None:
@@ -132,8 +132,8 @@ def test_tokens_fall_as_q_says(device, top_p: float | None) -> None:
     base_NV, teacher_NV = (row.to(device, torch.bfloat16).expand(draws, -1) for row in logits)
     uniforms = np.random.default_rng(5).random((draws, 3)).tolist()
     settings = [RowSettings(EqualKL(), Outcomes(), 1.0, top_p, 1e-6, False, True, TokenUniforms(*u)) for u in uniforms]
-    pending = launched(base_NV, teacher_NV, settings)
-    counts = Counter(pending.token_ids())
+    decided = launched(base_NV, teacher_NV, settings)
+    counts = Counter(decided.token_ids())
     q = reference.mixture(base_NV[0].tolist(), teacher_NV[0].tolist(), top_p=top_p).q
     cells = [(draws * q[i], counts[i]) for i in range(vocabulary) if draws * q[i] >= 5]
     rest = draws - sum(c[0] for c in cells), draws - sum(c[1] for c in cells)
@@ -142,26 +142,26 @@ def test_tokens_fall_as_q_says(device, top_p: float | None) -> None:
     freedom = len(cells) - 1
     assert abs(chi2 - freedom) < 5 * (2 * freedom) ** 0.5
     assert all(q[i] > 0 for i in counts)
-    stood = sum(a == b for a, b in zip(pending.token_ids(), pending.drafted_ids(), strict=True))
+    stood = sum(a == b for a, b in zip(decided.token_ids(), decided.drafted_ids(), strict=True))
     rate = torch.minimum(torch.tensor(q, dtype=torch.float64), base_NV[0].double().softmax(-1).cpu()).sum().item()
     assert abs(stood - draws * rate) < 5 * (draws * rate * (1 - rate)) ** 0.5
 
 
 def test_a_launch_does_not_wait(device) -> None:
-    from midlogit.decide.kernels.decider import FusedPolicy
+    from midlogit.decide.kernels.launch import KernelLauncher
 
     base_NV, teacher_NV = (x.to(device, torch.bfloat16) for x in make_batch(6, 4097, 1))
-    policy = FusedPolicy(4097, device)
+    launcher = KernelLauncher(4097, device)
     settings = mixed_settings(6, 4097, np.random.default_rng(1))
-    expected = policy.launch(base_NV, teacher_NV, policy.prepare(settings)).token_ids()  # compiles
+    expected = launcher.launch(base_NV, teacher_NV, launcher.prepare(settings)).token_ids()  # compiles
     torch.cuda._sleep(1_000_000_000)
-    prepared, drafts_RC = policy.prepare(settings), policy.drafts(6)
-    policy.draft(base_NV, prepared, drafts_RC)
-    pending = policy.launch(base_NV, teacher_NV, prepared, drafts_RC)
+    prepared, drafts_RC = launcher.prepare(settings), launcher.allocate_drafts(6)
+    launcher.draft(base_NV, prepared, drafts_RC)
+    decided = launcher.launch(base_NV, teacher_NV, prepared, drafts_RC)
     launched = torch.cuda.Event()
     launched.record()
     assert not launched.query()
-    assert pending.token_ids() == expected == pending.tokens_N.tolist()
+    assert decided.token_ids() == expected == decided.tokens_N.tolist()
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])

@@ -78,7 +78,7 @@ def test_drafts_stand_among_chunks_and_preemptions(pair: Pair, crowded: Pair, mo
     def counting(*args):
         nonlocal kept
         known = look_up(*args)
-        kept += len(known.numbers) if known else 0
+        kept += len(known.sequences) if known else 0
         return known
 
     look_up = crowded.engine._known

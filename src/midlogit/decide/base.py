@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule
 from midlogit.core.uniforms import TokenUniforms
+from midlogit.outputs import Decision
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Why nothing was drawn in a row.
 BROKEN = "the logits hold NaN or +inf, or nothing but -inf"
@@ -55,3 +61,100 @@ class RowSettings:
     top_logprobs: int = 0
     given: int | None = None
     draft: Draft | None = None
+
+
+class LogitRows(NamedTuple):
+    """Some rows of a buffer of raw logits.
+
+    Attributes:
+        logits_RV: the buffer, on a torch device.
+        rows: which of its rows, N of them.
+    """
+
+    logits_RV: Tensor
+    rows: Sequence[int]
+
+
+class BonusRows(NamedTuple):
+    """The teacher's rows at the first position of some sequences, known before the base's.
+
+    The round before left them: all of a sequence's drafts were accepted, so that the teacher's logits after the last
+    draft are already there.
+
+    Attributes:
+        sequences: the numbers of these sequences, M of them.
+        logits_MV: the teacher's raw logits.
+    """
+
+    sequences: Sequence[int]
+    logits_MV: Tensor
+
+
+class Decided(ABC):
+    """The tokens of a number of rows, and on request everything that is known of them."""
+
+    @property
+    @abstractmethod
+    def tokens_N(self) -> Tensor:
+        """The ids to feed to the models next, int64, on the device, for work that is enqueued later.
+
+        They are `token_ids`, except that an id that only one of the models has is replaced: by another member of its
+        stop class, or by 0.
+        """
+
+    @abstractmethod
+    def token_ids(self) -> list[int]:
+        """The sampled ids; waits for the device."""
+
+    @abstractmethod
+    def decisions(self) -> list[Decision]:
+        """The tokens with their diagnostics; waits for the device."""
+
+
+class DraftRound(ABC):
+    """Speculative decoding of N sequences: `draft` once per position, then `decide` for all positions at once."""
+
+    @abstractmethod
+    def draft(self, base: LogitRows, bonus: BonusRows | None = None) -> Tensor:
+        """Drafts the token of the next position of each sequence.
+
+        Args:
+            base: the base's rows at this position, one per sequence.
+            bonus: the teacher's rows at this position, of sequences for which they are known. There the token that the
+                decision will give takes the place of the draft.
+
+        Returns:
+            Token ids [N] on the device.
+        """
+
+    @abstractmethod
+    def decide(self, teacher: LogitRows) -> Decided:
+        """Decides the tokens of all drafted positions, P of them.
+
+        Args:
+            teacher: the teacher's row at the first position of each sequence. The rows of its other positions follow
+                directly after it in the buffer.
+
+        Returns:
+            P * N results, position by position.
+        """
+
+
+class Decider(ABC):
+    """Turns rows of logits and settings into tokens."""
+
+    @abstractmethod
+    def decide(self, base: LogitRows, teacher: LogitRows, settings: Sequence[RowSettings]) -> Decided:
+        """Decides one token per row pair.
+
+        Args:
+            settings: one per row pair.
+        """
+
+    @abstractmethod
+    def start_round(self, settings: Sequence[RowSettings], num_sequences: int) -> DraftRound:
+        """Begins a round of drafts.
+
+        Args:
+            settings: of all positions that will be drafted, position by position, `num_sequences` at each.
+        """

@@ -1,6 +1,6 @@
 """The decision of a step in a fixed number of kernel launches; knows CUDA devices and Triton, no engine.
 
-`sampling/policy.py` stays the reference, and the fallback where Triton or a CUDA device is missing.
+decide/arrays.py stays the reference, and the fallback where Triton or a CUDA device is missing.
 """
 
 from __future__ import annotations
@@ -15,5 +15,5 @@ __all__ = ["available"]
 
 
 def available(device: torch.device) -> bool:
-    """Whether `midlogit.decide.kernels.decider.FusedPolicy` runs on this device."""
+    """Whether `midlogit.decide.kernels.decider.KernelDecider` runs on this device."""
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None

@@ -13,25 +13,21 @@ import threading
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from midlogit.decide import kernels
-from midlogit.decide.base import RowSettings
+from midlogit.decide import decider_for
+from midlogit.decide.base import BonusRows, Decided, LogitRows, RowSettings
 from midlogit.decide.transfer import HostCopy, to_device
 from midlogit.engines.base import SteppingEngine
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.vllm.core import Core, Fed, reads_drafts, require_options, require_vllm
-from midlogit.engines.vllm.drawing import ArrayDrawing, Drawing, KernelDrawing, Known, SplitDrawing
 from midlogit.engines.vllm.memory import Need, Split, split, split_cpu
 from midlogit.errors import InvalidRequest
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.requests.sequence import Sequence
-
-if TYPE_CHECKING:
-    from midlogit.decide.kernels.decider import FusedPolicy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16}
 DRAFTS = (0, 2, 3, 4, 5, 6)  # γ that "auto" chooses among; the teacher has CUDA graphs for each
@@ -79,7 +75,7 @@ class Flight:
 
     keys: list[str]
     drafts: int
-    drawing: Drawing
+    decided: Decided
     alone: bool
     known: Collection[str] = ()
     stood: HostCopy | None = None
@@ -92,7 +88,7 @@ class Flight:
     def tokens(self) -> dict[str, list[int]]:
         """What was drawn for each sequence: guesses as long as they stand, and the token in the place of one that does
         not; waits for the device."""
-        drawn, count = self.drawing.token_ids(), len(self.keys)
+        drawn, count = self.decided.token_ids(), len(self.keys)
         stood_N = zip(self.keys, self.standing(), strict=True)
         return {key: drawn[n : (stood + 1) * count : count] for n, (key, stood) in enumerate(stood_N)}
 
@@ -175,17 +171,12 @@ class VllmEngine(SteppingEngine[Sequence]):
             self._close_cores()
             raise
         self._base, self._teacher = self._cores
-        self._vocabulary = vocabulary
         self._keys = map(str, itertools.count())
         self._running: dict[str, Running] = {}
         self._in_flight: Flight | None = None
         self._drafts = 0  # of the step that is planned
         self._landed: float | None = None  # when the last flight's tokens were there
-        self._fused: FusedPolicy | None = None
-        if kernels.available(self._base.device):
-            from midlogit.decide.kernels.decider import FusedPolicy
-
-            self._fused = FusedPolicy(vocabulary, self._base.device)
+        self._decider = decider_for(vocabulary, self._base.device)
         super().__init__(draft_length)
 
     @property
@@ -264,11 +255,11 @@ class VllmEngine(SteppingEngine[Sequence]):
         base_rows, teacher_rows = self._base.ready, self._teacher.launch()
         keys = [key for key in keys if key in teacher_rows]
         if keys:
-            drawing = self._drawing(keys, 1)
-            rows = [base_rows[key] for key in keys], [teacher_rows[key] for key in keys]
-            drawing.draw(self._base.logits, rows[0], self._teacher.logits, rows[1])
+            base = LogitRows(self._base.logits, [base_rows[key] for key in keys])
+            teacher = LogitRows(self._teacher.logits, [teacher_rows[key] for key in keys])
+            decided = self._decider.decide(base, teacher, self._settings(keys, 1))
             alone = len(keys) == len(self._running) and all(core.computes_one_each for core in self.cores)
-            self._in_flight = Flight(keys, 0, drawing, alone)
+            self._in_flight = Flight(keys, 0, decided, alone)
         self._base.hold(base_rows.keys() - teacher_rows.keys())
         self._teacher.hold(teacher_rows.keys() - base_rows.keys())
         if planned:
@@ -278,7 +269,7 @@ class VllmEngine(SteppingEngine[Sequence]):
         self._base.plan()
         self._teacher.plan(self._drafts)
         self._base.go_on(keys)
-        self._base.launch(Fed(keys, self._in_flight.drawing.tokens()[:, None]) if self._in_flight else None)
+        self._base.launch(Fed(keys, self._in_flight.decided.tokens_N[:, None]) if self._in_flight else None)
 
     def _draft(
         self, previous: Flight | None, keys: list[str], tokens: Mapping[str, list[int]], ended: set[str]
@@ -288,29 +279,30 @@ class VllmEngine(SteppingEngine[Sequence]):
         Args:
             previous, tokens, ended: of the step before, which the teacher learns of while the base's last forward runs.
         """
-        drafts, drawing = self._drafts, self._drawing(keys, self._drafts)
+        drafts = self._drafts
+        draft_round = self._decider.start_round(self._settings(keys, drafts), len(keys))
         known = self._known(previous, keys)
         guessed: list[Tensor] = []
         for place in range(drafts):
             if place:
                 self._go_on(Fed(keys, guessed[-1][:, None]))
-            rows = [self._base.ready[key] for key in keys]
-            guessed.append(drawing.guess(self._base.logits, rows, None if place else known))
+            base = LogitRows(self._base.logits, [self._base.ready[key] for key in keys])
+            guessed.append(draft_round.draft(base, None if place else known))
         self._teacher.take(tokens)
         self._tell(self._teacher, ended)
         self._teacher.plan(drafts)  # nothing, if it was planned ahead
         guessed_PN = torch.stack(guessed)
         teacher_rows = self._teacher.launch(Fed(keys, guessed_PN.T))
-        drawing.decide(self._teacher.logits, [teacher_rows[key] for key in keys])
+        decided = draft_round.decide(LogitRows(self._teacher.logits, [teacher_rows[key] for key in keys]))
         behind = to_device([teacher_rows[key] + drafts for key in keys], self._teacher.device)
-        drawn_PN = drawing.tokens().view(drafts, len(keys))
+        drawn_PN = decided.tokens_N.view(drafts, len(keys))
         stood_N = standing(drawn_PN, guessed_PN)
         self._in_flight = Flight(
             keys,
             drafts,
-            drawing,
+            decided,
             alone=True,
-            known={keys[n] for n in known.numbers} if known else (),
+            known={keys[n] for n in known.sequences} if known else (),
             stood=HostCopy(stood_N),
             behind_NV=self._teacher.logits[behind],
         )
@@ -323,13 +315,13 @@ class VllmEngine(SteppingEngine[Sequence]):
         self._base.plan_on()
         self._base.launch(fed)
 
-    def _known(self, previous: Flight | None, keys: list[str]) -> Known | None:
+    def _known(self, previous: Flight | None, keys: list[str]) -> BonusRows | None:
         """The teacher's rows behind some of these sequences, which the round before has left."""
         left = {} if previous is None else previous.known_next()
         numbers = [n for n, key in enumerate(keys) if key in left]
         if previous is None or previous.behind_NV is None or not numbers:
             return None
-        return Known(numbers, previous.behind_NV[to_device([left[keys[n]] for n in numbers], self._teacher.device)])
+        return BonusRows(numbers, previous.behind_NV[to_device([left[keys[n]] for n in numbers], self._teacher.device)])
 
     def _correct(self, tokens: Mapping[str, list[int]], ended: set[str]) -> None:
         """Tells the base's runner and scheduler what was drawn behind the steps that went on."""
@@ -381,26 +373,13 @@ class VllmEngine(SteppingEngine[Sequence]):
                     break
         return ended
 
-    def _drawing(self, keys: list[str], places: int) -> Drawing:
-        """By the kernels what they can, the rest by arrays."""
-        asked = [[self._running[key].settings_at(place) for key in keys] for place in range(places)]
-        fused = self._fused
-
-        def some(numbers: list[int], by_kernel: bool) -> Drawing:
-            settings = [row[n] for row in asked for n in numbers]
-            if by_kernel and fused is not None:
-                return KernelDrawing(fused, settings, len(numbers))
-            return ArrayDrawing(settings, len(numbers), self._vocabulary)
-
-        handled = [fused is not None and fused.handles(settings) for settings in asked[0]]
-        if len(set(handled)) == 1:
-            return some(list(range(len(keys))), handled[0])
-        ways = [([n for n, one in enumerate(handled) if one is way], way) for way in (True, False)]
-        return SplitDrawing([(numbers, some(numbers, way)) for numbers, way in ways])
+    def _settings(self, keys: list[str], places: int) -> list[RowSettings]:
+        """The settings of some sequences at their next places, place by place."""
+        return [self._running[key].settings_at(place) for place in range(places) for key in keys]
 
     def _publish(self, flight: Flight, tokens: Mapping[str, list[int]]) -> None:
         """Gives each sequence its tokens, unless it ended since the draw."""
-        decisions = flight.drawing.decisions()
+        decisions = flight.decided.decisions()
         for n, key in enumerate(flight.keys):
             running = self._running.get(key)
             if running is not None:

@@ -1,0 +1,91 @@
+"""The decision by arrays, for rows of torch buffers: at once, on the device of the rows.
+
+Knows buffers and positions; the mathematics is that of arrays.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from midlogit.decide.arrays import decide, draft
+from midlogit.decide.base import BonusRows, Decided, Decider, DraftRound, LogitRows, RowSettings
+from midlogit.decide.transfer import to_device
+from midlogit.outputs import Decision
+
+
+class ArrayDecider(Decider):
+    """Decides with arrays, and waits for the device.
+
+    Args:
+        vocabulary: ids below it are drawn.
+    """
+
+    def __init__(self, vocabulary: int) -> None:
+        self._vocabulary = vocabulary
+
+    def decide(self, base: LogitRows, teacher: LogitRows, settings: Sequence[RowSettings]) -> Decided:
+        decisions = decide(take_rows(base), take_rows(teacher), settings)
+        return ArrayDecided(decisions, self._vocabulary, teacher.logits_RV.device)
+
+    def start_round(self, settings: Sequence[RowSettings], num_sequences: int) -> DraftRound:
+        return ArrayRound(settings, num_sequences, self._vocabulary)
+
+
+class ArrayDecided(Decided):
+    """Decisions that are there already."""
+
+    def __init__(self, decisions: list[Decision], vocabulary: int, device: torch.device) -> None:
+        self._decisions, self._vocabulary, self._device = decisions, vocabulary, device
+
+    @property
+    def tokens_N(self) -> Tensor:
+        shared = [shared_id(token_id, self._vocabulary) for token_id in self.token_ids()]
+        return to_device(shared, self._device)
+
+    def token_ids(self) -> list[int]:
+        return [decision.token_id for decision in self._decisions]
+
+    def decisions(self) -> list[Decision]:
+        return self._decisions
+
+
+class ArrayRound(DraftRound):
+    """A round of drafts by arrays."""
+
+    def __init__(self, settings: Sequence[RowSettings], num_sequences: int, vocabulary: int) -> None:
+        self._settings, self._num_sequences, self._vocabulary = settings, num_sequences, vocabulary
+        self._base_PNV: list[Tensor] = []
+
+    def draft(self, base: LogitRows, bonus: BonusRows | None = None) -> Tensor:
+        base_NV = take_rows(base)
+        first = len(self._base_PNV) * self._num_sequences
+        settings = self._settings[first : first + self._num_sequences]
+        self._base_PNV.append(base_NV)
+
+        tokens = draft(base_NV, settings, self._vocabulary)
+        if bonus is not None:
+            teacher_MV = take_rows(LogitRows(bonus.logits_MV, range(len(bonus.sequences))))
+            decisions = decide(base_NV[list(bonus.sequences)], teacher_MV, [settings[n] for n in bonus.sequences])
+            for n, decision in zip(bonus.sequences, decisions, strict=True):
+                tokens[n] = shared_id(decision.token_id, self._vocabulary)
+        return to_device(tokens, base_NV.device)
+
+    def decide(self, teacher: LogitRows) -> Decided:
+        rows = [row + position for position in range(len(self._base_PNV)) for row in teacher.rows]
+        teacher_NV = take_rows(LogitRows(teacher.logits_RV, rows))
+        decisions = decide(torch.cat(self._base_PNV), teacher_NV, self._settings)
+        return ArrayDecided(decisions, self._vocabulary, teacher_NV.device)
+
+
+def take_rows(some: LogitRows) -> Tensor:
+    """The rows [N, V] in float32, or in float64 where they are that."""
+    logits_NV = some.logits_RV[to_device(some.rows, some.logits_RV.device)]
+    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+
+
+def shared_id(token_id: int, vocabulary: int) -> int:
+    """The id for both models to read next: 0 in place of a stop id that only one of them has."""
+    return token_id if token_id < vocabulary else 0

@@ -291,6 +291,25 @@ def test_all_diagnostics_are_documented() -> None:
         assert fields <= set(spans(ROOT / "docs" / page)), page
 
 
+def test_imports_go_down_the_floors() -> None:
+    """Imports for types included. Folders on one floor do not import each other."""
+    drawing = blocks(ROOT / "ARCHITECTURE.md")[0].partition("beside all floors")[0]
+    floor_of = {
+        name.removesuffix("/").removesuffix(".py"): number
+        for number, floor in enumerate(re.split(r"\n ─.*\n", drawing))
+        for name in re.findall(r"\w+(?:/|\.py)", floor)
+    }
+    assert floor_of.keys() >= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+    for path in PACKAGE.rglob("*.py"):
+        own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        for node in nodes(path):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("midlogit."):
+                other = node.module.split(".")[1]
+                if own in floor_of and other in floor_of and own != other:
+                    assert floor_of[own] < floor_of[other], f"{path.name} imports {node.module}"
+
+
 def test_every_folder_is_on_the_map() -> None:
     architecture = (ROOT / "ARCHITECTURE.md").read_text()
     for folder in PACKAGE.rglob("*/"):

@@ -61,6 +61,8 @@ class ArrayRound(DraftRound):
 
     def draft(self, base: LogitRows, bonus: BonusRows | None = None) -> Tensor:
         base_NV = take_rows(base)
+        if base_NV is base.logits_RV:
+            base_NV = base_NV.clone()  # the buffer is written again before the decision
         first = len(self._base_PNV) * self._num_sequences
         settings = self._settings[first : first + self._num_sequences]
         self._base_PNV.append(base_NV)
@@ -81,8 +83,10 @@ class ArrayRound(DraftRound):
 
 
 def take_rows(some: LogitRows) -> Tensor:
-    """The rows [N, V] in float32, or in float64 where they are that."""
-    logits_NV = some.logits_RV[to_device(some.rows, some.logits_RV.device)]
+    """The rows [N, V] in float32, or in float64 where they are that; the buffer itself where it is all of it."""
+    logits_NV = some.logits_RV
+    if list(some.rows) != list(range(len(logits_NV))):
+        logits_NV = logits_NV[to_device(some.rows, logits_NV.device)]
     return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
 
 

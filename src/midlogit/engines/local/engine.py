@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from midlogit.core.rejection import num_accepted
-from midlogit.decide.arrays import decide, draft
+from midlogit.decide import decider_for
+from midlogit.decide.array_decider import ArrayDecider
+from midlogit.decide.base import Decider, LogitRows
 from midlogit.engines.base import Scoring, SteppingEngine
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.local.model import SlotModel, load_model
@@ -90,6 +92,9 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
         max_num_seqs: most sequences that run at once.
         draft_length: chooses the number of drafts per round.
 
+    Attributes:
+        base, teacher: the models with their caches. decider: turns their logits into tokens.
+
     Raises:
         ModelUnavailable: weights that cannot be loaded or batched.
         InvalidRequest: an unknown device or dtype.
@@ -117,10 +122,17 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
         self.teacher = SlotModel(teacher_model, teacher)
 
         self._vocabulary = vocabulary
+        self.decider = self._choose_decider()
         self._max_num_seqs = max_num_seqs
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._unscored: deque[Scored] = deque()
+
+    def _choose_decider(self) -> Decider:
+        """Kernels take no float64: it is for comparisons."""
+        if torch.float64 in (self.base.model.dtype, self.teacher.model.dtype):
+            return ArrayDecider(self._vocabulary)
+        return decider_for(self._vocabulary, self.teacher.device)
 
     def submit(self, sequence: Sequence) -> None:
         self._take([sequence])
@@ -196,23 +208,27 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
         if self._running:
             fed = [[sequence.token_ids[-1]] for sequence in self._running]
             for position in range(num_drafts):
-                base_PNV.append(self.base.advance([tokens[-1] for tokens in fed]))
+                base_PNV.append(self._advance_base(fed))
                 settings = [s.settings_at(len(s.token_ids) + position) for s in self._running]
-                drafts_PN.append(draft(base_PNV[-1], settings, self._vocabulary))
+                drafts_N = self.decider.start_round(settings, len(fed)).draft(_all_rows(base_PNV[-1]))
+                drafts_PN.append(drafts_N.tolist())
                 for tokens, token_id in zip(fed, drafts_PN[-1], strict=True):
                     tokens.append(token_id)
-            base_PNV.append(self.base.advance([tokens[-1] for tokens in fed]))
+            base_PNV.append(self._advance_base(fed))
             teacher_PNV += self.teacher.extend(fed)
 
         if admitted:
-            base_NV = self.base.add([s.request.base_ids for s in admitted])
+            base_NV = self.base.add([s.request.base_ids for s in admitted]).to(self.teacher.device)
             teacher_NV = self.teacher.add([s.request.teacher_ids for s in admitted])
             base_PNV[:1] = [torch.cat([*base_PNV[:1], base_NV])]
             teacher_PNV[:1] = [torch.cat([*teacher_PNV[:1], teacher_NV])]
             self._running += admitted
 
-        base_PNV = [rows_NV.to(self.teacher.device) for rows_NV in base_PNV]
         return Round(drafts_PN, base_PNV, teacher_PNV)
+
+    def _advance_base(self, fed: list[list[int]]) -> Tensor:
+        """Runs the base over the last token of each row; its logits [N, V] on the teacher's device."""
+        return self.base.advance([tokens[-1] for tokens in fed]).to(self.teacher.device)
 
     def _sample(self, round_: Round, num_running: int) -> tuple[list[int], list[int]]:
         """Samples and appends tokens position by position, until a draft is rejected or the sequence has ended.
@@ -244,12 +260,9 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
         """Samples the next token of some running sequences; notes the outcome that each counts for in `sampled`."""
         if not alive:
             return
-        if len(alive) < len(base_NV):
-            base_NV, teacher_NV = base_NV[alive], teacher_NV[alive]
-
         settings = [self._running[n].next_settings for n in alive]
-        decisions = decide(base_NV, teacher_NV, settings)
-        for n, decision in zip(alive, decisions, strict=True):
+        decided = self.decider.decide(LogitRows(base_NV, alive), LogitRows(teacher_NV, alive), settings)
+        for n, decision in zip(alive, decided.decisions(), strict=True):
             sequence = self._running[n]
             sequence.append(decision)
             sampled[n].append(sequence.request.outcomes.outcome_of(decision.token_id))
@@ -295,8 +308,9 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
             base_RV = base_NQV[tuple(index.to(base_NQV.device))].to(self.teacher.device)
             teacher_RV = teacher_NQV[tuple(index.to(teacher_NQV.device))]
 
-            decided = decide(base_RV, teacher_RV, [s for _, _, s in cells])
-            for (n, _, _), decision in zip(cells, decided, strict=True):
+            cell_settings = [s for _, _, s in cells]
+            decided = self.decider.decide(_all_rows(base_RV), _all_rows(teacher_RV), cell_settings)
+            for (n, _, _), decision in zip(cells, decided.decisions(), strict=True):
                 decisions[n].append(decision)
             column += base_NQV.shape[1]
 
@@ -315,3 +329,7 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
                 break
             batch.append(scored)
         return batch
+
+
+def _all_rows(logits_NV: Tensor) -> LogitRows:
+    return LogitRows(logits_NV, range(len(logits_NV)))

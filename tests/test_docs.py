@@ -31,7 +31,7 @@ OTHERS |= {"null", "real_models"}  # JSON, a marker of tests
 VLLM_OPTIONS = {"--port", "--gpu-memory-utilization", "--max-model-len", "--max-logprobs", "--logprobs-mode"}
 
 
-# What a page says
+# Pages
 
 
 def prose(page: Path) -> str:
@@ -67,7 +67,7 @@ def slugs(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-# What the tree has
+# The tree
 
 
 @cache
@@ -155,7 +155,7 @@ def exists(name: str, page: Path) -> bool:
     return "/" not in name and any(path.name == name for path in [*CODE, *PAGES])
 
 
-# The checks
+# Checks
 
 
 def each_page(check: str) -> pytest.MarkDecorator:

@@ -1,4 +1,4 @@
-"""The figures in README and docs against the results they come from; knows texts and JSON, measures nothing."""
+"""Compares the figures in README and docs with the results they come from; knows texts and JSON, measures nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def speculation(batch: int, gamma: int | str) -> float:
 
 
 def mean_ms(row: dict[str, Any]) -> float:
-    """What a round of this row took, over all γ."""
+    """Mean time of a round, over all γ."""
     rounds = row["rounds_by_gamma"].values()
     return sum(r["rounds"] * r["mean_ms"] for r in rounds) / sum(r["rounds"] for r in rounds)
 

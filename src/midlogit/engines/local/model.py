@@ -132,12 +132,12 @@ class SlotModel:
 
         for begin in range(0, width, CHUNK):
             span = range(begin, min(begin + CHUNK, width))
-            logits_NKV = self._forward(view, tokens, starts, width, span, keep)
+            logits_NQV = self._forward(view, tokens, starts, width, span, keep)
 
         for row, slot in enumerate(range(view.start, view.stop)):
             self._lengths[slot] += len(tokens[row])
             self._written[slot] = max(self._written[slot], self._lengths[slot])
-        return logits_NKV
+        return logits_NQV
 
     def _forward(
         self, view: slice, tokens: Sequence[Sequence[int]], starts: list[int], width: int, span: range, keep: int = 1

@@ -1,4 +1,4 @@
-"""Whether samples follow a law, or two samples the same one."""
+"""Whether samples follow a distribution, or two samples the same one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def chi_square_p(outcomes: Sequence[int] | np.ndarray, q: Sequence[float]) -> fl
 
 
 def two_sample_p(first: Sequence[int], second: Sequence[int]) -> float:
-    """p-value of two samples of outcomes under one unknown law, rare ones pooled."""
+    """p-value of two samples of outcomes under one unknown distribution, rare ones pooled."""
     width = 1 + max(*first, *second)
     counts = np.array([np.bincount(sample, minlength=width) for sample in (first, second)])
     rare = counts.sum(axis=0) < 2 * LEAST

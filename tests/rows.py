@@ -57,7 +57,7 @@ PLAIN = RowSettings(
 
 
 def row_settings(**changes: Any) -> RowSettings:
-    """Settings of a row: equal KL on all ids at temperature 1, but for the changes."""
+    """Settings of one row: equal KL on all ids at temperature 1, with these changes."""
     return replace(PLAIN, **changes)
 
 

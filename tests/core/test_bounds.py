@@ -11,10 +11,12 @@ from midlogit.core.bounds import Boxes
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
 from midlogit.core.uniforms import TokenUniforms
-from midlogit.decide.arrays import decide, decide_truncated
+from midlogit.decide.arrays import decide
 from midlogit.decide.base import RowSettings
-from midlogit.decide.truncated.rows import TopLogprobs, unlisted_ids
+from midlogit.decide.truncated.lists import TopLogprobs, unlisted_ids
+from midlogit.decide.truncated.rows import decide_truncated
 from midlogit.outputs import Decision
+from tests.rows import row_settings
 
 V = 300
 RULES = (EqualKL(), FixedAlpha(0.3), KLBudget(0.05))
@@ -22,9 +24,9 @@ PLAIN = Outcomes()
 MASKED = Outcomes(masked_ids=(3, 4, 7, 290), stop_ids=(0, 1, 2))
 
 
-def settings(rule: AlphaRule = RULES[0], outcomes: Outcomes = PLAIN, **changes: object) -> RowSettings:
-    plain = RowSettings(rule, outcomes, 1.0, None, 1e-9, False, True, TokenUniforms(0.4, 0.5, 0.4), top_logprobs=V)
-    return replace(plain, **changes)
+def settings(rule: AlphaRule = RULES[0], **changes: object) -> RowSettings:
+    fixed = {"alpha_tol": 1e-9, "uniforms": TokenUniforms(0.4, 0.5, 0.4), "top_logprobs": V}
+    return row_settings(rule=rule, **fixed | changes)
 
 
 def row_pairs(n: int, seed: int, sharpness: float = 2.5) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +74,9 @@ def test_never_exceeds_its_bounds(
 ) -> None:
     base, teacher = row_pairs(120, seed=1)
     for k, forced, may_end in ((5, False, True), (20, False, True), (20, True, True), (20, False, False)):
-        rows = [settings(rule, outcomes, temperature=temperature, top_p=top_p, forced=forced, may_end=may_end)] * 120
+        rows = [
+            settings(rule, outcomes=outcomes, temperature=temperature, top_p=top_p, forced=forced, may_end=may_end)
+        ] * 120
         exact = decide(base, teacher, rows)
         cut = decide_truncated(pairs_of(base, teacher, k, score), rows, V)
         for e, c in zip(exact, cut, strict=True):

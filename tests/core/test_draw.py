@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,12 +12,12 @@ from scipy import stats
 from midlogit.core import reference
 from midlogit.core.draw import inverse_cdf
 from midlogit.core.outcomes import Outcomes
-from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
+from midlogit.core.rules import AlphaRule, FixedAlpha, KLBudget
 from midlogit.core.uniforms import BLOCK, TokenUniforms, Uniforms, identity
 from midlogit.decide.arrays import decide
-from midlogit.decide.base import RowSettings
 from midlogit.outputs import Decision
 from tests.law import chi_square_p
+from tests.rows import row_settings
 
 DRAWS = 20_000
 VOCABULARY = 40
@@ -33,11 +33,7 @@ def fixed_rows() -> tuple[np.ndarray, np.ndarray]:
 def draw(outcomes: Outcomes, to_array=torch.from_numpy, **changes):
     """Decisions of DRAWS requests on the same rows, at a fixed seed."""
     uniforms = Uniforms(seed=5, sample=0)
-    asked = {"rule": EqualKL(), "temperature": 1.0, "top_p": None, "forced": False, **changes}
-    settings = [
-        RowSettings(outcomes=outcomes, alpha_tol=1e-8, may_end=True, uniforms=uniforms.at(i), **asked)
-        for i in range(DRAWS)
-    ]
+    settings = [row_settings(outcomes=outcomes, uniforms=uniforms.at(i), **changes) for i in range(DRAWS)]
     base, teacher = (to_array(np.tile(row, (DRAWS, 1))) for row in fixed_rows())
     return decide(base, teacher, settings)
 
@@ -115,7 +111,8 @@ def test_greedy_takes_the_most_likely_token_of_q_at_temperature_one() -> None:
 
 def test_greedy_ties_go_to_the_lowest_id() -> None:
     rows = np.zeros((1, 6))
-    settings = [RowSettings(EqualKL(), Outcomes((0,)), 0.0, 0.9, 1e-6, False, True, TokenUniforms(0.9, 0.9, 0.9))]
+    uniforms = TokenUniforms(0.9, 0.9, 0.9)
+    settings = [row_settings(outcomes=Outcomes((0,)), temperature=0.0, top_p=0.9, uniforms=uniforms)]
     assert decide(rows, rows.copy(), settings)[0].token_id == 1
 
 
@@ -130,10 +127,13 @@ def test_mixed_settings_in_one_batch_equal_each_alone() -> None:
     base, teacher = fixed_rows()
     outcomes, other = Outcomes((1,), STOPS), Outcomes()
     settings = [
-        RowSettings(EqualKL(), outcomes, 1.0, 0.9, 1e-8, False, True, TokenUniforms(0.3, 0.9, 0.3)),
-        RowSettings(FixedAlpha(0.2), other, 0.5, None, 1e-8, False, True, TokenUniforms(0.6, 0.9, 0.6), top_logprobs=4),
-        RowSettings(EqualKL(), outcomes, 0.0, 0.5, 1e-8, True, False, TokenUniforms(0.1, 0.9, 0.1)),
-        RowSettings(EqualKL(), other, 1.5, None, 1e-8, False, False, TokenUniforms(0.99, 0.9, 0.99)),
+        row_settings(outcomes=outcomes, top_p=0.9),
+        row_settings(rule=FixedAlpha(0.2), outcomes=other, temperature=0.5, top_logprobs=4),
+        row_settings(outcomes=outcomes, temperature=0.0, top_p=0.5, forced=True, may_end=False),
+        row_settings(outcomes=other, temperature=1.5, may_end=False),
+    ]
+    settings = [
+        replace(s, uniforms=TokenUniforms(u, 0.9, u)) for s, u in zip(settings, (0.3, 0.6, 0.1, 0.99), strict=True)
     ]
     batch = decide(np.tile(base, (4, 1)), np.tile(teacher, (4, 1)), settings)
     for found, s in zip(batch, settings, strict=True):
@@ -144,12 +144,8 @@ def test_broken_rows_are_reported_and_leave_the_others_alone() -> None:
     base, teacher = fixed_rows()
     bases = np.tile(base, (5, 1))
     bases[0, 3], bases[1, 3], bases[2, :] = np.nan, np.inf, -np.inf
-    settings = [RowSettings(EqualKL(), Outcomes(), 1.0, 0.95, 1e-6, False, True, TokenUniforms(0.4, 0.9, 0.4))] * 4
-    settings.append(
-        RowSettings(
-            EqualKL(), Outcomes(tuple(range(VOCABULARY))), 1.0, 0.95, 1e-6, False, True, TokenUniforms(0.4, 0.9, 0.4)
-        )
-    )
+    settings = [row_settings(top_p=0.95, uniforms=TokenUniforms(0.4, 0.9, 0.4))] * 4
+    settings.append(replace(settings[0], outcomes=Outcomes(tuple(range(VOCABULARY)))))
     decisions = decide(bases, np.tile(teacher, (5, 1)), settings)
     assert [d.error is None for d in decisions] == [False, False, False, True, False]
     assert "NaN" in (decisions[0].error or "") and "masked" in (decisions[4].error or "")
@@ -159,7 +155,7 @@ def test_broken_rows_are_reported_and_leave_the_others_alone() -> None:
 def test_disjoint_supports_fall_back_to_the_teacher() -> None:
     base, teacher = np.full((1, 4), -np.inf), np.full((1, 4), -np.inf)
     base[0, :2], teacher[0, 2:] = 0.0, [0.0, 1.0]
-    settings = [RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, TokenUniforms(0.999, 0.9, 0.999))]
+    settings = [row_settings(uniforms=TokenUniforms(0.999, 0.9, 0.999))]
     (d,) = decide(base, teacher, settings)
     assert (d.token_id, d.alpha, d.fallback, d.kl_base) == (3, 1.0, True, np.inf)
     assert d.kl_teacher == pytest.approx(0)
@@ -168,11 +164,7 @@ def test_disjoint_supports_fall_back_to_the_teacher() -> None:
 def test_top_logprobs_are_q_and_each_model_alone() -> None:
     base, teacher = fixed_rows()
     masked, top_p = (0,), 0.9
-    settings = [
-        RowSettings(
-            EqualKL(), Outcomes(masked), 1.0, top_p, 1e-8, False, True, TokenUniforms(0.4, 0.5, 0.4), top_logprobs=3
-        )
-    ]
+    settings = [row_settings(outcomes=Outcomes(masked), top_p=top_p, top_logprobs=3)]
     top = decide(base[None], teacher[None], settings)[0].top
     expected = reference.mixture(base.tolist(), teacher.tolist(), masked_ids=masked, top_p=top_p)
     assert top is not None
@@ -194,7 +186,7 @@ def test_inverse_cdf_reaches_every_outcome_and_only_those() -> None:
 def test_uniforms_depend_on_their_key_alone() -> None:
     def first(count: int, **key) -> list[float]:
         uniforms = Uniforms(**{"seed": 1, "sample": 0, **key})
-        return [chance for i in range(count) for chance in uniforms.at(i)]
+        return [uniform for i in range(count) for uniform in uniforms.at(i)]
 
     long = first(3 * BLOCK)
     backwards = Uniforms(1, 0)
@@ -202,6 +194,6 @@ def test_uniforms_depend_on_their_key_alone() -> None:
     assert len(set(long)) == len(long) and stats.kstest(long, "uniform").pvalue > 0.01
     others = [identity([1, 2], [3]), identity([1], [2, 3]), identity([1, 2], [3], "a"), identity([1, 2], [3], "b")]
     apart = [first(50, identity=name) for name in others]
-    assert len({chance for run in apart for chance in run}) == len(apart) * len(apart[0])
+    assert len({uniform for run in apart for uniform in run}) == len(apart) * len(apart[0])
     for other in ({"seed": 2}, {"sample": 1}, {"seed": 2**40 + 1}, {"identity": others[0]}):
         assert not set(first(50, **other)) & set(long)

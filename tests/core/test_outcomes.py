@@ -7,20 +7,17 @@ import pytest
 
 from midlogit import PairMismatch
 from midlogit.core.outcomes import Outcomes
-from midlogit.core.rules import EqualKL
 from midlogit.core.uniforms import TokenUniforms
 from midlogit.decide.arrays import decide
-from midlogit.decide.base import RowSettings
 from midlogit.models.alignment import align, require_mixable
+from tests.rows import row_settings
 
 
 def stop_probability(outcomes: Outcomes) -> float:
     """q of all stop ids where base and teacher each stop with 0.3 on an id of their own."""
     base, teacher = (np.log(np.array([[0.7 - 1e-7, 0.3, 1e-7]])) for _ in range(2))
     teacher = teacher[:, [0, 2, 1]]
-    settings = [
-        RowSettings(EqualKL(), outcomes, 1.0, None, 1e-9, False, True, TokenUniforms(0.5, 0.5, 0.5), top_logprobs=3)
-    ]
+    settings = [row_settings(outcomes=outcomes, alpha_tol=1e-9, top_logprobs=3)]
     top = decide(base, teacher, settings)[0].top
     assert top is not None
     return float(sum(np.exp(lp) for i, lp in top.q if i in (1, 2)))
@@ -35,9 +32,8 @@ def test_ending_ids_are_held_back_where_the_row_may_not_end() -> None:
     logits = np.log(np.array([[0.1, 0.4, 0.4, 0.1]]))
     outcomes = Outcomes(stop_ids=(1,), stop_token_ids=(2,))
     for uniform in (0.0, 0.3, 0.6, 0.999):
-        settings = [
-            RowSettings(EqualKL(), outcomes, 1.0, None, 1e-9, False, False, TokenUniforms(uniform, 0.5, uniform))
-        ]
+        uniforms = TokenUniforms(uniform, 0.5, uniform)
+        settings = [row_settings(outcomes=outcomes, may_end=False, uniforms=uniforms)]
         assert decide(logits, logits.copy(), settings)[0].token_id in (0, 3)
 
 

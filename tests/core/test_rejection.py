@@ -1,4 +1,4 @@
-"""Sequences drafted ahead follow the product of q* of each position, whatever the number of drafts; wrong rules do not.
+"""Drafted sequences follow the product of q* of each position for every number of drafts; wrong rules do not.
 
 The rows are a small tree: a pair for each prefix. The rounds are those of the engines.
 """
@@ -19,13 +19,12 @@ from scipy import stats
 from midlogit.core import reference
 from midlogit.core.draw import inverse_cdf
 from midlogit.core.outcomes import Outcomes
-from midlogit.core.rejection import accepted, residual
+from midlogit.core.rejection import accepted, num_accepted, residual
 from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
 from midlogit.core.uniforms import TokenUniforms, Uniforms
 from midlogit.decide.arrays import decide, draft
-from midlogit.decide.base import RowSettings
 from tests.law import chi_square_p
-from tests.rows import row_pairs
+from tests.rows import row_pairs, row_settings
 
 RUNS = 50_000
 LONGEST = 4  # tokens of a sequence
@@ -39,7 +38,7 @@ MERGED = Outcomes((), STOPS)
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked of every run, and the rule as the reference knows it."""
+    """The settings of every run, and the rule as the reference knows it."""
 
     rule: AlphaRule
     plain_rule: Callable[[list[float], list[float]], float]
@@ -89,8 +88,8 @@ def tree() -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def chances() -> list[list[TokenUniforms]]:
-    """Those of every position of every run."""
+def token_uniforms() -> list[list[TokenUniforms]]:
+    """The uniforms of every position of every run."""
     runs = [Uniforms(seed=9, sample=run) for run in range(RUNS)]
     return [[uniforms.at(position) for uniforms in runs] for position in range(LONGEST)]
 
@@ -99,7 +98,7 @@ def chances() -> list[list[TokenUniforms]]:
 def asked(case: Case) -> np.ndarray:
     """RowSettings [LONGEST, RUNS]."""
     made = [
-        RowSettings(
+        row_settings(
             rule=case.rule,
             outcomes=case.outcomes,
             temperature=case.temperature,
@@ -107,16 +106,16 @@ def asked(case: Case) -> np.ndarray:
             alpha_tol=1e-9,
             forced=case.forced_at(position),
             may_end=position >= case.min_tokens,
-            uniforms=chance,
+            uniforms=uniforms,
         )
         for position in range(LONGEST)
-        for chance in chances()[position]
+        for uniforms in token_uniforms()[position]
     ]
     return np.array(made, dtype=object).reshape(LONGEST, RUNS)
 
 
 def run(case: Case, drafts: int, runs: int = RUNS) -> np.ndarray:
-    """Tokens [runs, LONGEST] of sequences that draft so many tokens a round, −1 behind their end."""
+    """Tokens [runs, LONGEST] of sequences that draft so many tokens per round, −1 after their end."""
     base, teacher = tree()
     tokens = np.full((runs, LONGEST), -1)
     node, length = np.zeros(runs, dtype=int), np.zeros(runs, dtype=int)
@@ -131,7 +130,7 @@ def run(case: Case, drafts: int, runs: int = RUNS) -> np.ndarray:
             )
             at[ahead] = child(at[ahead], drafted[place, ahead])
         alive = running
-        for place in range(drafts + 1):  # the teacher has read the drafts: one token and, as long as they stand, more
+        for place in range(drafts + 1):  # the teacher has read the drafts: one token per accepted draft, and one more
             if not alive.size:
                 break
             rows = node[alive]
@@ -149,7 +148,7 @@ def run(case: Case, drafts: int, runs: int = RUNS) -> np.ndarray:
 
 
 def mixture(case: Case, node: int, position: int) -> reference.Mixture:
-    """q* behind a prefix by the float64 reference."""
+    """q* after a prefix, by the float64 reference."""
     base, teacher = tree()
     return reference.mixture(
         base[node].tolist(),
@@ -163,8 +162,8 @@ def mixture(case: Case, node: int, position: int) -> reference.Mixture:
     )
 
 
-def law(case: Case) -> dict[tuple[int, ...], float]:
-    """The probability of each sequence; the merged stop class stands as its first id."""
+def exact_probabilities(case: Case) -> dict[tuple[int, ...], float]:
+    """The probability of each sequence; the merged stop class is written as its first id."""
 
     def grow(prefix: tuple[int, ...], node: int, mass: float) -> Iterator[tuple[tuple[int, ...], float]]:
         for token, q in enumerate(mixture(case, node, len(prefix)).q):
@@ -178,8 +177,8 @@ def law(case: Case) -> dict[tuple[int, ...], float]:
 
 
 def p_value(case: Case, tokens: np.ndarray) -> float:
-    """Chi-square of sequences against their exact law."""
-    exact = law(case)
+    """Chi-square of sequences against their exact probabilities."""
+    exact = exact_probabilities(case)
     number = {sequence: n for n, sequence in enumerate(exact)}
     if case.outcomes.merged:
         tokens = np.where(np.isin(tokens, STOPS), STOPS[0], tokens)
@@ -207,27 +206,42 @@ def test_sequences_follow_the_product_of_q_whatever_the_drafts(name: str) -> Non
 @pytest.mark.parametrize("drafts", [0, 3])
 def test_the_chi_square_test_tells_wrong_rules(monkeypatch: pytest.MonkeyPatch, function, wrong, drafts: int) -> None:
     case, _ = CASES["equal_cool_all"]
-    monkeypatch.setattr(f"midlogit.decide.arrays.{function}", wrong)
+    monkeypatch.setattr(f"midlogit.decide.sampling.{function}", wrong)
     assert p_value(case, run(case, drafts)) < 1e-6
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_drafts_stand_as_often_as_the_distributions_overlap(name: str) -> None:
-    """Σ min(r, D) behind the empty prefix; a replaced draft is never drawn again."""
+def test_drafts_are_accepted_as_often_as_the_distributions_overlap(name: str) -> None:
+    """Σ min(r, D) after the empty prefix; a rejected draft is never drawn again."""
     case, _ = CASES[name]
     base, teacher = tree()
     rows = list(asked(case)[0])
     drafted = draft(np.tile(base[0], (RUNS, 1)), rows, VOCABULARY)
     drawn = [d.token_id for d in decide(*(np.tile(x[0], (RUNS, 1)) for x in (base, teacher)), rows)]
-    stood = sum(case.outcomes.outcome_of(t) == d for t, d in zip(drawn, drafted, strict=True))
+    kept = sum(case.outcomes.outcome_of(t) == d for t, d in zip(drawn, drafted, strict=True))
     d = reference.softmax(base[0].tolist(), case.temperature)
-    hidden = set(case.outcomes.masked_ids) | set(() if case.min_tokens == 0 else STOPS)
+    masked = set(case.outcomes.masked_ids) | set(() if case.min_tokens == 0 else STOPS)
     if case.outcomes.merged:
         d = reference.merge_stops(d, STOPS)
-    d = reference.condition(d, set(range(VOCABULARY)) - hidden)
+    d = reference.condition(d, set(range(VOCABULARY)) - masked)
     overlap = sum(map(min, mixture(case, 0, 0).q, d))
-    assert stats.binomtest(stood, RUNS, overlap).pvalue > 0.01
-    assert stats.binomtest(stood, RUNS, overlap - 0.01).pvalue < 0.01  # the test can fail
+    assert stats.binomtest(kept, RUNS, overlap).pvalue > 0.01
+    assert stats.binomtest(kept, RUNS, overlap - 0.01).pvalue < 0.01  # the test can fail
+
+
+@pytest.mark.parametrize(
+    ("drafted", "sampled", "number"),
+    [
+        ([], [], 0),
+        ([], [5], 0),
+        ([1, 2, 3], [1, 2, 3, 4], 3),
+        ([1, 2, 3], [1, 9, 3, 4], 1),
+        ([1, 2, 3], [9], 0),
+        ([1, 2, 3], [1, 2], 2),
+    ],
+)
+def test_accepted_drafts_are_the_common_beginning(drafted: list[int], sampled: list[int], number: int) -> None:
+    assert num_accepted(drafted, sampled) == number
 
 
 def masses(logits: np.ndarray) -> np.ndarray:
@@ -263,25 +277,26 @@ def test_a_token_without_mass_under_the_target_is_never_the_outcome(rows, first,
 
 
 @given(row_pairs(60), uniform)
-def test_a_draft_from_the_target_itself_always_stands(rows, chance) -> None:
+def test_a_draft_from_the_target_itself_is_always_accepted(rows, accept_uniform) -> None:
     (target_V,) = masses(rows[0])
     target_V = target_V[target_V > np.finfo(float).tiny]
-    assert accepted(target_V, target_V, np.full(len(target_V), chance)).all()
+    assert accepted(target_V, target_V, np.full(len(target_V), accept_uniform)).all()
 
 
 @given(row_pairs(60), uniform)
-def test_a_base_without_any_mass_never_stands(rows, chance) -> None:
+def test_a_draft_without_any_mass_is_never_accepted(rows, accept_uniform) -> None:
     (target_V,) = masses(rows[0])
-    assert not accepted(target_V, np.zeros_like(target_V), np.full(len(target_V), chance)).any()
+    assert not accepted(target_V, np.zeros_like(target_V), np.full(len(target_V), accept_uniform)).any()
 
 
 @settings(max_examples=60)
 @given(row_pairs(60), st.tuples(uniform, uniform, uniform), st.sampled_from([None, 0.5, 0.95]), st.booleans())
 def test_every_draw_has_mass_under_q(rows, three, top_p, forced) -> None:
-    """Whatever the rows, and at both ends of the uniforms: all of the policy, with the draft that it looks for."""
+    """Whatever the rows, and at both ends of the uniforms: the whole decision, with its draft."""
     base_NV, teacher_NV = (row[None] for row in rows)
     for temperature in (0.7, 1.0):
-        asked_for = RowSettings(EqualKL(), Outcomes(), temperature, top_p, 1e-8, forced, True, TokenUniforms(*three))
+        uniforms = TokenUniforms(*three)
+        asked_for = row_settings(temperature=temperature, top_p=top_p, forced=forced, uniforms=uniforms)
         (d,) = decide(base_NV, teacher_NV, [asked_for])
         assert d.error is None and np.isfinite(d.logprob)
         (drafted,) = draft(base_NV, [asked_for], base_NV.shape[-1])

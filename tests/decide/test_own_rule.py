@@ -10,8 +10,9 @@ from midlogit import Pair, SamplingParams
 from midlogit.core import reference
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.uniforms import Uniforms
-from midlogit.decide.arrays import decide, decide_truncated, sample_truncated
-from midlogit.decide.truncated.rows import TopLogprobs
+from midlogit.decide.arrays import decide
+from midlogit.decide.truncated.lists import TopLogprobs
+from midlogit.decide.truncated.rows import decide_truncated, sample_truncated
 from tests.law import chi_square_p
 from tests.rows import DoubleKL, make_rows, row_settings
 

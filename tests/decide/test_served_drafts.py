@@ -1,4 +1,4 @@
-"""Drafts that a server made from everything it knows, of which it lists a part: the drawn tokens follow r exactly."""
+"""A server drafts from all its ids and lists some of them: the drawn tokens still follow r exactly."""
 
 from __future__ import annotations
 
@@ -10,25 +10,17 @@ import pytest
 from scipy.stats import chisquare
 
 from midlogit.core.outcomes import Outcomes
-from midlogit.core.rules import EqualKL, FixedAlpha
+from midlogit.core.rules import FixedAlpha
 from midlogit.core.uniforms import TokenUniforms
-from midlogit.decide.arrays import decide_truncated, sample_truncated
 from midlogit.decide.base import Draft, RowSettings
-from midlogit.decide.truncated.rows import TopLogprobs
+from midlogit.decide.truncated.lists import TopLogprobs
+from midlogit.decide.truncated.rows import decide_truncated, sample_truncated
+from tests.rows import row_settings
 
 RUNS = 50_000
 SERVED, VOCABULARY, K = 32, 30, 10  # the last two ids are padding that only the server knows
 OUTCOMES = Outcomes(masked_ids=(3, 8), stop_ids=(5, 0, 11))
-PLAIN = RowSettings(
-    rule=EqualKL(),
-    outcomes=OUTCOMES,
-    temperature=1.0,
-    top_p=None,
-    alpha_tol=1e-6,
-    forced=False,
-    may_end=True,
-    uniforms=TokenUniforms(0.0, 0.0, 0.0),
-)
+PLAIN = row_settings(outcomes=OUTCOMES, alpha_tol=1e-6, uniforms=TokenUniforms(0.0, 0.0, 0.0))
 CASES = {
     "cool": replace(PLAIN, temperature=0.7),
     "hot, support": replace(PLAIN, temperature=1.3, top_p=0.8),
@@ -55,21 +47,21 @@ def rows(seed: int) -> tuple[np.ndarray, TopLogprobs, TopLogprobs]:
     return base_logprobs, replace(lists[0], logprobs=lists[0].logprobs | scored), lists[1]
 
 
-def drawn(settings: RowSettings, seed: int, law: Mapping[int, float], sampled: np.ndarray) -> np.ndarray:
-    """How often each outcome was drawn in RUNS runs, with drafts as the server sampled them."""
+def drawn(settings: RowSettings, seed: int, probs: Mapping[int, float], sampled: np.ndarray) -> np.ndarray:
+    """Counts of the drawn outcomes in RUNS runs, with drafts as the server sampled them."""
     _, base, teacher = rows(seed)
     rng = np.random.default_rng(seed + 1)
-    drafts = {i: Draft(i, law) for i in law}
+    drafts = {i: Draft(i, probs) for i in probs}
     asked = [
-        replace(settings, uniforms=TokenUniforms(*chances), draft=drafts.get(token_id))
-        for chances, token_id in zip(rng.random((RUNS, 3)).tolist(), sampled.tolist(), strict=True)
+        replace(settings, uniforms=TokenUniforms(*three), draft=drafts.get(token_id))
+        for three, token_id in zip(rng.random((RUNS, 3)).tolist(), sampled.tolist(), strict=True)
     ]
     tokens = sample_truncated([(base, teacher)] * RUNS, asked, VOCABULARY).token_ids
     return np.bincount([settings.outcomes.outcome_of(i) for i in tokens], minlength=VOCABULARY)
 
 
 def p_value(settings: RowSettings, seed: int, *, conditioned: bool = True) -> float:
-    """Of the drawn outcomes under r as `decide_truncated` reports it."""
+    """p-value of the drawn outcomes under r as `decide_truncated` reports it."""
     base_logprobs, base, teacher = rows(seed)
     weights = np.exp(base_logprobs / settings.temperature)
     weights /= weights.sum()
@@ -89,11 +81,11 @@ def p_value(settings: RowSettings, seed: int, *, conditioned: bool = True) -> fl
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_law_is_that_of_lockstep(case: str) -> None:
+def test_tokens_are_distributed_as_in_lock_step(case: str) -> None:
     assert p_value(CASES[case], seed=len(case)) > 1e-3
 
 
-def test_a_law_that_forgets_the_list_fails() -> None:
+def test_draft_probs_that_forget_the_list_fail() -> None:
     hot = replace(PLAIN, temperature=1.3)
     assert p_value(hot, seed=1) > 1e-3
     assert p_value(hot, seed=1, conditioned=False) < 1e-6
@@ -102,9 +94,9 @@ def test_a_law_that_forgets_the_list_fails() -> None:
 def test_rows_with_and_without_drafts_share_a_draw() -> None:
     _, base, teacher = rows(7)
     rng = np.random.default_rng(7)
-    law = {1: 0.5, 2: 0.5}
+    probs = {1: 0.5, 2: 0.5}
     some = [replace(PLAIN, uniforms=TokenUniforms(*c)) for c in rng.random((40, 3)).tolist()]
-    mixed = [replace(s, draft=Draft(1 + n % 2, law)) if n % 3 else s for n, s in enumerate(some)]
+    mixed = [replace(s, draft=Draft(1 + n % 2, probs)) if n % 3 else s for n, s in enumerate(some)]
     together = sample_truncated([(base, teacher)] * 40, mixed, VOCABULARY).token_ids
     alone = [sample_truncated([(base, teacher)], [s], VOCABULARY).token_ids[0] for s in mixed]
     assert together == alone

@@ -15,12 +15,12 @@ from midlogit.core import mixture, solver
 from midlogit.core.mixture import LogPair, normalise
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.uniforms import TokenUniforms
-from midlogit.decide import arrays as policy
-from midlogit.decide.arrays import sample_truncated
 from midlogit.decide.base import Draft, RowSettings
-from midlogit.decide.truncated.rows import TopLogprobs, unlisted_ids
+from midlogit.decide.truncated import rows as truncated_rows
+from midlogit.decide.truncated.lists import TopLogprobs, unlisted_ids
+from midlogit.decide.truncated.rows import sample_truncated
 from midlogit.decide.truncated.single import moments, solve
-from tests.rows import row_pairs
+from tests.rows import row_pairs, row_settings
 
 SIZE, VOCABULARY, K = 60, 58, 8
 MERGED = Outcomes(masked_ids=(3, 11, 59), stop_ids=(0, 1, 20), stop_token_ids=(7,))
@@ -29,26 +29,26 @@ APART = Outcomes(masked_ids=(3,), stop_ids=(0, 1), merge=False)
 BARE = Outcomes()
 
 
-def lists(chance: np.random.Generator, settings: RowSettings) -> tuple[TopLogprobs, TopLogprobs]:
+def lists(rng: np.random.Generator, settings: RowSettings) -> tuple[TopLogprobs, TopLogprobs]:
     """The most likely ids of two models that agree more or less, with what one lacks scored or not, some at −∞."""
-    shared = chance.normal(size=SIZE) * chance.choice([0.2, 2.0, 8.0])
-    rows = [shared + chance.normal(size=SIZE) * chance.choice([0.0, 0.5, 3.0]) for _ in range(2)]
+    shared = rng.normal(size=SIZE) * rng.choice([0.2, 2.0, 8.0])
+    rows = [shared + rng.normal(size=SIZE) * rng.choice([0.0, 0.5, 3.0]) for _ in range(2)]
     for row in rows:
-        if chance.random() < 0.15:
-            row[chance.integers(SIZE, size=120)] = -np.inf
-    if chance.random() < 0.4:
-        one = chance.integers(2)
+        if rng.random() < 0.15:
+            row[rng.integers(SIZE, size=120)] = -np.inf
+    if rng.random() < 0.4:
+        one = rng.integers(2)
         rows[one] = rows[one][:VOCABULARY]
         rows[1 - one][59] += 12
         rows[one][20] += 12
     whole = [row - np.logaddexp.reduce(row) for row in rows]
-    k = SIZE if chance.random() < 0.1 else K
+    k = SIZE if rng.random() < 0.1 else K
     tops = [np.argsort(-row, kind="stable")[:k].tolist() for row in whole]
     pair = [
         TopLogprobs({i: float(row[i]) for i in ids}, float(row[ids[-1]]), len(row))
         for row, ids in zip(whole, tops, strict=True)
     ]
-    if chance.random() < 0.7:
+    if rng.random() < 0.7:
         wanted = unlisted_ids(pair[0], pair[1], settings, VOCABULARY)
         pair = [
             replace(one, logprobs=one.logprobs | {i: float(row[i]) for i in ids})
@@ -57,38 +57,38 @@ def lists(chance: np.random.Generator, settings: RowSettings) -> tuple[TopLogpro
     return pair[0], pair[1]
 
 
-def some_settings(chance: np.random.Generator) -> RowSettings:
-    return RowSettings(
-        rule=[EqualKL(), FixedAlpha(0.4), KLBudget(0.05)][chance.integers(3)],
-        outcomes=[MERGED, OWN, APART, BARE][chance.integers(4)],
-        temperature=float(chance.choice([0.0, 0.3, 1.0, 1.0, 1.6])),
-        top_p=[None, 0.5, 0.9, 0.99, 1.0][chance.integers(5)],
+def some_settings(rng: np.random.Generator) -> RowSettings:
+    return row_settings(
+        rule=[EqualKL(), FixedAlpha(0.4), KLBudget(0.05)][rng.integers(3)],
+        outcomes=[MERGED, OWN, APART, BARE][rng.integers(4)],
+        temperature=float(rng.choice([0.0, 0.3, 1.0, 1.0, 1.6])),
+        top_p=[None, 0.5, 0.9, 0.99, 1.0][rng.integers(5)],
         alpha_tol=1e-9,
-        forced=chance.random() < 0.1,
-        may_end=chance.random() < 0.7,
-        uniforms=TokenUniforms(*chance.random(3).tolist()),
+        forced=rng.random() < 0.1,
+        may_end=rng.random() < 0.7,
+        uniforms=TokenUniforms(*rng.random(3).tolist()),
     )
 
 
-def drafted(chance: np.random.Generator, base: TopLogprobs) -> Draft:
+def drafted(rng: np.random.Generator, base: TopLogprobs) -> Draft:
     ids = list(base.logprobs)[:K]
     weights = np.exp([base.logprobs[i] for i in ids]) + 1e-12
-    law = dict(zip(ids, (weights / weights.sum()).tolist(), strict=True))
-    return Draft(int(chance.choice(ids, p=weights / weights.sum())), law)
+    probs = dict(zip(ids, (weights / weights.sum()).tolist(), strict=True))
+    return Draft(int(rng.choice(ids, p=weights / weights.sum())), probs)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_alone_as_among_others(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     ends: Counter[str] = Counter()
     for _ in range(1500):
-        settings = some_settings(chance)
-        pair = lists(chance, settings)
-        if settings.temperature and chance.random() < 0.3:
-            settings = replace(settings, draft=drafted(chance, pair[0]))
+        settings = some_settings(rng)
+        pair = lists(rng, settings)
+        if settings.temperature and rng.random() < 0.3:
+            settings = replace(settings, draft=drafted(rng, pair[0]))
         alone = sample_truncated([pair], [settings], VOCABULARY)
         with monkeypatch.context() as patched:
-            patched.setattr(policy, "NARROW", 0)
+            patched.setattr(truncated_rows, "MAX_SCALAR_IDS", 0)
             among = sample_truncated([pair], [settings], VOCABULARY)
         assert alone.token_ids == among.token_ids
         (ours,), (theirs,) = alone.decisions(), among.decisions()

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from midlogit import Pair, SamplingParams
-from midlogit.core.uniforms import TokenUniforms
-from midlogit.decide.arrays import decide, decide_truncated
+from midlogit.decide.arrays import decide
 from midlogit.decide.base import RowSettings
-from midlogit.decide.truncated.rows import TopLogprobs, unlisted_ids
+from midlogit.decide.truncated.lists import TopLogprobs, unlisted_ids
+from midlogit.decide.truncated.rows import decide_truncated
 from midlogit.outputs import Decision
 from tests.http.conftest import WHOLE
+from tests.rows import row_settings
 
 POSITIONS = 2000
 PROMPTS = ["Once upon a time", "The little boy", "Why is the sky", "a dog and a cat", "One day, a girl named"] * 10
@@ -79,15 +80,11 @@ def test_bounds_hold_and_say_something(
     pair: Pair, rows: tuple[np.ndarray, np.ndarray], preset: str, score: bool
 ) -> None:
     params = SamplingParams.preset(preset)
-    settings = RowSettings(
-        params.alpha_rule,
-        pair.mixing.outcomes(params),
-        1.0,
-        params.target_top_p if params.constraint_to_target else None,
-        1e-9,
-        False,
-        True,
-        TokenUniforms(0.5, 0.5, 0.5),
+    settings = row_settings(
+        rule=params.alpha_rule,
+        outcomes=pair.mixing.outcomes(params),
+        top_p=params.target_top_p if params.constraint_to_target else None,
+        alpha_tol=1e-9,
         top_logprobs=WHOLE,
     )
     errors: list[tuple[float, float, float, float]] = []

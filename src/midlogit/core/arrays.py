@@ -1,11 +1,11 @@
-"""The few array operations that the array API standard lacks; knows NumPy and torch, nothing of the mixture.
+"""Array operations that the array API standard lacks, for NumPy and torch; knows nothing of the mixture.
 
-Arrays are any that array-api-compat understands. Names end in their shape: N rows, V vocabulary,
-K candidates.
+Names of arrays end in their shape: N rows, V vocabulary, K candidates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat
@@ -28,18 +28,24 @@ __all__ = [
     "row_sum",
     "running_sum",
     "take_columns",
+    "to_column",
     "top_k_unordered",
 ]
 
 
 def array_namespace(*arrays: Array) -> Namespace:
-    """The array API of the arrays; NumPy itself where it complies, for its calls cost half as much."""
+    """The array API of the arrays; NumPy itself where it complies, whose own calls cost half as much."""
     return np if isinstance(arrays[0], np.ndarray) else array_api_compat.array_namespace(*arrays)
 
 
 def device(x: Array) -> Any:
-    """Where the array lies."""
+    """The device of an array."""
     return "cpu" if isinstance(x, np.ndarray) else array_api_compat.device(x)
+
+
+def to_column(values: Sequence[float] | Sequence[int] | Sequence[bool], like: Array) -> Array:
+    """One number per row as an array of the library and on the device of `like`."""
+    return array_namespace(like).asarray(np.asarray(values), device=device(like))
 
 
 def row_sum(xp: Namespace, x_NV: Array) -> Array:
@@ -62,14 +68,14 @@ def running_sum(xp: Namespace, x_NV: Array) -> Array:
 
 
 def float64(xp: Namespace, x: Array) -> Array:
-    """The array in float64, itself where it is so already."""
+    """The array in float64; the same array if it is float64 already."""
     return x if x.dtype == xp.float64 else xp.astype(x, xp.float64)
 
 
 def log_sum_exp(x_NV: Array) -> Array:
     """log Σ exp over the last axis, in float64; −inf for a row that is −inf everywhere.
 
-    NaN or +inf in a row makes its result NaN or +inf, so a finite result vouches for the row.
+    NaN or +inf in a row makes its result NaN or +inf, so a finite result means that the row has neither.
     """
     xp = array_namespace(x_NV)
     peak_N = row_max(xp, x_NV)
@@ -83,7 +89,7 @@ def log_sum_exp(x_NV: Array) -> Array:
 
 def take_columns(x_NV: Array, columns_NK: Array) -> Array:
     """x[n, columns[n, k]]."""
-    if isinstance(x_NV, np.ndarray):  # take_along_axis costs more than twice as much, and of one row four times
+    if isinstance(x_NV, np.ndarray):  # take_along_axis costs twice as much, for one row four times
         if len(x_NV) == 1:
             return x_NV.take(columns_NK[0], axis=1)
         return x_NV[np.arange(len(x_NV))[:, None], columns_NK]
@@ -106,7 +112,7 @@ def descending_order(x_NV: Array) -> Array:
 
 
 def last_index(xp: Namespace, mask_NV: Array) -> Array:
-    """Largest column where the mask holds, in each row."""
+    """The largest column of each row where the mask is true."""
     columns_V = xp.arange(mask_NV.shape[-1], device=device(mask_NV))
     return row_max(xp, xp.where(mask_NV, columns_V[None, :], 0))
 

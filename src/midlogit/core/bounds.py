@@ -1,6 +1,6 @@
-"""Certified bounds on α and q* when each row shows only its most likely outcomes; knows boxes, no server.
+"""Certified bounds on α and q* for rows of which only the most likely outcomes are known; knows boxes, no server.
 
-docs/theory.md section 10. Weights are kept as logarithms, arrays are NumPy on the CPU: truncated rows come
+docs/theory.md section 10. Weights are kept as logarithms. Arrays are NumPy on the CPU, because truncated rows come
 from servers. Shapes: N rows, U outcomes of the union, G values of α tried at once.
 """
 
@@ -15,7 +15,8 @@ import numpy as np
 
 Array = Any
 
-LOG_ZERO = -1e15  # a weight of nothing: finite, so that 0 · (−∞) never arises, and exp gives 0 at every α used
+LOG_ZERO = -1e15  # log weight of nothing: finite, so that 0 · (−∞) never arises, and exp gives 0 at every α used
+TINY = 1e-300
 EDGE = 2.0**-9  # α is tried within [EDGE, 1 − EDGE], where e^(1/α) is representable
 ROUNDING = 2.0**-40
 MASS_PRECISION = 4e-6  # by which a sum of reported float32 probabilities may be off
@@ -27,12 +28,12 @@ Bounds = Callable[[Array], tuple[Array, Array]]
 
 @dataclass(frozen=True)
 class Boxes:
-    """Every pair of rows that agrees with what was seen (docs/theory.md (21), (22), (32)).
+    """All pairs of rows that agree with the lists (docs/theory.md (21), (22), (32)).
 
     Attributes:
         base_lo_NU, base_hi_NU, teacher_lo_NU, teacher_hi_NU: log weights, LOG_ZERO for nothing.
         base_boxed_NU, teacher_boxed_NU: outcomes bounded by their own box; the tail bounds the others.
-        base_tail_N, teacher_tail_N: total weight that was not seen.
+        base_tail_N, teacher_tail_N: total weight that is not listed.
         base_total_lo_N, base_total_hi_N, teacher_total_lo_N, teacher_total_hi_N: log Z.
     """
 
@@ -51,7 +52,7 @@ class Boxes:
 
     @property
     def exact(self) -> Array:
-        """Rows of which nothing is unknown."""
+        """Rows of which everything is known."""
         closed_NU = (self.base_lo_NU == self.base_hi_NU) & (self.teacher_lo_NU == self.teacher_hi_NU)
         closed_N = np.all(closed_NU, axis=-1)
         return closed_N & (self.base_tail_N == 0) & (self.teacher_tail_N == 0)
@@ -109,8 +110,8 @@ class Boxes:
     def interval(self, alpha_N: Array, bounds: Bounds) -> tuple[Array, Array]:
         """[α_lo, α_hi] that holds the root of an increasing function (docs/theory.md (26)).
 
-        Tried are values on both sides at growing distances, then some between the first certified and the last
-        that is not: an end may be any value whose sign is certified.
+        Tries values on both sides at growing distances, then some between the first certified and the last that is
+        not. An end may be any value at which the sign is certified.
 
         Args:
             alpha_N: the estimate. bounds: α_NG to certified (lower, upper) bounds of the function, up to a
@@ -137,7 +138,7 @@ class Boxes:
     def _nearest(
         self, alpha_N: Array, left_NG: Array, right_NG: Array, bounds: Bounds
     ) -> tuple[Array, Array, Array, Array]:
-        """Of growing distances to the left and right: the first certified (∞ for none), and those before them."""
+        """The first certified distance to the left and to the right (∞ for none), and the distances before them."""
         count = left_NG.shape[-1]
         tried_NG = np.concatenate([alpha_N[:, None] - left_NG, alpha_N[:, None] + right_NG], axis=-1)
         tried_NG = np.minimum(np.maximum(tried_NG, EDGE), 1 - EDGE)
@@ -155,11 +156,11 @@ class Boxes:
         return found[0], found[1], inner[0], inner[1]
 
     def alpha_bound(self, alpha_N: Array, low_N: Array, high_N: Array) -> Array:
-        """|α̂ − α*| at most (docs/theory.md (26a))."""
+        """Bound on |α̂ − α*| (docs/theory.md (26a))."""
         return np.maximum(alpha_N - low_N, high_N - alpha_N)
 
     def equal_kl(self, alpha_N: Array) -> tuple[Array, Array]:
-        """(bound on |α̂ − α*|, bound on the total variation that it costs) for F′ = 0 (docs/theory.md (27), (28))."""
+        """Bounds on |α̂ − α*| and on the total variation that it costs, for F′ = 0 (docs/theory.md (27), (28))."""
         low_N, high_N = self.interval(alpha_N, self.slope)
         tried_N = np.clip(alpha_N, EDGE, 1 - EDGE)
         downward_N, upward_N = (x[:, 0] for x in self._slope_range(tried_N[:, None]))
@@ -204,7 +205,7 @@ class Boxes:
         return np.where(some_N, np.minimum(np.maximum(below_N / total_N, above_N / exact_N), 1.0), 1.0)
 
     def _tail(self, alpha_NG: Array) -> Array:
-        """Weight of everything unseen under the mixture at most, by Hölder's inequality."""
+        """Bound on the weight of everything unlisted under the mixture, by Hölder's inequality."""
         return self.base_tail_N[:, None] ** (1 - alpha_NG) * self.teacher_tail_N[:, None] ** alpha_NG
 
     def _weights(self, alpha_NG: Array) -> tuple[Array, Array]:
@@ -224,7 +225,12 @@ class Boxes:
         return downward, upward
 
 
-def unseen(
+def log_or_tiny(x_N: Array) -> Array:
+    """log of weights, that of a tiny number for 0."""
+    return np.log(np.maximum(x_N, TINY))
+
+
+def unlisted_weight(
     mass_N: Array, cap_N: Array, allowed_N: Array, masked_N: Array, inv_temperature_N: Array
 ) -> tuple[Array, Array]:
     """The least and the most that unlisted allowed ids weigh together once tempered (docs/theory.md (22)).
@@ -236,7 +242,7 @@ def unseen(
     """
     some_N = (mass_N > 0) & (allowed_N > 0)
     cap_N = np.where(some_N, np.minimum(cap_N, mass_N), 1.0)
-    if (inv_temperature_N == 1).all():  # what was not seen weighs what it weighed
+    if (inv_temperature_N == 1).all():  # untempered weights
         least_N = np.maximum(mass_N - cap_N * masked_N, 0.0)
         return np.where(some_N, least_N, 0.0), np.where(some_N, mass_N, 0.0)
     allowed_N = np.where(some_N, allowed_N, 1)

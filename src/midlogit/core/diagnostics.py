@@ -1,4 +1,4 @@
-"""What a row says of its mixture: both KLs, entropy, effective sample sizes; knows rows, not how q was found."""
+"""Diagnostics of a row of q: both KLs, entropy, effective sample sizes; knows rows, not how q was found."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from midlogit.core.arrays import Array, array_namespace, log_sum_exp, row_sum
 
 @dataclass(frozen=True, slots=True)
 class RowDiagnostics:
-    """Per row, in nats where it is a divergence or entropy (docs/theory.md (6), (18), (19))."""
+    """Diagnostics [N], divergences and entropy in nats (docs/theory.md (6), (18), (19))."""
 
     kl_base_N: Array
     kl_teacher_N: Array

@@ -10,14 +10,14 @@ from dataclasses import dataclass, fields
 from midlogit.core.arrays import Array, array_namespace, device, row_max, row_sum
 
 FLOAT32 = 2.0**-23  # its resolution
-ROUNDING = 2.0**8  # of a logit that two ways of computing it share, in units of the resolution
+ROUNDING = 2.0**8  # error of a logit that is computed in two ways, in units of the resolution
 
 
 def rounding(resolution: float, temperature: float) -> float:
-    """|F′| up to which rounding alone may have made two rows of equal models differ (docs/theory.md section 4.3).
+    """Largest |F′| that rounding alone can produce between equal models (docs/theory.md section 4.3, (11b)).
 
     Args:
-        resolution: of the logits' floats. temperature: that divides them; 0 counts as 1.
+        resolution: of the logits' floats. temperature: 0 counts as 1.
     """
     return (ROUNDING * resolution / (temperature or 1.0)) ** 2
 
@@ -25,7 +25,7 @@ def rounding(resolution: float, temperature: float) -> float:
 def normalise(logits_NV: Array) -> Array:
     """Log-probabilities of rows of logits; a row that is −inf everywhere stays so.
 
-    The peak goes first, so that a constant added to a row costs float32 no digits.
+    The peak is subtracted first, so that a constant added to a row costs no digits of float32.
     """
     xp = array_namespace(logits_NV)
     peak_N = row_max(xp, logits_NV)
@@ -44,7 +44,7 @@ class LogPair:
         common_NV: base log-probabilities on the common support, −inf elsewhere.
         ratio_NV: ℓ = log teacher − log base (docs/theory.md (3)), 0 off the common support.
         overlap_N: whether the row has a common support at all.
-        rounding_N: |F′| that says nothing (`rounding`).
+        rounding_N: |F′| that rounding alone can produce (`rounding`).
     """
 
     base_NV: Array
@@ -56,7 +56,7 @@ class LogPair:
 
     @classmethod
     def of(cls, base_NV: Array, teacher_NV: Array, rounding_N: Array | None = None) -> LogPair:
-        """The pair of two rows of log-probabilities; without `rounding_N` they are taken to be exact."""
+        """The pair of two rows of log-probabilities; without `rounding_N` they count as exact."""
         xp = array_namespace(base_NV, teacher_NV)
         both_NV = (base_NV > -xp.inf) & (teacher_NV > -xp.inf)
         ratio_NV = xp.where(both_NV, teacher_NV, 0.0) - xp.where(both_NV, base_NV, 0.0)
@@ -97,8 +97,7 @@ def log_mixture(pair: LogPair, alpha_N: Array, to_teacher_N: Array) -> Array:
 
     Args:
         alpha_N: α of each row.
-        to_teacher_N: rows that take the teacher's distribution itself, whatever the base gives:
-            forced first tokens and rows without a common support.
+        to_teacher_N: rows that take the teacher's distribution: forced first tokens and rows without a common support.
     """
     xp = array_namespace(pair.base_NV)
     weight_N1 = xp.astype(alpha_N, pair.base_NV.dtype, copy=False)[:, None]

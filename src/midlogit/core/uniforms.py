@@ -21,7 +21,7 @@ class TokenUniforms(NamedTuple):
     """The uniforms in [0, 1) that decide one token.
 
     Attributes:
-        draft: which token the base drafts. accept: whether that stands. redraw: what is drawn where it does not.
+        draft: which token the base drafts. accept: whether it is accepted. redraw: what replaces a rejected draft.
     """
 
     draft: float
@@ -30,7 +30,7 @@ class TokenUniforms(NamedTuple):
 
 
 def identity(base_ids: Sequence[int], teacher_ids: Sequence[int], request_id: str | None = None) -> bytes:
-    """Digest of what distinguishes a request from the others of its call.
+    """A digest that distinguishes a request from the others of its call.
 
     Args:
         base_ids, teacher_ids: the ids of both prompts.
@@ -67,7 +67,7 @@ class Uniforms:
         return TokenUniforms(*self._lanes(position)[: len(TokenUniforms._fields)])
 
     def seed_at(self, position: int) -> int:
-        """A seed below 2^53 for drafts that a server makes from this position on; from the lane that `at` leaves."""
+        """A seed below 2^53 for a server's drafts from this position on, independent of `at`."""
         return int(self._lanes(position)[-1] * 2**53)
 
     def _lanes(self, position: int) -> list[float]:

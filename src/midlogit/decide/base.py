@@ -1,9 +1,9 @@
-"""What a sequence asks of its next token, and what is known of it once drawn; knows no rows."""
+"""The seam of the decision: settings of rows, rows of buffers, deciders; knows no implementation."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +15,7 @@ from midlogit.outputs import Decision
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Why nothing was drawn in a row.
+# Why nothing was drawn for a row.
 BROKEN = "the logits hold NaN or +inf, or nothing but -inf"
 EMPTY = "every token is masked"
 
@@ -25,16 +25,16 @@ class Draft:
     """A token that a server drafted, out of ids that it listed.
 
     Attributes:
-        law: the probability with which it would have drafted each of them, given that it drafts one of them.
+        probs: the probability with which it drafts each of them, given that it drafts one of them.
     """
 
     token_id: int
-    law: Mapping[int, float]
+    probs: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
 class RowSettings:
-    """What one sequence asks of its next token.
+    """Settings of one row, for the next token of one sequence.
 
     Attributes:
         rule: how α is chosen. outcomes: the alphabet drawn from.
@@ -45,9 +45,9 @@ class RowSettings:
         may_end: whether an id that ends the sequence may be drawn.
         uniforms: the numbers in [0, 1) that decide the draw.
         top_logprobs: how many candidates of q, base and teacher to report.
-        given: a token to describe in place of a draw, scored or drawn before; its logprob is −inf where q gives it
-            nothing.
-        draft: the base's draft, where its server made it; None to draft here. For listed rows only.
+        given: a token to describe instead of drawing one, scored or drawn before; its logprob is −inf where q gives it
+            no mass.
+        draft: the base's draft, if its server made one; None to draft here. For truncated rows only.
     """
 
     rule: AlphaRule
@@ -61,6 +61,20 @@ class RowSettings:
     top_logprobs: int = 0
     given: int | None = None
     draft: Draft | None = None
+
+
+def sampling_key(settings: RowSettings) -> Hashable:
+    """The settings that rows must share to be sampled together."""
+    s = settings
+    return (s.rule, id(s.outcomes), s.top_p is None, s.alpha_tol, s.top_logprobs, s.given is None)
+
+
+def group_rows(settings: Sequence[RowSettings], key: Callable[[RowSettings], Hashable]) -> list[list[int]]:
+    """The numbers of the rows in each group that shares a key."""
+    groups: dict[Hashable, list[int]] = {}
+    for row, s in enumerate(settings):
+        groups.setdefault(key(s), []).append(row)
+    return list(groups.values())
 
 
 class LogitRows(NamedTuple):

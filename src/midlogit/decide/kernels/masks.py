@@ -81,7 +81,7 @@ class Alphabets:
             larger.stops_AS[:number] = self.tables.stops_AS
             self.tables = larger
         hidden_V = np.zeros(8 * self.tables.hidden_AB.shape[1], dtype=bool)
-        hidden = set(outcomes.hidden if may_end else outcomes.hidden_before_end)
+        hidden = set(outcomes.masked if may_end else outcomes.masked_before_end)
         merged = outcomes.merged and may_end
         if merged:
             hidden |= set(outcomes.stop_ids)

@@ -1,4 +1,4 @@
-"""How far what was sampled from two truncated lists can be from the exact q*; knows boxes and nuclei, draws nothing.
+"""Bounds on the distance between the distribution sampled from two truncated lists and q*; draws nothing.
 
 docs/theory.md sections 10.1 and 10.3 to 10.5. Arrays are NumPy: N rows, U columns of the union.
 """
@@ -9,24 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from midlogit.core.arrays import Array, row_max, row_sum, take_columns
-from midlogit.core.bounds import LOG_ZERO, Boxes, unseen
-from midlogit.core.rules import AlphaRule
-from midlogit.decide.truncated.rows import Side, TruncatedRows
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """Per row: how much was seen, and how far what was sampled from can be from the exact q*.
-
-    Attributes:
-        coverage_N: mass of the reported ids, of the model of which less was seen.
-        alpha_bound_N: |α − α*| is at most this. tv_bound_N: the total variation is.
-    """
-
-    coverage_N: Array
-    alpha_bound_N: Array
-    tv_bound_N: Array
+from midlogit.core.arrays import Array, take_columns
+from midlogit.core.bounds import LOG_ZERO, Boxes, log_or_tiny
+from midlogit.decide.rows import Certificate, Sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,112 +32,46 @@ class Weights:
     cap_N: Array
     peak_N: Array
 
-    @classmethod
-    def of(cls, rows: TruncatedRows, side: Side) -> Weights:
-        known_NU = side.known_NU & rows.drawable_NU
-        log_NU, peak_N = _scaled(rows, side, known_NU)
-        least_N, most_N = _unlisted(rows, side, known_NU, peak_N)
-        cap_N = np.minimum((side.cap_N * np.exp(-peak_N)) ** rows.inv_temperature_N, most_N)
-        low_NU = np.maximum(log_NU, LOG_ZERO)
-        missing_NU = side.missing_NU
-        high_NU = np.where(missing_NU, _log(cap_N)[:, None], low_NU)
-        if rows.outcomes.stop_outcome is not None:
-            stops_NU = rows.outcomes.stop_columns(rows.ids_NU)
-            lead_NU = (rows.ids_NU == rows.outcomes.stop_outcome) & rows.drawable_NU
-            low_N = np.where(stops_NU, np.exp(low_NU), 0.0).sum(axis=-1)
-            high_N = low_N + np.minimum((missing_NU & stops_NU).sum(axis=-1) * cap_N, most_N)
-            low_NU, high_NU = (
-                np.where(stops_NU, np.where(lead_NU, _log(x_N)[:, None], LOG_ZERO), x_NU)
-                for x_N, x_NU in ((low_N, low_NU), (high_N, high_NU))
-            )
-            # Of a class that no list names, all members are one unlisted outcome.
-            unnamed_N = ~stops_NU.any(axis=-1)
-            cap_N = np.where(unnamed_N, np.minimum(cap_N * len(rows.outcomes.stop_ids), most_N), cap_N)
-        return cls(
-            low_NU, high_NU, np.exp(low_NU).sum(axis=-1), least_N, most_N, cap_N, peak_N * rows.inv_temperature_N
-        )
 
-
-def teacher_total(rows: TruncatedRows) -> Array:
-    """log of the teacher's tempered weight, what was not listed estimated as all at the cap."""
-    known_NU = rows.teacher.known_NU & rows.drawable_NU
-    log_NU, peak_N = _scaled(rows, rows.teacher, known_NU)
-    least_N, most_N = _unlisted(rows, rows.teacher, known_NU, peak_N)
-    unseen_N = np.where(rows.inv_temperature_N >= 1, most_N, least_N)
-    return _log(row_sum(np, np.exp(log_NU)) + unseen_N) + peak_N * rows.inv_temperature_N
-
-
-def _scaled(rows: TruncatedRows, side: Side, known_NU: Array) -> tuple[Array, Array]:
-    """log of the tempered weights of known outcomes, −∞ elsewhere, relative to the largest; and log of that."""
-    values_NU = np.where(known_NU, side.values_NU, -np.inf)
-    peak_N = row_max(np, values_NU)
-    peak_N = np.where(np.isfinite(peak_N), peak_N, 0.0)
-    return (values_NU - peak_N[:, None]) * rows.inv_temperature_N[:, None], peak_N
-
-
-def _unlisted(rows: TruncatedRows, side: Side, known_NU: Array, peak_N: Array) -> tuple[Array, Array]:
-    """Ends of the sum of what is not listed, on the scale of `Weights`."""
-    listed_N = side.known_NU.sum(axis=-1)
-    counts = (rows.outcomes.hidden_count(may_end, rows.vocabulary) for may_end in (True, False))
-    hidden_N = np.where(rows.may_end_N, *counts) + side.sizes_N - rows.vocabulary
-    beyond_B = np.array(rows.outcomes.stops_beyond(rows.vocabulary))
-    if beyond_B.size:
-        hidden_N = hidden_N - np.where(rows.may_end_N, (beyond_B < side.sizes_N[:, None]).sum(axis=-1), 0)
-    hidden_N = np.maximum(hidden_N - (listed_N - known_NU.sum(axis=-1)), 0)
-    allowed_N = np.maximum(side.sizes_N - listed_N - hidden_N, 0)
-    scale_N = np.exp(-peak_N)
-    return unseen(side.mass_N * scale_N, side.cap_N * scale_N, allowed_N, hidden_N, rows.inv_temperature_N)
-
-
-def certify(
-    rows: TruncatedRows,
-    weights: tuple[Weights, Weights],
-    rule: AlphaRule,
-    alpha_N: Array,
-    solved_N: Array,
-    mixed: tuple[Array, Array],
-    support: tuple[Array, Array] | None,
-    top_p_N: Array,
-) -> Certificate:
+def certify(sampled: Sampled, base: Weights, teacher: Weights, coverage_N: Array) -> Certificate:
     """The bounds of each row (docs/theory.md (26a), (30)).
 
     Args:
-        weights: of base and teacher.
-        alpha_N: as the rule chose it. solved_N: rows where it did; the others take the teacher as it is.
-        mixed: log weights of base and teacher that were mixed, masked and merged, before any support.
-        support: columns of the nucleus and which are valid, None without the constraint.
-        top_p_N: the mass it was to reach.
+        base, teacher: boxes of the weights that were sampled from.
     """
-    base, teacher = weights
+    alpha_N, solved_N = sampled.alpha_N, sampled.solved_N
     base_NU, teacher_NU = (
-        np.maximum(log_NU - w.peak_N[:, None], LOG_ZERO) for log_NU, w in zip(mixed, (base, teacher), strict=True)
+        np.maximum(log_NU - weights.peak_N[:, None], LOG_ZERO)
+        for log_NU, weights in zip(sampled.log_weights, (base, teacher), strict=True)
     )
-    if support is None:
+    if sampled.support is None:
         boxes, sound_N = _boxes(base, teacher), np.ones(len(alpha_N), dtype=bool)
     else:
-        used_NU = np.zeros(rows.ids_NU.shape, dtype=bool)
-        np.logical_or.at(used_NU, (np.arange(len(used_NU))[:, None], support[0]), support[1])
+        used_NU = np.zeros(base_NU.shape, dtype=bool)
+        columns_NK, valid_NK = sampled.support
+        np.logical_or.at(used_NU, (np.arange(len(used_NU))[:, None], columns_NK), valid_NK)
         base_NU, teacher_NU = (np.where(used_NU, x_NU, LOG_ZERO) for x_NU in (base_NU, teacher_NU))
+        top_p_N = np.asarray([s.top_p or 1.0 for s in sampled.rows.settings])
         boxes, sound_N = _boxes_of_nucleus(base, teacher, used_NU, top_p_N)
     exact_N = boxes.exact & sound_N
+
+    # What the error of α costs, then what the error of the weights costs at that α.
     alpha_bound_N, cost_N = np.zeros_like(alpha_N), np.zeros_like(alpha_N)
     open_N = np.flatnonzero(solved_N & sound_N & ~exact_N)
     if len(open_N):
+        rule = sampled.rows.settings[0].rule
         alpha_bound_N[open_N], cost_N[open_N] = rule.certify(boxes.rows(open_N), alpha_N[open_N])
     bound_N = np.ones_like(alpha_N)
     open_N = np.flatnonzero(sound_N & ~exact_N)
     if len(open_N):
         at_alpha_N = boxes.rows(open_N).at_alpha(alpha_N[open_N], base_NU[open_N], teacher_NU[open_N])
         bound_N[open_N] = np.minimum(at_alpha_N + cost_N[open_N], 1.0)
-    return Certificate(
-        np.clip(1.0 - np.maximum(rows.base.mass_N, rows.teacher.mass_N), 0.0, 1.0),
-        np.where(sound_N | ~solved_N, alpha_bound_N, 1.0),
-        np.where(exact_N, 0.0, bound_N),
-    )
+
+    return Certificate(coverage_N, np.where(sound_N | ~solved_N, alpha_bound_N, 1.0), np.where(exact_N, 0.0, bound_N))
 
 
 def _boxes(base: Weights, teacher: Weights) -> Boxes:
-    """Of rows without a support constraint."""
+    """Boxes of rows without a support constraint."""
     return Boxes(
         base.low_NU, base.high_NU, teacher.low_NU, teacher.high_NU,
         base.low_NU > LOG_ZERO, teacher.low_NU > LOG_ZERO,
@@ -163,7 +82,7 @@ def _boxes(base: Weights, teacher: Weights) -> Boxes:
 
 
 def _boxes_of_nucleus(base: Weights, teacher: Weights, used_NU: Array, top_p_N: Array) -> tuple[Boxes, Array]:
-    """Of rows held to the teacher's nucleus S, and where they say anything (docs/theory.md (32) to (32c)).
+    """Boxes of rows constrained to the teacher's nucleus S, and which of them are sound (docs/theory.md (32) to (32c)).
 
     Columns are in S for every completion (sure), for some (perhaps) or for none; so may unlisted ids be.
 
@@ -172,7 +91,7 @@ def _boxes_of_nucleus(base: Weights, teacher: Weights, used_NU: Array, top_p_N: 
     """
     low_NU, high_NU = np.exp(teacher.low_NU), np.exp(teacher.high_NU)
     needed_lo_N, needed_hi_N = (
-        top_p_N * (teacher.total_N + unseen_N) for unseen_N in (teacher.least_N, teacher.most_N)
+        top_p_N * (teacher.total_N + unlisted_N) for unlisted_N in (teacher.least_N, teacher.most_N)
     )
     before_lo_NU, before_hi_NU = _mass_before(teacher, low_NU, high_NU)
     present_NU = high_NU > 0
@@ -207,7 +126,7 @@ def _boxes_of_nucleus(base: Weights, teacher: Weights, used_NU: Array, top_p_N: 
     rest_N = np.clip(needed_hi_N + last_N - np.where(sure_NU, low_NU, 0.0).sum(axis=-1), 0.0, teacher.most_N)
 
     sound_N = (base_lo_N > 0) & (teacher_lo_N > 0)
-    totals = [_log(np.where(sound_N, x_N, 1.0)) for x_N in (base_lo_N, base_hi_N, teacher_lo_N, teacher_hi_N)]
+    totals = [log_or_tiny(np.where(sound_N, x_N, 1.0)) for x_N in (base_lo_N, base_hi_N, teacher_lo_N, teacher_hi_N)]
     base_ends, teacher_ends = ends(base), ends(teacher)
     boxed = [perhaps_NU & (~beyond_N[:, None] | (weights.low_NU > LOG_ZERO)) for weights in (base, teacher)]
     boxes = Boxes(
@@ -219,7 +138,7 @@ def _boxes_of_nucleus(base: Weights, teacher: Weights, used_NU: Array, top_p_N: 
 
 
 def _mass_before(teacher: Weights, low_NU: Array, high_NU: Array) -> tuple[Array, Array]:
-    """The least and the most that outcomes ranked before each column weigh together (docs/theory.md (32a))."""
+    """Bounds on the total weight of the outcomes ranked before each column (docs/theory.md (32a))."""
     fixed_NU = np.where(low_NU == high_NU, low_NU, 0.0)
     order_NU = np.argsort(-fixed_NU, axis=-1, stable=True)
     sorted_NU = take_columns(fixed_NU, order_NU)
@@ -233,7 +152,7 @@ def _mass_before(teacher: Weights, low_NU: Array, high_NU: Array) -> tuple[Array
     most_NU = most_NU + np.where((lead_hi_N1 >= low_NU) & ~boxed_NU, lead_hi_N1, 0.0)
     # Ids that the teacher did not list come before whatever does not exceed their cap.
     most_NU = most_NU + np.where(teacher.cap_N[:, None] >= low_NU, teacher.most_N[:, None], 0.0)
-    # A column that is itself loose lies behind what exceeds its upper end, and before what is below its lower.
+    # A column that is itself loose ranks after what exceeds its upper end, and before what is below its lower end.
     loose_NU = low_NU < high_NU
     if loose_NU.any():
         above_N = [
@@ -245,7 +164,3 @@ def _mass_before(teacher: Weights, low_NU: Array, high_NU: Array) -> tuple[Array
         unlisted_N1 = np.where(teacher.cap_N[:, None] >= lead_lo_N1, teacher.most_N[:, None], 0.0)
         most_NU = np.where(boxed_NU, at_least_N1 + unlisted_N1, most_NU)
     return least_NU, most_NU
-
-
-def _log(x_N: Array) -> Array:
-    return np.log(np.maximum(x_N, 1e-300))

@@ -1,240 +1,231 @@
-"""Rows of which a server lists only some ids: their common columns, the estimate of what is missing, what to ask.
+"""Decisions on rows of which a server lists only some ids; knows lists of log-probabilities, no server.
 
-Knows lists of log-probabilities and the outcomes drawn from (docs/theory.md section 10); no server.
-Arrays are NumPy: N rows, U ids of either list.
+docs/theory.md section 10. Arrays are NumPy: N rows, U columns for the ids of either list.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import repeat
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from midlogit.core.arrays import Array, log_sum_exp
-from midlogit.core.bounds import MASS_PRECISION
+from midlogit.core.arrays import Array, log_sum_exp, row_max, row_sum, take_columns
+from midlogit.core.bounds import LOG_ZERO, log_or_tiny, unlisted_weight
+from midlogit.core.mixture import FLOAT32
+from midlogit.core.nucleus import Nucleus, nucleus
 from midlogit.core.outcomes import Outcomes
-
-if TYPE_CHECKING:
-    from midlogit.decide.base import Draft, RowSettings
+from midlogit.decide.base import RowSettings
+from midlogit.decide.rows import Certificate, DraftedColumns, RawLogprobs, Rows, Sampled, temper
+from midlogit.decide.sampling import Groups, describe_groups, sample_groups
+from midlogit.decide.truncated.certificate import Weights, certify
+from midlogit.decide.truncated.lists import num_masked, stops_beyond
+from midlogit.decide.truncated.sides import Columns, ListPair, Side, make_sides
+from midlogit.decide.truncated.single import MAX_SCALAR_IDS, sample_single
+from midlogit.outputs import Decision
 
 
 @dataclass(frozen=True, slots=True)
-class TopLogprobs:
-    """What one model said of one position.
+class SampledTokens:
+    """Token ids now, their Decisions when asked for.
 
     Attributes:
-        logprobs: log-probability by id, listed or scored.
-        max_unlisted: no id that is not in `logprobs` has a higher log-probability.
-        size: ids that the model has.
+        token_ids: the id drawn for each row; None where nothing can be drawn.
+        decisions: computes the Decision of each row; to be called once.
     """
 
-    logprobs: dict[int, float]
-    max_unlisted: float
-    size: int
+    token_ids: list[int | None]
+    decisions: Callable[[], list[Decision]]
+
+
+def decide_truncated(pairs: Sequence[ListPair], settings: Sequence[RowSettings], vocabulary: int) -> list[Decision]:
+    """Draws one token per row from lists of log-probabilities; every Decision has its certificate.
+
+    Args:
+        pairs: base and teacher of each row. settings: one per row. vocabulary: ids below it are drawn from.
+    """
+    return sample_truncated(pairs, settings, vocabulary).decisions()
+
+
+def sample_truncated(pairs: Sequence[ListPair], settings: Sequence[RowSettings], vocabulary: int) -> SampledTokens:
+    """`decide_truncated` in two steps: the tokens now, the Decisions when asked for."""
+    if len(pairs) == 1 and max(len(one.logprobs) for one in pairs[0]) <= MAX_SCALAR_IDS:
+        token_id = sample_single(pairs[0], settings[0], vocabulary)
+        known = [replace(settings[0], given=token_id)]
+        return SampledTokens([token_id], lambda: describe_groups(_sample_groups(pairs, known, vocabulary)))
+
+    groups = _sample_groups(pairs, settings, vocabulary)
+    token_ids: list[int | None] = [None] * len(settings)
+    for group, sampled in groups:
+        for row, token, empty in zip(group, sampled.tokens_N.tolist(), sampled.empty_N.tolist(), strict=True):
+            token_ids[row] = None if empty else token
+    return SampledTokens(token_ids, lambda: describe_groups(groups))
+
+
+def _sample_groups(pairs: Sequence[ListPair], settings: Sequence[RowSettings], vocabulary: int) -> Groups:
+    def rows_of(group: list[int]) -> Rows:
+        return TruncatedRows.of([pairs[row] for row in group], [settings[row] for row in group], vocabulary)
+
+    return sample_groups(settings, rows_of)
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One model's part of N truncated rows.
+class TruncatedRows(Rows):
+    """N rows of two truncated lists on common columns; build with `TruncatedRows.of`.
 
     Attributes:
-        values_NU: log-probabilities; where not known, the estimate (docs/theory.md (34)) or −inf.
-        known_NU: reported values. missing_NU: outcomes that the model has and did not report.
-        mass_N: probability that was not reported. cap_N: the largest that an unreported id may have.
-        sizes_N: ids of the model.
+        base, teacher: each model's log-probabilities on the columns, and what it did not list.
+        inv_temperature_N: 1 / temperature. vocabulary: ids below it are drawn from.
     """
 
-    values_NU: Array
-    known_NU: Array
-    missing_NU: Array
-    mass_N: Array
-    cap_N: Array
-    sizes_N: Array
-
-    def raw_logprobs(self, members_NU: Array) -> tuple[Array, Array]:
-        """Log-probability of one outcome of each row, and whether it is only an upper bound (docs/theory.md (21)).
-
-        Args:
-            members_NU: the columns of the ids that the outcome stands for.
-        """
-        reported_N = log_sum_exp(np.where(members_NU & self.known_NU, self.values_NU, -np.inf))
-        count_N = (members_NU & self.missing_NU).sum(axis=-1)
-        unseen_N = np.minimum(count_N * self.cap_N, self.mass_N)
-        bound_N = np.logaddexp(reported_N, _log(unseen_N))
-        return np.where(count_N > 0, bound_N, reported_N), count_N > 0
-
-
-@dataclass(frozen=True, slots=True)
-class TruncatedRows:
-    """N rows of two truncated lists on common columns; build with `TruncatedRows.of`."""
-
+    settings: Sequence[RowSettings]
+    outcomes: Outcomes
+    columns: Columns
     base: Side
     teacher: Side
-    ids_NU: Array
-    outcomes: Outcomes
     may_end_N: Array
     inv_temperature_N: Array
     vocabulary: int
-    drawable_NU: Array
+    broken_N: Array
+    resolution: float = FLOAT32
 
     @classmethod
-    def of(
-        cls,
-        pairs: Sequence[tuple[TopLogprobs, TopLogprobs]],
-        outcomes: Outcomes,
-        may_end_N: Array,
-        temperature_N: Array,
-        vocabulary: int,
-    ) -> TruncatedRows:
-        """The union of both lists of each row, in id order.
+    def of(cls, pairs: Sequence[ListPair], settings: Sequence[RowSettings], vocabulary: int) -> TruncatedRows:
+        outcomes = settings[0].outcomes
+        may_end_N = np.asarray([s.may_end for s in settings])
+        columns = Columns.of(pairs, outcomes, may_end_N, vocabulary)
+        base, teacher = make_sides(pairs, columns)
+        return cls(
+            settings=settings,
+            outcomes=outcomes,
+            columns=columns,
+            base=base,
+            teacher=teacher,
+            may_end_N=may_end_N,
+            inv_temperature_N=1 / np.asarray([s.temperature or 1.0 for s in settings]),
+            vocabulary=vocabulary,
+            broken_N=np.zeros(len(settings), dtype=bool),
+        )
 
-        The stop class brings all its members along as soon as one is listed.
+    def log_weights(self) -> tuple[Array, Array]:
+        base_NU, teacher_NU = (
+            self._merged(temper(side.values_NU, self.settings)) for side in (self.base, self.teacher)
+        )
+        return base_NU, teacher_NU
 
-        Args:
-            pairs: base and teacher lists of each row.
-            vocabulary: ids below it are drawn from; of the rest, which only one model has, a stop id counts for its
-                class.
-        """
-        stops = outcomes.merged_stops
-        unions = []
-        for base, teacher in pairs:
-            union = base.logprobs.keys() | teacher.logprobs.keys()
-            unions.append(sorted(union | stops if not stops.isdisjoint(union) else union))
-        width = max(map(len, unions))
-        ids_NU = np.array([union + [-1] * (width - len(union)) for union in unions])
-        ids_NU = np.where((ids_NU < vocabulary) | outcomes.stop_columns(ids_NU), ids_NU, -1)
-        drawable_NU = outcomes.drawable(ids_NU, may_end_N)
-        sides = _sides(pairs, unions, width, drawable_NU, outcomes, ids_NU)
-        return cls(sides[0], sides[1], ids_NU, outcomes, may_end_N, 1 / temperature_N, vocabulary, drawable_NU)
+    def _merged(self, log_NU: Array) -> Array:
+        """`Outcomes.apply` for the columns of these rows."""
+        log_NU = np.where(self.columns.drawable_NU, log_NU, -np.inf)
+        if self.outcomes.stop_outcome is None:
+            return log_NU
+        total_N = log_sum_exp(np.where(self.columns.stops_NU, log_NU, -np.inf))
+        return self.columns.merge_stops(log_NU, total_N, -np.inf)
 
+    def nucleus(self, teacher_NV: Array, top_p_N: Array) -> Nucleus:
+        """The mass that is not listed counts as if every unlisted id were at the cap."""
+        known_NU = self.teacher.known_NU & self.columns.drawable_NU
+        log_NU, peak_N = self._scaled(self.teacher, known_NU)
+        least_N, most_N = self._unlisted(self.teacher, known_NU, peak_N)
+        unlisted_N = np.where(self.inv_temperature_N >= 1, most_N, least_N)
+        total_N = log_or_tiny(row_sum(np, np.exp(log_NU)) + unlisted_N) + peak_N * self.inv_temperature_N
+        return nucleus(teacher_NV, top_p_N, total_N)
 
-@dataclass(frozen=True, slots=True)
-class ServedDrafts:
-    """What a server drafted for some of N truncated rows.
-
-    Attributes:
-        served_N: the rows that have such a draft. columns_N: where it is.
-        law_NU: D, what it was drafted from. weight_N: D of it, 0 where it is in no column and so cannot stand.
-    """
-
-    served_N: Array
-    columns_N: Array
-    weight_N: Array
-    law_NU: Array
-
-    @classmethod
-    def of(cls, seen: TruncatedRows, drafts: Sequence[Draft | None]) -> ServedDrafts | None:
-        """On the columns of the rows, the stop class summed as the outcomes are; None when no row has a draft."""
+    def draft(self, base_NV: Array) -> DraftedColumns:
+        """The server's draft where there is one, with the stop class summed as the outcomes are; else one of ours."""
+        ours = DraftedColumns.sample(base_NV, self.settings)
+        drafts = [s.draft for s in self.settings]
         if not any(drafts):
-            return None
-        ids_NU, outcomes = seen.ids_NU, seen.outcomes
-        nothing = [0.0] * ids_NU.shape[1]
-        law_NU = np.array(
+            return ours
+
+        ids_NU = self.columns.ids_NU
+        probs_NU = np.array(
             [
-                nothing if draft is None else [draft.law.get(i, 0.0) for i in ids]
+                [0.0] * len(ids) if draft is None else [draft.probs.get(i, 0.0) for i in ids]
                 for draft, ids in zip(drafts, ids_NU.tolist(), strict=True)
             ]
         )
-        if outcomes.stop_outcome is not None:
-            stops_NU = outcomes.stop_columns(ids_NU)
-            mass_N1 = np.where(stops_NU, law_NU, 0.0).sum(axis=-1)[:, None]
-            law_NU = np.where(stops_NU, np.where(ids_NU == outcomes.stop_outcome, mass_N1, 0.0), law_NU)
-        wanted = [-2 if draft is None else outcomes.outcome_of(draft.token_id) for draft in drafts]
-        found_NU = ids_NU == np.array(wanted)[:, None]
-        return cls(
-            served_N=np.array([draft is not None for draft in drafts]),
-            columns_N=found_NU.argmax(axis=-1),
-            weight_N=np.where(found_NU, law_NU, 0.0).sum(axis=-1),
-            law_NU=law_NU,
+        if self.outcomes.stop_outcome is not None:
+            stop_N = np.where(self.columns.stops_NU, probs_NU, 0.0).sum(axis=-1)
+            probs_NU = self.columns.merge_stops(probs_NU, stop_N, 0.0)
+        drafted = [-2 if draft is None else self.outcomes.outcome_of(draft.token_id) for draft in drafts]
+        found_NU = ids_NU == np.array(drafted)[:, None]
+
+        served_N = np.array([draft is not None for draft in drafts])
+        return DraftedColumns(
+            columns_N=np.where(served_N, found_NU.argmax(axis=-1), ours.columns_N),
+            prob_N=np.where(served_N, np.where(found_NU, probs_NU, 0.0).sum(axis=-1), ours.prob_N),
+            mass_NV=np.where(served_N[:, None], probs_NU, ours.mass_NV),
+            total_N=np.where(served_N, 1.0, ours.total_N),
         )
 
+    def columns_of(self, ids_N: Array) -> Array:
+        return np.argmax(self.columns.ids_NU == ids_N[:, None], axis=-1)
 
-def _sides(
-    pairs: Sequence[tuple[TopLogprobs, TopLogprobs]],
-    unions: list[list[int]],
-    width: int,
-    drawable_NU: Array,
-    outcomes: Outcomes,
-    ids_NU: Array,
-) -> list[Side]:
-    """Of base and teacher, whose rows are handled as one array of 2 N."""
-    lists = [row for rows in zip(*pairs, strict=True) for row in rows]
-    drawable_NU, ids_NU = (np.concatenate([x_NU, x_NU]) for x_NU in (drawable_NU, ids_NU))
-    values_NU = np.array(
-        [
-            [*map(row.logprobs.get, union, repeat(math.nan)), *repeat(math.nan, width - len(union))]
-            for row, union in zip(lists, [*unions, *unions], strict=True)
-        ]
-    )
-    known_NU = ~np.isnan(values_NU)
-    sizes_N = np.array([row.size for row in lists])
-    seen_N = np.exp(np.where(known_NU, values_NU, -np.inf)).sum(axis=-1)
-    floor_N = np.exp([row.max_unlisted for row in lists])
-    whole_N = (known_NU.sum(axis=-1) >= sizes_N) | (floor_N == 0)  # of what is not listed nothing has mass
-    mass_N = np.where(whole_N, 0.0, np.maximum(1.0 - seen_N, 0.0) + MASS_PRECISION)
-    cap_N = np.minimum(floor_N, mass_N)
+    def ids_of(self, columns_NK: Array) -> Array:
+        return take_columns(self.columns.ids_NU, columns_NK)
 
-    missing_NU = drawable_NU & ~known_NU & (ids_NU < sizes_N[:, None])
-    # Of a stop class that is partly listed the rest is left out; of one that is not, one member stands for it.
-    estimated_NU = missing_NU
-    if outcomes.stop_outcome is not None:
-        stops_NU = outcomes.stop_columns(ids_NU)
-        class_listed_N1 = (known_NU & stops_NU).any(axis=-1)[:, None]
-        estimated_NU = missing_NU & (~stops_NU | ((ids_NU == outcomes.stop_outcome) & ~class_listed_N1))
-    count_N = np.maximum(estimated_NU.sum(axis=-1), 1)
-    estimate_N = _log(np.minimum(cap_N, mass_N / count_N))
-    values_NU = np.where(known_NU, values_NU, np.where(estimated_NU, estimate_N[:, None], -np.inf))
-    count = len(pairs)
-    return [
-        Side(values_NU[part], known_NU[part], missing_NU[part], mass_N[part], cap_N[part], sizes_N[part])
-        for part in (slice(count), slice(count, None))
-    ]
+    def emitted_stop(self) -> Array:
+        likeliest_N = np.argmax(np.where(self.columns.stops_NU, self.teacher.values_NU, -np.inf), axis=-1)
+        return self.ids_of(likeliest_N[:, None])[:, 0]
 
+    def raw_logprobs(self, columns_N: Array, outcomes_N: Array) -> RawLogprobs:
+        members_NU = self.columns.ids_NU == outcomes_N[:, None]
+        if self.outcomes.stop_outcome is not None:
+            members_NU |= (outcomes_N == self.outcomes.stop_outcome)[:, None] & self.columns.stops_NU
+        base_N, base_bounded_N = self.base.raw_logprobs(members_NU)
+        teacher_N, teacher_bounded_N = self.teacher.raw_logprobs(members_NU)
+        return RawLogprobs(base_N, teacher_N, base_bounded_N, teacher_bounded_N)
 
-def _log(x_N: Array) -> Array:
-    return np.log(np.maximum(x_N, 1e-300))
+    def reported(self) -> tuple[Array, Array]:
+        return self.base.reported_NU, self.teacher.reported_NU
 
+    def certify(self, sampled: Sampled) -> Certificate:
+        coverage_N = np.clip(1.0 - np.maximum(self.base.mass_N, self.teacher.mass_N), 0.0, 1.0)
+        return certify(sampled, self._weights(self.base), self._weights(self.teacher), coverage_N)
 
-def unlisted_ids(
-    base: TopLogprobs, teacher: TopLogprobs, settings: RowSettings, vocabulary: int
-) -> tuple[list[int], list[int]]:
-    """Ids whose log-probability would make the row's union complete: (of the base, of the teacher).
+    def _weights(self, side: Side) -> Weights:
+        """Boxes of one model's weights (docs/theory.md (21), (22))."""
+        columns = self.columns
+        known_NU = side.known_NU & columns.drawable_NU
+        log_NU, peak_N = self._scaled(side, known_NU)
+        least_N, most_N = self._unlisted(side, known_NU, peak_N)
+        cap_N = np.minimum((side.cap_N * np.exp(-peak_N)) ** self.inv_temperature_N, most_N)
+        low_NU = np.maximum(log_NU, LOG_ZERO)
+        high_NU = np.where(side.missing_NU, log_or_tiny(cap_N)[:, None], low_NU)
 
-    With a support constraint only ids that may lie in the teacher's nucleus count.
-    """
-    outcomes = settings.outcomes
-    hidden = outcomes.hidden if settings.may_end else outcomes.hidden_before_end
-    stops = outcomes.merged_stops if settings.may_end else frozenset()
-    drawable = {
-        i for i in base.logprobs.keys() | teacher.logprobs.keys() if (i < vocabulary or i in stops) and i not in hidden
-    }
-    wanted = drawable if settings.top_p is None else _nucleus_ids(teacher, drawable, settings)
-    if not wanted.isdisjoint(stops):
-        wanted = wanted | stops
-    return tuple(  # type: ignore[return-value]
-        sorted(i for i in wanted if i < row.size and i not in row.logprobs) for row in (base, teacher)
-    )
+        if self.outcomes.stop_outcome is not None:
+            stops_NU = columns.stops_NU
+            low_N = np.where(stops_NU, np.exp(low_NU), 0.0).sum(axis=-1)
+            high_N = low_N + np.minimum((side.missing_NU & stops_NU).sum(axis=-1) * cap_N, most_N)
+            masked_NU = columns.lead_NU & ~columns.drawable_NU
+            low_NU, high_NU = (
+                np.where(masked_NU, LOG_ZERO, columns.merge_stops(x_NU, log_or_tiny(x_N), LOG_ZERO))
+                for x_N, x_NU in ((low_N, low_NU), (high_N, high_NU))
+            )
+            # All members of a class of which none is listed are one unlisted outcome.
+            unlisted_N = ~stops_NU.any(axis=-1)
+            cap_N = np.where(unlisted_N, np.minimum(cap_N * len(self.outcomes.stop_ids), most_N), cap_N)
 
+        total_N = np.exp(low_NU).sum(axis=-1)
+        return Weights(low_NU, high_NU, total_N, least_N, most_N, cap_N, peak_N * self.inv_temperature_N)
 
-def _nucleus_ids(teacher: TopLogprobs, drawable: set[int], settings: RowSettings) -> set[int]:
-    """At least the ids of the nucleus among those that may be drawn; all, where the teacher's list ends before it."""
-    inv_temperature = 1 / (settings.temperature or 1.0)
-    allowed = [(lp, i) for i, lp in teacher.logprobs.items() if i in drawable]
-    allowed.sort(key=lambda entry: (-entry[0], entry[1]))
-    rest = max(1 - math.fsum(map(math.exp, teacher.logprobs.values())), 0.0) + MASS_PRECISION
-    weights = [math.exp(lp * inv_temperature) for lp, _ in allowed]
-    needed = (settings.top_p or 1.0) * (
-        math.fsum(weights) + rest * math.exp(teacher.max_unlisted * (inv_temperature - 1))
-    )
-    found: set[int] = set()
-    reached = 0.0
-    for weight, (_, i) in zip(weights, allowed, strict=True):
-        found.add(i)
-        reached += weight
-        if reached >= needed and settings.top_p != 1:
-            return found
-    return drawable
+    def _scaled(self, side: Side, known_NU: Array) -> tuple[Array, Array]:
+        """log of the tempered weights of known outcomes, relative to the largest, −∞ elsewhere; and log of that."""
+        values_NU = np.where(known_NU, side.values_NU, -np.inf)
+        peak_N = row_max(np, values_NU)
+        peak_N = np.where(np.isfinite(peak_N), peak_N, 0.0)
+        return (values_NU - peak_N[:, None]) * self.inv_temperature_N[:, None], peak_N
+
+    def _unlisted(self, side: Side, known_NU: Array, peak_N: Array) -> tuple[Array, Array]:
+        """Least and most that unlisted outcomes weigh together, on the scale of `Weights`."""
+        listed_N = side.known_NU.sum(axis=-1)
+        counts = (num_masked(self.outcomes, may_end, self.vocabulary) for may_end in (True, False))
+        masked_N = np.where(self.may_end_N, *counts) + side.sizes_N - self.vocabulary
+        beyond_B = np.array(stops_beyond(self.outcomes, self.vocabulary))
+        if beyond_B.size:
+            masked_N = masked_N - np.where(self.may_end_N, (beyond_B < side.sizes_N[:, None]).sum(axis=-1), 0)
+        masked_N = np.maximum(masked_N - (listed_N - known_NU.sum(axis=-1)), 0)
+        allowed_N = np.maximum(side.sizes_N - listed_N - masked_N, 0)
+
+        scale_N = np.exp(-peak_N)
+        return unlisted_weight(side.mass_N * scale_N, side.cap_N * scale_N, allowed_N, masked_N, self.inv_temperature_N)

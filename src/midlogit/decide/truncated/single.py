@@ -1,7 +1,7 @@
-"""One token from two short lists, in plain numbers: between two calls to a server the code of arrays grows cold.
+"""One token from two short lists, on plain floats: a scalar fast path, because call overhead dominates short arrays.
 
-Knows one pair of lists; draws what sampling/listed.py and sampling/policy.py draw for many, step by step as they do,
-and leaves all that is to be known of the token to them.
+Samples what `rows.py` and `decide/sampling.py` sample, step by step as they do, and leaves all diagnostics to them;
+nothing else depends on how it works.
 """
 
 from __future__ import annotations
@@ -10,48 +10,38 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate, compress
 
-from midlogit.core.bounds import MASS_PRECISION
 from midlogit.core.mixture import FLOAT32, rounding
 from midlogit.core.rules import AlphaRule
 from midlogit.core.solver import MAX_STEPS, NARROWEST, NEWTON_STEPS
 from midlogit.decide.base import RowSettings
-from midlogit.decide.truncated.rows import TopLogprobs
+from midlogit.decide.truncated.lists import TopLogprobs, drawable_ids, num_masked, stops_beyond
 
 FLOAT64 = 2.0**-52  # its resolution
-NARROW = 64  # ids of a list up to which plain numbers cost less than arrays
-HIDDEN = -math.inf
+MAX_SCALAR_IDS = 64  # ids of a list up to which floats cost less than arrays
+NO_MASS = -math.inf
 
 
 def sample_single(pair: tuple[TopLogprobs, TopLogprobs], settings: RowSettings, vocabulary: int) -> int | None:
-    """The token drawn; None where all are masked.
+    """Draws one token; None where every id is masked.
 
     Args:
-        pair: lists of base and teacher. vocabulary: the ids drawn from are below it.
+        pair: lists of base and teacher. vocabulary: ids below it are drawn from.
     """
     outcomes, stops = settings.outcomes, settings.outcomes.merged_stops
-    hidden = outcomes.hidden if settings.may_end else outcomes.hidden_before_end
     union = pair[0].logprobs.keys() | pair[1].logprobs.keys()
     if not stops.isdisjoint(union):
         union |= stops
-    ids = [i for i in sorted(union) if (i < vocabulary or i in stops) and i not in hidden]
+    ids = sorted(drawable_ids(union, settings, vocabulary))
     base, teacher = (_filled(row, ids, settings) for row in pair)
-    p, t = (_tempered(values, ids, settings) for values in (base, teacher))
+    p, t = (_log_weights(values, ids, settings) for values in (base, teacher))
 
     support = range(len(ids)) if settings.top_p is None else _nucleus(pair[1], ids, t, settings, vocabulary)
     base_log, teacher_log = (_normalised([x[k] for k in support]) for x in (p, t))
-    if max(teacher_log, default=HIDDEN) == HIDDEN:
+    if max(teacher_log, default=NO_MASS) == NO_MASS:
         return None
-    log_q = teacher_log
-    common = [b > HIDDEN and a > HIDDEN for b, a in zip(base_log, teacher_log, strict=True)]
-    if any(common) and not settings.forced:
-        ratio = [a - b for b, a in compress(zip(base_log, teacher_log, strict=True), common)]
-        log_base = list(compress(base_log, common))
-        equal = rounding(FLOAT32, settings.temperature)
-        alpha = solve(settings.rule, log_base, ratio, equal, settings.alpha_tol)
-        mixed = iter(b + alpha * r for b, r in zip(log_base, ratio, strict=True))
-        log_q = _normalised([next(mixed) if both else HIDDEN for both in common])
 
-    drawn = ids[_drawn(log_q, support, p, ids, settings)]
+    log_q = _log_mixture(base_log, teacher_log, settings)
+    drawn = ids[_draw(log_q, support, p, ids, settings)]
     if drawn != outcomes.stop_outcome:
         return drawn
     return max((i for i in ids if i in stops), key=dict(zip(ids, teacher, strict=True)).__getitem__)
@@ -60,31 +50,24 @@ def sample_single(pair: tuple[TopLogprobs, TopLogprobs], settings: RowSettings, 
 def _filled(row: TopLogprobs, ids: list[int], settings: RowSettings) -> list[float]:
     """Log-probabilities of ids, estimated where not listed (docs/theory.md (34))."""
     listed, stops, lead = row.logprobs, settings.outcomes.merged_stops, settings.outcomes.stop_outcome
-    # Of a stop class that is partly listed the rest is left out; of one that is not, one member stands for it.
+    # A stop class that is partly listed gets no estimate for the rest; one that is not gets one for all.
     absent = stops if not stops.isdisjoint(listed) else stops - {lead}
     missing = sum(i not in listed and i not in absent for i in ids)
-    mass = _unlisted_mass(row)
+    mass = row.unlisted_mass()
     estimate = math.log(max(min(math.exp(row.max_unlisted), mass, mass / max(missing, 1)), 1e-300))
-    return [listed.get(i, HIDDEN if i in absent else estimate) for i in ids]
+    return [listed.get(i, NO_MASS if i in absent else estimate) for i in ids]
 
 
-def _unlisted_mass(row: TopLogprobs) -> float:
-    if len(row.logprobs) >= row.size or not math.exp(row.max_unlisted):
-        return 0.0
-    return max(1.0 - sum(map(math.exp, row.logprobs.values())), 0.0) + MASS_PRECISION
-
-
-def _tempered(values: list[float], ids: list[int], settings: RowSettings) -> list[float]:
-    """Log weights at the temperature, those of the stop class summed at the id that stands for it."""
+def _log_weights(values: list[float], ids: list[int], settings: RowSettings) -> list[float]:
+    """Log weights at the temperature, those of the stop class summed at its first id."""
     inv_temperature = 1 / (settings.temperature or 1.0)
     log_weights = [value * inv_temperature for value in values]
     stops, lead = settings.outcomes.merged_stops, settings.outcomes.stop_outcome
-    if not stops.isdisjoint(ids):
-        total = _log_sum([x for x, i in zip(log_weights, ids, strict=True) if i in stops])
-        log_weights = [
-            x if i not in stops else total if i == lead else HIDDEN for x, i in zip(log_weights, ids, strict=True)
-        ]
-    return log_weights
+    if stops.isdisjoint(ids):
+        return log_weights
+
+    total = _log_sum([x for x, i in zip(log_weights, ids, strict=True) if i in stops])
+    return [x if i not in stops else total if i == lead else NO_MASS for x, i in zip(log_weights, ids, strict=True)]
 
 
 def _nucleus(teacher: TopLogprobs, ids: list[int], t: list[float], settings: RowSettings, vocabulary: int) -> list[int]:
@@ -92,86 +75,54 @@ def _nucleus(teacher: TopLogprobs, ids: list[int], t: list[float], settings: Row
     inv_temperature = 1 / (settings.temperature or 1.0)
     known = [teacher.logprobs[i] for i in ids if i in teacher.logprobs]
     peak = max(known, default=0.0)
-    hidden = settings.outcomes.hidden_count(settings.may_end, vocabulary) + teacher.size - vocabulary
+    total = sum(math.exp((logprob - peak) * inv_temperature) for logprob in known)
+
+    masked = num_masked(settings.outcomes, settings.may_end, vocabulary) + teacher.size - vocabulary
     if settings.may_end:
-        hidden -= sum(i < teacher.size for i in settings.outcomes.stops_beyond(vocabulary))
-    hidden = max(hidden - (len(teacher.logprobs) - len(known)), 0)
-    allowed = teacher.size - len(teacher.logprobs) - hidden
-    mass = _unlisted_mass(teacher)
-    cap, scale = min(math.exp(teacher.max_unlisted), mass), math.exp(-peak)
-    total = sum(math.exp((lp - peak) * inv_temperature) for lp in known)
+        masked -= sum(i < teacher.size for i in stops_beyond(settings.outcomes, vocabulary))
+    masked = max(masked - (len(teacher.logprobs) - len(known)), 0)
+    allowed = teacher.size - len(teacher.logprobs) - masked
+    mass = teacher.unlisted_mass()
     if mass and allowed > 0:
-        total += _unseen(mass * scale, cap * scale, allowed, hidden, inv_temperature)
+        cap, scale = min(math.exp(teacher.max_unlisted), mass), math.exp(-peak)
+        total += _unlisted_weight(mass * scale, cap * scale, allowed, masked, inv_temperature)
     log_total = math.log(total) + peak * inv_temperature if total else 0.0
-    order = sorted((k for k, x in enumerate(t) if x > HIDDEN), key=lambda k: -t[k])
+
+    order = sorted((k for k, x in enumerate(t) if x > NO_MASS), key=lambda k: -t[k])
     before = accumulate((math.exp(t[k] - log_total) for k in order), initial=0.0)
     top_p = settings.top_p or 1.0
     return sorted(k for k, mass_before in zip(order, before, strict=False) if mass_before < top_p or top_p == 1)
 
 
-def _unseen(mass: float, cap: float, allowed: int, hidden: int, inv_temperature: float) -> float:
-    """What unlisted ids weigh at the temperature if all are at the cap (docs/theory.md (22))."""
+def _unlisted_weight(mass: float, cap: float, allowed: int, masked: int, inv_temperature: float) -> float:
+    """The weight of unlisted ids at the temperature if all are at the cap (docs/theory.md (22))."""
     if inv_temperature < 1:
-        mass = max(mass - cap * hidden, 0.0)
-    ends: tuple[float, float] = (
-        mass * cap ** (inv_temperature - 1),
-        allowed ** (1 - inv_temperature) * mass**inv_temperature,
-    )
-    return max(ends) if inv_temperature >= 1 else min(ends)
+        mass = max(mass - cap * masked, 0.0)
+    at_cap: float = mass * cap ** (inv_temperature - 1)
+    spread: float = allowed ** (1 - inv_temperature) * mass**inv_temperature
+    return max(at_cap, spread) if inv_temperature >= 1 else min(at_cap, spread)
 
 
-def _drawn(log_q: list[float], support: Sequence[int], p: list[float], ids: list[int], settings: RowSettings) -> int:
-    """The place drawn: the base's draft where it stands, else one of the residual (docs/speculation.md section 1)."""
-    if settings.temperature == 0:
-        return support[log_q.index(max(log_q))]
-    target = [0.0] * len(ids)
-    for k, x in zip(support, log_q, strict=True):
-        target[k] = math.exp(x)
-    if settings.draft is None:
-        peak = max(p)
-        law = [math.exp(x - peak) for x in p] if peak > HIDDEN else [0.0] * len(p)
-        total = sum(law) or 1.0
-        law = [x / total for x in law]
-        draft = _inverse_cdf(law, settings.uniforms.draft)
-    else:
-        outcome_of = settings.outcomes.outcome_of
-        place = {i: k for k, i in enumerate(ids)}
-        law = [0.0] * len(ids)
-        for i, mass in settings.draft.law.items():
-            if outcome_of(i) in place:
-                law[place[outcome_of(i)]] += mass
-        draft = place.get(outcome_of(settings.draft.token_id), -1)
-    if draft >= 0 and law[draft] > 0 and settings.uniforms.accept * law[draft] < target[draft]:
-        return draft
-    rest = [max(r - d, 0.0) for r, d in zip(target, law, strict=True)]
-    return _inverse_cdf(rest if sum(rest) > 0 else target, settings.uniforms.redraw)
+def _log_mixture(base_log: list[float], teacher_log: list[float], settings: RowSettings) -> list[float]:
+    """log q on the support: the teacher's if forced or without a common support."""
+    common = [b > NO_MASS and t > NO_MASS for b, t in zip(base_log, teacher_log, strict=True)]
+    if settings.forced or not any(common):
+        return teacher_log
+
+    log_base = list(compress(base_log, common))
+    ratio = [t - b for b, t in compress(zip(base_log, teacher_log, strict=True), common)]
+    equal = rounding(FLOAT32, settings.temperature)
+    alpha = solve(settings.rule, log_base, ratio, equal, settings.alpha_tol)
+    mixed = iter(b + alpha * r for b, r in zip(log_base, ratio, strict=True))
+    return _normalised([next(mixed) if both else NO_MASS for both in common])
 
 
-def _inverse_cdf(masses: list[float], uniform: float) -> int:
-    cumulative = list(accumulate(masses))
-    wanted = uniform * cumulative[-1]
-    drawn = sum(x <= wanted for x in cumulative)
-    while drawn and (drawn == len(masses) or not masses[drawn]):  # rounding at the very end; nothing has mass
-        drawn -= 1
-    return drawn
-
-
-def _normalised(log_weights: list[float]) -> list[float]:
-    total = _log_sum(log_weights)
-    return [x - total for x in log_weights] if total > HIDDEN else log_weights
-
-
-def _log_sum(log_weights: list[float]) -> float:
-    peak = max(log_weights, default=HIDDEN)
-    return peak if peak == HIDDEN else peak + math.log(sum(math.exp(x - peak) for x in log_weights))
-
-
-def solve(rule: AlphaRule, log_base: list[float], ratio: list[float], rounding: float, tolerance: float) -> float:
+def solve(rule: AlphaRule, log_base: list[float], ratio: list[float], rounding_error: float, tolerance: float) -> float:
     """`core.solver.solve` for one row: the same steps on floats.
 
     Args:
         log_base: base log-probabilities on the common support. ratio: log teacher − log base there.
-        rounding: |F′| that rounding alone can produce (`core.mixture.rounding`).
+        rounding_error: |F′| that rounding alone can produce (`core.mixture.rounding`).
     """
     if rule.fixed_alpha is not None:
         return rule.fixed_alpha
@@ -180,13 +131,13 @@ def solve(rule: AlphaRule, log_base: list[float], ratio: list[float], rounding: 
         return rule.residual(alpha, *moments(log_base, ratio, alpha))
 
     (low_value, _), (high_value, _) = residual(0.0), residual(1.0)
-    if max(abs(low_value), abs(high_value)) <= max(rounding, 16 * FLOAT64):
+    if max(abs(low_value), abs(high_value)) <= max(rounding_error, 16 * FLOAT64):
         return 0.5
     if low_value >= 0 or high_value <= 0:
         return 0.0 if low_value >= 0 else 1.0
 
     low, high = 0.0, 1.0
-    alpha = -low_value / (high_value - low_value)
+    alpha: float = -low_value / (high_value - low_value)
     for step in range(MAX_STEPS):
         value, slope = residual(alpha)
         low, high = (alpha, high) if value < 0 else (low, alpha)
@@ -207,3 +158,55 @@ def moments(log_base: list[float], ratio: list[float], alpha: float) -> tuple[fl
     mean = sum(mass) / total
     square = sum(m * r for m, r in zip(mass, ratio, strict=True)) / total
     return math.log(total) + peak, mean, max(square - mean**2, 0.0)
+
+
+def _draw(log_q: list[float], support: Sequence[int], p: list[float], ids: list[int], settings: RowSettings) -> int:
+    """The place drawn: the base's draft if accepted, else one of the residual (docs/speculation.md section 1)."""
+    if settings.temperature == 0:
+        return support[log_q.index(max(log_q))]
+    target = [0.0] * len(ids)
+    for k, x in zip(support, log_q, strict=True):
+        target[k] = math.exp(x)
+
+    draft, probs = _draft(p, ids, settings)
+    if draft >= 0 and probs[draft] > 0 and settings.uniforms.accept * probs[draft] < target[draft]:
+        return draft
+    rest = [max(r - d, 0.0) for r, d in zip(target, probs, strict=True)]
+    return _inverse_cdf(rest if sum(rest) > 0 else target, settings.uniforms.redraw)
+
+
+def _draft(p: list[float], ids: list[int], settings: RowSettings) -> tuple[int, list[float]]:
+    """The place of the base's draft, −1 for none, and the distribution it was drawn from."""
+    if settings.draft is None:
+        peak = max(p)
+        probs = [math.exp(x - peak) for x in p] if peak > NO_MASS else [0.0] * len(p)
+        total = sum(probs) or 1.0
+        probs = [x / total for x in probs]
+        return _inverse_cdf(probs, settings.uniforms.draft), probs
+
+    outcome_of = settings.outcomes.outcome_of
+    place = {i: k for k, i in enumerate(ids)}
+    probs = [0.0] * len(ids)
+    for i, mass in settings.draft.probs.items():
+        if outcome_of(i) in place:
+            probs[place[outcome_of(i)]] += mass
+    return place.get(outcome_of(settings.draft.token_id), -1), probs
+
+
+def _inverse_cdf(masses: list[float], uniform: float) -> int:
+    cumulative = list(accumulate(masses))
+    wanted = uniform * cumulative[-1]
+    drawn = sum(x <= wanted for x in cumulative)
+    while drawn and (drawn == len(masses) or not masses[drawn]):  # rounding at the very end; nothing has mass
+        drawn -= 1
+    return drawn
+
+
+def _normalised(log_weights: list[float]) -> list[float]:
+    total = _log_sum(log_weights)
+    return [x - total for x in log_weights] if total > NO_MASS else log_weights
+
+
+def _log_sum(log_weights: list[float]) -> float:
+    peak = max(log_weights, default=NO_MASS)
+    return peak if peak == NO_MASS else peak + math.log(sum(math.exp(x - peak) for x in log_weights))

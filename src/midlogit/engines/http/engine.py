@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from midlogit.decide.arrays import Drawn, sample_truncated
 from midlogit.decide.base import Draft, RowSettings
+from midlogit.decide.truncated.rows import SampledTokens, sample_truncated
 from midlogit.engines.base import Engine
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.http.client import CallFailed, Client
@@ -243,7 +243,7 @@ class HttpEngine(Engine):
 
     def _worth_checking(self, sequence: Sequence, steps: list[Step]) -> list[int]:
         """The drafts before one that ends the sequence, cannot be drawn or was not listed; nothing follows the last."""
-        hidden = sequence.request.outcomes.hidden_before_end
+        hidden = sequence.request.outcomes.masked_before_end
         drafted: list[int] = []
         for row, token_id in steps[:-1]:
             if token_id not in row or token_id in hidden or token_id >= self._vocabulary:
@@ -299,7 +299,7 @@ class HttpEngine(Engine):
         turns = SENDING if self._width.tolerance is None else 0
         self._describe(turns, drawn, [draw.decision for draw in draws])
 
-    def _describe(self, turns: int, drawn: Drawn, waiting: list[asyncio.Future[Decision]]) -> None:
+    def _describe(self, turns: int, drawn: SampledTokens, waiting: list[asyncio.Future[Decision]]) -> None:
         """What a draw leaves for later, so many turns of the loop from now."""
         if turns:
             self._client.loop.call_soon(self._describe, turns - 1, drawn, waiting)

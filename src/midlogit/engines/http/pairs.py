@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from midlogit.decide.base import RowSettings
-from midlogit.decide.truncated.rows import TopLogprobs, unlisted_ids
+from midlogit.decide.truncated.lists import TopLogprobs, unlisted_ids
 from midlogit.engines.http.rows import most_likely
 from midlogit.engines.http.side import Row, Seat, Side
 

@@ -1,18 +1,18 @@
-"""The HTTP engine on two running servers: its own cost a token, and what gathering rows into calls is worth.
+"""The HTTP engine on two running servers: its own cost per token, and the gain of batching rows into calls.
 
     python -m benchmarks.http --base http://127.0.0.1:9000/v1 --teacher http://127.0.0.1:9001/v1
 
-The servers' processor time is to be excluded, and where they share processors with the engine it is not: pin them
-to some and this script to others (taskset -c).
+The servers' processor time must not count, but does where they share processors with the engine: pin them to some
+and this script to others (taskset -c).
 
-Each round runs the same prompts twice, in turn: with the rows of a step gathered into one call a server, and
-with one call a sequence and step. Medians over the rounds go to benchmarks/results/http.json. Of the gathered runs:
+Each round runs the same prompts twice: with the rows of a step gathered into one call per server, and with one call per
+sequence and step. Medians over the rounds go to benchmarks/results/http.json. Of the gathered runs:
 
-- server_ms_per_token: wall time during which some call is on the wire, from the moment a request is handed to
-  the system to that when the last of its answer is read;
-- coordinator_ms_per_token: all other wall time from the first request to the last answer, which is what a user waits
-  for beside the servers: from each answer to the next request. What the engine does while a server works is not in it;
-- ends_ms_per_call: what comes once, before the first request and after the last answer of all;
+- server_ms_per_token: wall time during which some call is on the wire, from the write of its request to the read of
+  the last of its answer;
+- coordinator_ms_per_token: all other wall time between the first request and the last answer, that is, from each
+  answer to the next request. Work of the engine while a server works is not in it;
+- ends_ms_per_call: wall time before the first request and after the last answer, once per call;
 - processor_ms_per_token: processor time of the engine's thread, whenever it is spent. With many sequences some call
   is nearly always on the wire, so this is the cost that counts there.
 """
@@ -40,11 +40,11 @@ PROMPT = "Once upon a time there was a little fox, number {}, who lived in the f
 
 
 class Wire:
-    """Notes of every connection of the process when a request is written to it and an answer is read from it."""
+    """Notes when a request is written to and an answer is read from each connection of the process."""
 
     def __init__(self) -> None:
         self._notes: dict[object, list[tuple[str, float]]] = {}
-        self._watch(Address, "_write", lambda address, protocol, body: protocol, "sent")
+        self._watch(Address, "send", lambda address, protocol, body: protocol, "sent")
         self._watch(ResponseHandler, "data_received", lambda protocol, data: protocol, "read")
 
     def _watch(self, kind: type, method: str, connection_of: Callable[..., object], what: str) -> None:
@@ -57,7 +57,7 @@ class Wire:
         setattr(kind, method, noted)
 
     def seconds(self) -> tuple[float, float]:
-        """Since the last call of this: with some call on the wire; from the first request to the last answer."""
+        """Seconds since the last call: with some call on the wire, and from the first request to the last answer."""
         spans = sorted(span for notes in self._notes.values() for span in _spans(notes))
         self._notes.clear()
         total, until = 0.0, 0.0
@@ -76,24 +76,24 @@ def _spans(notes: list[tuple[str, float]]) -> Iterator[tuple[float, float]]:
             yield start, at
 
 
-def sides_of(pair: Pair) -> list:
-    return [pair.engine._base.side, pair.engine._teacher.side]
+def pools_of(pair: Pair) -> list:
+    return [pair.engine.sides.base.replicas, pair.engine.sides.teacher.replicas]
 
 
 def gather_rows(pair: Pair, gathered: bool) -> None:
-    for side in sides_of(pair):
-        side.max_rows, side.max_calls = (256, 4) if gathered else (1, 100)
+    for pool in pools_of(pair):
+        pool.max_rows, pool.max_calls = (256, 4) if gathered else (1, 100)
 
 
 def run(pair: Pair, wire: Wire, batch: int, tokens: int, preset: str) -> dict[str, float]:
-    """One batch: seconds for one token on the wall, on the wire, beside it, and of the engine's thread; of the ends."""
+    """One batch: seconds per token of wall time, on the wire, off the wire and of the engine's thread; of the ends."""
 
     async def thread_time() -> float:
         return time.thread_time()
 
     prompts = [PROMPT.format(n) for n in range(batch)]
     params = SamplingParams.preset(preset, max_tokens=tokens, seed=1, ignore_eos=True)
-    client = pair.engine._client
+    client = pair.engine.client
     wire.seconds()
     processor, start = client.run(thread_time()), time.perf_counter()
     completions = pair.generate(prompts, params, progress=False)

@@ -23,7 +23,7 @@ from tokenizers import normalizers, pre_tokenizers
 
 from midlogit import InvalidRequest, Pair, PromptTooLong, SamplingParams
 from midlogit.cli.doctor import run_doctor
-from midlogit.cli.loading import Serving, parse_template_kwargs
+from midlogit.cli.loading import PairOptions, parse_template_kwargs
 from midlogit.engines.http.served import ServedModel
 from midlogit.errors import InvalidField
 from midlogit.messages import of_each_side, plain_messages, template_variables
@@ -258,7 +258,7 @@ def test_named_templates_are_chosen_for_each_side(tmp_path: Path, capsys: pytest
         open_folders(folder, chat_template=(None, "default"))
     with pytest.raises(InvalidRequest, match="have no names"):
         Pair.local(BASE, TEACHER, chat_template="rag")
-    assert run_doctor(str(folder / "base"), str(folder / "teacher"), "auto", Serving()) == 0
+    assert run_doctor(PairOptions(str(folder / "base"), str(folder / "teacher")), "auto") == 0
     doctor = capsys.readouterr().out
     assert "chat templates chat, rag (none chosen)" in doctor
     assert "chat needs a choice of the teacher's template: --teacher-chat-template chat or rag" in doctor

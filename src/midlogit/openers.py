@@ -111,11 +111,12 @@ class Openers(ABC):
             MissingExtra: aiohttp is not installed.
         """
         from midlogit.engines.http.opening import open_pair
+        from midlogit.engines.http.upstream import Upstream
 
+        names = names_of_sides(chat_template)
         mixing, engine = open_pair(
-            base=(base, base_model, base_tokenizer, base_api_key),
-            teacher=(teacher, teacher_model, teacher_tokenizer, teacher_api_key),
-            templates=names_of_sides(chat_template),
+            Upstream(base, base_model, base_tokenizer, base_api_key, names[0]),
+            Upstream(teacher, teacher_model, teacher_tokenizer, teacher_api_key, names[1]),
             top_k=top_k,
             tolerance=tolerance,
             speculation=speculation,

@@ -10,7 +10,7 @@ import pytest
 
 from midlogit import ModelUnavailable
 from midlogit.cli.doctor import run_doctor
-from midlogit.cli.loading import Serving
+from midlogit.cli.loading import PairOptions
 from midlogit.models.checkpoint import Checkpoint
 from tests.conftest import BASE
 
@@ -38,7 +38,7 @@ def test_a_damaged_file_is_one_error(tmp_path: Path, name: str, content: bytes |
         content = json.dumps(json.loads((folder / name).read_text()) | {"hidden_size": "big"}).encode()
     (folder / name).write_bytes(content)
     with pytest.raises(ModelUnavailable, match=str(folder)):
-        run_doctor(str(folder), str(folder), "auto", Serving())
+        run_doctor(PairOptions(str(folder), str(folder)), "auto")
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "~no-such-user/x", "a\0b"])

@@ -106,7 +106,7 @@ from pathlib import Path
 from midlogit import Pair, SamplingParams
 from midlogit.cli import console, generate
 from midlogit.cli.inputs import Columns
-from midlogit.cli.loading import InProcess, Serving
+from midlogit.cli.loading import PairOptions
 
 def nothing(*_): pass
 for number in console.SIGNALS:
@@ -149,9 +149,7 @@ while time.monotonic() < deadline:
     thread = threading.Thread(target=send)
     thread.start()
     try:
-        code = generate.run_generate(
-            job, base=None, teacher=None, here=InProcess(), serving=Serving(), templates=(None, None)
-        )
+        code = generate.run_generate(job, PairOptions())
     except KeyboardInterrupt:
         code = 130
     except SystemExit as end:

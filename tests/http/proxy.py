@@ -17,6 +17,14 @@ from urllib.parse import urlsplit
 Rewrite = Callable[[str, Any], Any]
 
 
+def from_elsewhere(path: str, answer: Any) -> Any:
+    """The answer of a server whose model folder is not on this machine, for `Proxy.rewrite_answer`."""
+    if path.endswith("/models"):
+        for card in answer["data"]:
+            card["root"] = "/elsewhere"
+    return answer
+
+
 class Proxy:
     """Forwards to `target`; each fault is a plain attribute, set while it runs.
 

@@ -16,7 +16,7 @@ from midlogit.cli.main import app
 from midlogit.errors import ServerUnavailable
 from midlogit.models.checkpoint import bundled
 from tests.http.conftest import Urls
-from tests.http.proxy import Proxy
+from tests.http.proxy import Proxy, from_elsewhere
 
 
 def refused(base: str, teacher: str, kind: type[Exception], **options: object) -> str:
@@ -133,12 +133,13 @@ def test_tokenizers_that_differ(urls: Urls, tmp_path: Path) -> None:
     assert "not those of the teacher" in message
     # And where the server itself has the other tokenizer.
     with Proxy(urls.teacher) as teacher:
-        teacher.rewrite_answer = lambda path, body: (
-            body | {"tokens": [i + 1 for i in body["tokens"]]} if "tokens" in body else body
-        )
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("midlogit.engines.http.opening._files", lambda named, facts: None)
-            message = refused(urls.base, teacher.url, PairMismatch)
+
+        def shift(path: str, body: dict[str, object]) -> dict[str, object]:
+            body = from_elsewhere(path, body)
+            return body | {"tokens": [i + 1 for i in body["tokens"]]} if "tokens" in body else body
+
+        teacher.rewrite_answer = shift
+        message = refused(urls.base, teacher.url, PairMismatch)
     assert "tokenizers disagree" in message
 
 
@@ -201,9 +202,9 @@ def test_probabilities_above_one(urls: Urls) -> None:
         assert "--logprobs-mode" in refused(base.url, urls.teacher, ServerUnavailable)
 
 
-def test_no_tokenizer_anywhere(urls: Urls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("midlogit.engines.http.opening._files", lambda named, facts: None)
+def test_no_tokenizer_anywhere(urls: Urls) -> None:
     with Proxy(urls.base) as base:
+        base.rewrite_answer = from_elsewhere
         base.rewrite_request = lambda path, body: {} if path == "/tokenize" else body
         assert "--base-tokenizer" in refused(base.url, urls.teacher, ModelUnavailable)
 

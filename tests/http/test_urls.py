@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from midlogit import InvalidRequest, Pair
-from midlogit.cli.loading import are_urls, servers
+from midlogit.cli.loading import are_urls, split_urls
 from midlogit.engines.http.client import endpoint
 from midlogit.errors import ServerUnavailable
 
@@ -60,7 +60,7 @@ def test_servers_on_the_command_line() -> None:
         assert are_urls(url, url)
     for name in ("./folder", "org/model", "folder", "/a:1/b"):
         assert not are_urls(name, name)
-    assert servers("http://h:9/v1, http://h:8/v1,") == ["http://h:9/v1", "http://h:8/v1"]
+    assert split_urls("http://h:9/v1, http://h:8/v1,") == ["http://h:9/v1", "http://h:8/v1"]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import transformers
 
 from midlogit import Pair, PairMismatch, SamplingParams
 from midlogit.cli.doctor import run_doctor
-from midlogit.cli.loading import Serving
+from midlogit.cli.loading import PairOptions
 from tests import wider
 from tests.variants import edit
 
@@ -73,7 +73,7 @@ def test_streams_ignore_eos_and_unmerged_stops(own_stop) -> None:
 
 
 def test_doctor_names_a_stop_id_of_one_model(own_stop, capsys) -> None:
-    assert run_doctor(*map(str, own_stop), "auto", Serving()) == 0
+    assert run_doctor(PairOptions(*map(str, own_stop)), "auto") == 0
     out = capsys.readouterr().out
     stop = next(line for line in out.splitlines() if line.startswith("stop"))
     special = next(line for line in out.splitlines() if line.startswith("special"))

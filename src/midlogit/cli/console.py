@@ -1,4 +1,4 @@
-"""What a command reads, writes and hears: its standard streams, and the signals that end it; knows no command.
+"""The standard streams of a command and the signals that end it; knows no command.
 
 Whatever the encoding, the disk or the reader of the output, a failure is one line and an exit code.
 """
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
-PATIENCE_S = 1.0  # how long a reader who takes nothing is waited for after a second signal
+PATIENCE_S = 1.0  # wait for a stalled reader after a second signal
 TICK_S = 0.1
 
 
 class OutputLost(MidlogitError):
-    """Standard output that takes no more: a full disk, or a reader that has gone."""
+    """Standard output cannot be written any more: a full disk, or a reader that has gone."""
 
 
 class Signals:
-    """Ctrl-C, SIGTERM and SIGHUP while the block runs: each ends it, or is noted inside `noted`.
+    """Handles Ctrl-C, SIGTERM and SIGHUP while the block runs: each ends it, except inside `noted`.
 
-    A signal that is ignored outside (`nohup`) stays so.
+    A signal that is ignored outside (`nohup`) stays ignored.
 
     Attributes:
-        count: how many came. code: the exit code that the first asks for, 0 before.
+        count: signals so far. code: the exit code of the first, 0 before.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Signals:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Inside, a signal only counts: the block looks for it, and nothing is torn."""
+        """Only counts signals inside the block, which checks `count` and so is not cut in the middle of its work."""
         self._is_noted = True
         try:
             yield
@@ -73,10 +73,10 @@ class Signals:
 
 
 class Output(io.FileIO):
-    """Standard output as it is: what is written to it is there as a whole, or OutputLost says why not.
+    """Unbuffered standard output: each write is complete, or raises OutputLost with the reason.
 
     Attributes:
-        is_hurried: whether a reader who takes nothing is no longer waited for.
+        is_hurried: whether to give up on a stalled reader after PATIENCE_S.
     """
 
     is_hurried = False
@@ -87,7 +87,7 @@ class Output(io.FileIO):
         self._is_lost = False
 
     def write(self, data: ReadableBuffer) -> int:
-        """Writes all of it; once the output is lost, nothing, so that the flush at exit has nothing to say."""
+        """Writes all data; once the output is lost, none, so that the flush at exit raises no second error."""
         rest = memoryview(data).cast("B")
         size, idle = len(rest), 0.0
         while rest and not self._is_lost:
@@ -108,7 +108,7 @@ class Output(io.FileIO):
         return size
 
     def _take_back(self, written: int) -> None:
-        """Cuts off the part of a line that still fitted on the disk, if nobody has written after it."""
+        """Removes a partial line from a full disk, unless something has been written after it."""
         with suppress(OSError):
             end = os.lseek(1, 0, os.SEEK_CUR)
             if self._is_file and written and os.fstat(1).st_size == end:
@@ -120,13 +120,13 @@ class Output(io.FileIO):
 
 
 def set_up_streams() -> None:
-    """Makes standard streams that take any text and tell every failure.
+    """Makes standard streams that accept any text and report every failure.
 
     Raises:
         OutputLost: standard output is closed.
     """
     if sys.stdin is None:
-        sys.stdin = _nowhere()  # it takes the descriptor, which no other file shall have
+        sys.stdin = _nowhere()  # takes the descriptor, so that no other file gets it
     if sys.stdout is None:
         _nowhere()
     if sys.stderr is None:
@@ -138,18 +138,18 @@ def set_up_streams() -> None:
 
 
 def write_text(text: str) -> None:
-    """Text in the encoding of standard output, at once."""
+    """Writes text in the encoding of standard output and flushes it."""
     print(text, end="", flush=True)
 
 
 def write_json_line(line: bytes) -> None:
-    """A line of JSON, which is UTF-8 whatever the encoding (RFC 8259), at once."""
+    """Writes a line of JSON, in UTF-8 whatever the encoding (RFC 8259), and flushes it."""
     sys.stdout.buffer.write(line + b"\n")
     sys.stdout.buffer.flush()
 
 
 def complain(message: object) -> None:
-    """One line on standard error; where that is lost, too, nothing."""
+    """Writes one line to standard error; nothing if that is lost as well."""
     try:
         print(f"midlogit: {' '.join(str(message).splitlines())}", file=sys.stderr, flush=True)
     except OSError:

@@ -1,4 +1,4 @@
-"""`midlogit demo`: one text written by two models, then the figures behind it.
+"""`midlogit demo`: one text written by two models, then its figures.
 
 Knows what to show and how to colour it; every number comes from the tokens' own diagnostics.
 """
@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import exp
 from statistics import fmean
 
-from midlogit.cli.loading import InProcess, Templates, open_pair
+from midlogit.cli.loading import PairOptions, open_pair
 from midlogit.core.rules import FixedAlpha
 from midlogit.messages import TemplateOptions
 from midlogit.outputs import Candidates, Completion, Token
@@ -24,33 +24,25 @@ TRACED = 12
 CONTEXT_CHARACTERS = 44
 
 
-def run_demo(
-    prompt: str,
-    params: SamplingParams,
-    *,
-    base: str | None,
-    teacher: str | None,
-    device: str,
-    dtype: str,
-    templates: Templates,
-    chat_template_kwargs: TemplateOptions,
-) -> None:
+def run_demo(prompt: str, params: SamplingParams, options: PairOptions, chat_template_kwargs: TemplateOptions) -> None:
     """Runs and prints the demo.
 
     Raises:
         MidlogitError: as `Pair.local` and `Pair.stream`.
     """
-    with open_pair(base, teacher, here=InProcess(device=device, dtype=dtype), templates=templates) as pair:
-        print(f"base     {base or 'the bundled base'}")
-        print(f"teacher  {teacher or 'the bundled teacher'}")
+    with open_pair(options) as pair:
+        print(f"base     {options.base or 'the bundled base'}")
+        print(f"teacher  {options.teacher or 'the bundled teacher'}")
         print(f"prompt   {prompt}")
         print(f"\nq*, coloured by α from {_paint('base', 0)} to {_paint('teacher', 1)}:\n")
+
         start = time.perf_counter()
         tokens, completion = _write(pair, prompt, params, chat_template_kwargs)
         seconds = time.perf_counter() - start
         if completion.error is not None:
             print(f"midlogit: {completion.error}", file=sys.stderr)
             raise SystemExit(1)
+
         print("\n\nEach model alone, same prompt and seed:")
         for name, alpha in (("base", 0.0), ("teacher", 1.0)):
             alone = replace(
@@ -62,6 +54,7 @@ def run_demo(
             )
             text = pair.generate([prompt], alone, chat=True, chat_template_kwargs=chat_template_kwargs)[0].text
             print(f"  {_paint(f'{name:<8}', alpha)} {' '.join(text.split())}")
+
         _print_trace(pair, tokens)
         _print_figures(completion, seconds)
         _print_disagreements(pair, tokens)
@@ -81,7 +74,7 @@ def _write(
 
 
 def _print_trace(pair: Pair, tokens: list[Token]) -> None:
-    """What was drawn and what each model alone held most likely, for the first tokens."""
+    """Prints the first sampled tokens, each with the most likely token of each model alone."""
     print(f"\nThe first {min(TRACED, len(tokens))} tokens:")
     print(f"  {'drawn':<14}{'α':>6}{'KL base':>9}{'KL teacher':>12}   {'base would say':<20}teacher would say")
     for token in tokens[:TRACED]:
@@ -114,11 +107,12 @@ def _print_figures(completion: Completion, seconds: float) -> None:
 
 
 def _print_disagreements(pair: Pair, tokens: list[Token]) -> None:
-    """The three positions where q* is farthest from both models."""
+    """Prints the three positions where q* is farthest from both models."""
     free = [token for token in tokens if not token.decision.forced]
     most = sorted(free, key=lambda token: -(token.decision.kl_base + token.decision.kl_teacher))[:3]
     if not most:
         return
+
     print("\nWhere the two models disagree most:")
     for token in sorted(most, key=lambda token: token.position):
         d = token.decision
@@ -139,8 +133,9 @@ def _choices(pair: Pair, candidates: Candidates, most: int) -> str:
 
 
 def _paint(text: str, alpha: float) -> str:
-    """Text in a colour between base and teacher; plain when stdout is no terminal or NO_COLOR is set."""
+    """Colours text between base and teacher; plain text when stdout is not a terminal or NO_COLOR is set."""
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
+
     mixed = (round(b + alpha * (t - b)) for b, t in zip(BASE_COLOUR, TEACHER_COLOUR, strict=True))
     return f"\x1b[38;2;{';'.join(map(str, mixed))}m{text}\x1b[0m"

@@ -1,4 +1,4 @@
-"""`midlogit doctor`: whether two models can be mixed, from tokenizers and configurations or a servers' handshake.
+"""`midlogit doctor`: says whether two models can be mixed, from tokenizers and configurations or servers' handshakes.
 
 Knows what to check and how to say it; loads no weights, generates nothing.
 """
@@ -7,66 +7,72 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from midlogit.cli.loading import Serving, Templates, are_urls, quiet_transformers, servers
+from midlogit.cli.loading import PairOptions, quiet_transformers
 from midlogit.errors import InvalidRequest, MidlogitError
 from midlogit.models.checkpoint import Checkpoint, Model, files_of, open_checkpoints
 from midlogit.models.mixing import Mixing
 
 if TYPE_CHECKING:
-    from midlogit.engines.http.opening import Served
+    from midlogit.engines.http.opening import OpenedSide
 
 BYTES = {"float64": 8, "float32": 4, "auto": 4, "bfloat16": 2, "float16": 2}
 SHOWN_IDS = 8
 SHOWN_SEQUENCES, SHOWN_CONTEXT = 16, 2048
 
 
-def run_doctor(
-    base: str | None, teacher: str | None, dtype: str, serving: Serving, templates: Templates = (None, None)
-) -> int:
-    """Prints the report; 0 when the pair can be mixed, 1 when not.
+def run_doctor(options: PairOptions, dtype: str) -> int:
+    """Prints the report; returns 0 when the pair can be mixed, 1 when not.
 
     Raises:
         MidlogitError: a model or server that cannot be opened at all.
     """
     if dtype not in BYTES:
         raise InvalidRequest(f"Unknown dtype {dtype!r}.", f"Use {', '.join(BYTES)}.")
-    if are_urls(base, teacher) and base and teacher:
-        return _servers(servers(base), servers(teacher), serving, templates)
+    return _servers(options) if options.on_servers else _folders(options, BYTES[dtype])
+
+
+def _folders(options: PairOptions, width: int) -> int:
+    """Reports on two folders or hub ids, with weights of `width` bytes each."""
     quiet_transformers()
-    checkpoints = open_checkpoints(base, teacher, templates)
+    checkpoints = open_checkpoints(options.base, options.teacher, options.chat_templates)
     mixing = Mixing(*checkpoints)
     for side, checkpoint in zip(("base", "teacher"), checkpoints, strict=True):
-        _describe(side, checkpoint, BYTES[dtype])
+        _describe(side, checkpoint, width)
     _describe_mixture(mixing)
-    _describe_memory(checkpoints, BYTES[dtype])
+    _describe_memory(checkpoints, width)
+
     try:
         mixing.require_mixable()
     except MidlogitError as error:
         print(f"verdict    cannot be mixed: {error}")
         return 1
+
     unsupported = {c.name: c.unsupported_layers for c in checkpoints if c.unsupported_layers}
     for name, kinds in unsupported.items():
         print(f"verdict    {name} has layers that the local engine cannot batch: {', '.join(sorted(kinds))}")
     if unsupported:
         return 1
+
     _can_be_mixed(mixing)
     return 0
 
 
-def _servers(base: list[str], teacher: list[str], serving: Serving, templates: Templates) -> int:
-    """The handshake with both servers, and what they make together."""
+def _servers(options: PairOptions) -> int:
+    """Reports on two servers, by a handshake with both."""
     from midlogit.engines.http.opening import handshake
 
-    with handshake(base, teacher, chat_template=templates, **serving.options()) as sides:
+    with handshake(*options.upstreams, options.parsed_top_k()) as sides:
         mixing = Mixing(sides[0].model, sides[1].model)
         for side in sides:
             _describe_served(side)
         _describe_mixture(mixing)
+
         try:
             mixing.require_mixable()
         except MidlogitError as error:
             print(f"verdict    cannot be mixed: {error}")
             return 1
+
         _can_be_mixed(mixing)
     return 0
 
@@ -79,13 +85,13 @@ def _can_be_mixed(mixing: Mixing) -> None:
             print(f"           chat needs a choice of the {side}'s template: --{side}-chat-template {names}")
 
 
-def _describe_served(side: Served) -> None:
+def _describe_served(side: OpenedSide) -> None:
     model = side.model
     for facts in side.facts:
         print(f"{facts.endpoint.side:<11}{facts.endpoint.name.partition(' ')[2]}")
         print(f"           vLLM {facts.version or 'of unknown version'} serving {facts.model}")
         scored = "chosen ids can be scored" if facts.scores else "chosen ids cannot be scored: bounds are wider"
-        print(f"           up to {facts.max_logprobs} log-probabilities a token by token id; {scored}")
+        print(f"           up to {facts.max_logprobs} log-probabilities per token by token id; {scored}")
     template = _template(model)
     print(f"           context {model.max_context}, {model.logit_size} logits, {template}")
     source = "asked of the server" if model.vocabulary is None else f"files in {model.name}"
@@ -100,7 +106,7 @@ def _describe(side: str, checkpoint: Checkpoint, width: int) -> None:
     print(f"           {len(checkpoint.vocabulary)} tokens, {checkpoint.logit_size} logits, stop ids: {stop}")
     count = checkpoint.weight_count
     weights = f"{count / 1e6:.1f} M weights, {_size(count * width)}" if count else "weights not on this machine"
-    print(f"           {weights}; KV cache {_size(checkpoint.kv_values_per_token * width)} a token")
+    print(f"           {weights}; KV cache {_size(checkpoint.kv_values_per_token * width)} per token")
 
 
 def _template(model: Model) -> str:
@@ -130,11 +136,11 @@ def _describe_mixture(mixing: Mixing) -> None:
 
 
 def _describe_memory(checkpoints: tuple[Checkpoint, Checkpoint], width: int) -> None:
-    """Weights of both (once, if they are one folder) and the caches of a full default batch."""
+    """Weights of both, counted once if they are one folder, and the KV caches of a full default batch."""
     counts = [checkpoint.weight_count for checkpoint in {c.name: c for c in checkpoints}.values()]
     context = min(*(c.max_context for c in checkpoints), SHOWN_CONTEXT)
-    a_token = sum(c.kv_values_per_token for c in checkpoints)
-    caches = _size(a_token * width * context * SHOWN_SEQUENCES)
+    per_token = sum(c.kv_values_per_token for c in checkpoints)
+    caches = _size(per_token * width * context * SHOWN_SEQUENCES)
     weights = _size(sum(c or 0 for c in counts) * width) if all(counts) else "unknown"
     print(f"memory     weights {weights}; KV caches {caches} for {SHOWN_SEQUENCES} sequences of {context} tokens")
 

@@ -1,7 +1,7 @@
 """`midlogit generate`: prompts from arguments, a file or standard input, completions as text or JSON lines.
 
-Knows what is printed where and when; each completion is written as soon as those before it are. A signal, and a prompt
-that cannot be honoured, cost no other row.
+Knows what is printed where and when: each completion as soon as all before it are printed. A signal or a prompt that
+cannot be honoured costs no other row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import orjson
 
 from midlogit.cli.console import TICK_S, Signals, complain, write_json_line, write_text
 from midlogit.cli.inputs import Columns, Row, read_rows, rows_of_arguments
-from midlogit.cli.loading import InProcess, Serving, Templates, open_pair
+from midlogit.cli.loading import PairOptions, open_pair
 from midlogit.delivery import Event
 from midlogit.errors import InvalidRequest
 from midlogit.messages import TemplateOptions
@@ -28,12 +28,12 @@ from midlogit.requests.sequence import Request
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one call asks for.
+    """The prompts, parameters and output of one call.
 
     Attributes:
         prompts: of the command line. file, encoding, columns: where and how prompts are read when there are none.
-        base_prompt: what the base sees in place of every prompt.
-        strict: whether a prompt that cannot be honoured stops the call, before anything runs.
+        base_prompt: the base's prompt in place of every prompt.
+        strict: whether a prompt that cannot be honoured stops the call before anything runs.
     """
 
     prompts: list[str]
@@ -59,9 +59,10 @@ class Job:
                 "--stream and --json exclude each other.", "--stream prints text, --json whole completions."
             )
         if self.stream and self.params.n > 1:
-            raise InvalidRequest("--stream shows one completion a prompt.", "Leave out --n.")
+            raise InvalidRequest("--stream shows one completion per prompt.", "Leave out --n.")
         if self.base_prompt is not None and self.columns.base_prompt is not None:
             raise InvalidRequest("--base-prompt and --base-prompt-column exclude each other.", "Leave one out.")
+
         if not self.prompts:
             return read_rows(self.file, self.encoding, self.columns)
         if self.file is not None or self.columns.are_named:
@@ -69,19 +70,11 @@ class Job:
         return rows_of_arguments(self.prompts)
 
 
-def run_generate(
-    job: Job,
-    *,
-    base: str | None,
-    teacher: str | None,
-    here: InProcess,
-    serving: Serving,
-    templates: Templates,
-) -> int:
+def run_generate(job: Job, options: PairOptions) -> int:
     """Runs the job and returns the exit code.
 
     Raises:
-        MidlogitError: what makes the whole call impossible; OutputLost: output that cannot be written.
+        MidlogitError: the whole call is impossible. OutputLost: output cannot be written.
     """
     from tqdm import tqdm
 
@@ -92,7 +85,8 @@ def run_generate(
     if len(errors) == len(rows):
         printer.finish()
         return 1
-    with Signals() as signals, open_pair(base, teacher, here=here, serving=serving, templates=templates) as pair:
+
+    with Signals() as signals, open_pair(options) as pair:
         requests = _prepare(pair, job, rows)
         _require_enough(job, rows, errors | {r.index: r.error for r in requests if r.error is not None})
         shown = not job.stream and len(requests) > 1 and sys.stderr.isatty()
@@ -108,7 +102,7 @@ def run_generate(
 
 
 def _require_enough(job: Job, rows: list[Row], errors: dict[int, str]) -> None:
-    """Refuses rows that cannot be honoured: all such in a strict job, else arguments when there is nothing else.
+    """Refuses rows that cannot be honoured: any in a strict job, else arguments of which none can be.
 
     Raises:
         InvalidRequest: names the first, and says how many more there are.
@@ -121,7 +115,7 @@ def _require_enough(job: Job, rows: list[Row], errors: dict[int, str]) -> None:
 
 
 def _prepare(pair: Pair, job: Job, rows: list[Row]) -> list[Request]:
-    """Requests of the rows that were read; `index` is the row's, `error` says why one cannot be honoured."""
+    """Makes the requests of the rows that were read; `index` is the row's, `error` says why one cannot be honoured."""
     read = [(index, row, row.prompt) for index, row in enumerate(rows) if row.prompt is not None]
     prompts = [prompt for _, _, prompt in read]
     base_prompts: list[Prompt] | None = None
@@ -129,15 +123,16 @@ def _prepare(pair: Pair, job: Job, rows: list[Row]) -> list[Request]:
         base_prompts = [job.base_prompt] * len(read)
     elif job.columns.base_prompt is not None:
         base_prompts = [prompt if row.base_prompt is None else row.base_prompt for _, row, prompt in read]
+
     reading = Reading(job.chat, job.chat_template_kwargs)
     requests = pair.prepare(prompts, job.params, reading, base_prompts=base_prompts, stream=job.stream, strict=False)
     return [replace(request, index=read[request.index][0]) for request in requests]
 
 
 def _events(pair: Pair, requests: list[Request], in_turn: bool, signals: Signals) -> Iterator[Event]:
-    """What becomes of the requests, run together or in turn.
+    """Runs the requests, together or in turn, and yields their events.
 
-    A signal ends what runs, which is told with what it has; a second one ends the wait for that.
+    A signal aborts what runs, which still yields what it has; a second one ends the wait for that.
     """
     for batch in ([request] for request in requests) if in_turn else (requests,):
         running, aborted = pair.start(batch), False
@@ -164,7 +159,7 @@ class Printer:
         self.failed = False
         self._job = job
         self._rows = rows
-        self._told = ""
+        self._last_error = ""
         self._next = (0, 0)
         self._ready = {
             (index, sample): _unreadable(index, sample, row.error)
@@ -182,7 +177,7 @@ class Printer:
         self._advance()
 
     def finish(self) -> None:
-        """Prints what waits behind a completion that never came."""
+        """Prints the completions that wait for one that never came."""
         for key in sorted(self._ready):
             self._print(self._ready[key])
         self._ready.clear()
@@ -197,7 +192,7 @@ class Printer:
         is_error = completion.finish_reason == "error"
         if is_error:
             completion = replace(completion, error=f"{self._rows[completion.index].where}: {completion.error}")
-            self._tell(str(completion.error))
+            self._print_error(str(completion.error))
         if self._job.json:
             # What was aborted is printed too: it was paid for, and finish_reason says what it is.
             write_json_line(orjson.dumps(completion.to_dict()))
@@ -206,12 +201,12 @@ class Printer:
         elif completion.finish_reason != "abort" and (completion.text or not is_error):
             write_text(completion.text + "\n")
 
-    def _tell(self, error: str) -> None:
-        """An error, once for all samples of a row."""
+    def _print_error(self, error: str) -> None:
+        """Prints an error, once for all samples of a row."""
         self.failed = True
-        if error != self._told:
+        if error != self._last_error:
             complain(error)
-        self._told = error
+        self._last_error = error
 
 
 def _unreadable(index: int, sample: int, error: str) -> Completion:

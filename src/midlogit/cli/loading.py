@@ -1,11 +1,11 @@
-"""Opens a pair for the command line, quietly; knows which noise the libraries make, URLs from folders, the engines."""
+"""Opens a pair for the command line, quietly; knows the engines, URLs from folders, and the noise of libraries."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from midlogit.engines.draft_length import SpeculationOption, require_speculation
+from midlogit.engines.http.upstream import Upstream
 from midlogit.engines.http.urls import looks_like_server
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
@@ -20,20 +21,17 @@ from midlogit.messages import template_variables
 from midlogit.pair import Pair
 
 ENGINES = ("auto", "local", "vllm")
-SLOTS = {"local": 16, "vllm": 256}
-
-Templates = tuple[str | None, str | None]  # names of the chat templates of base and teacher
+MAX_NUM_SEQS = {"local": 16, "vllm": 256}
 
 
 @dataclass(frozen=True, slots=True)
 class InProcess:
-    """What the command line says of models in this process.
+    """Options of models in this process.
 
     Attributes:
         engine: auto, local (transformers) or vllm. device: auto, a device, or BASE,TEACHER.
         max_num_seqs: None for the engine's default.
-        gpu_memory_utilization, max_model_len: of vLLM alone.
-        speculation: auto, off or a number of drafts.
+        gpu_memory_utilization, max_model_len: for vLLM alone.
     """
 
     engine: str = "auto"
@@ -42,7 +40,6 @@ class InProcess:
     max_num_seqs: int | None = None
     gpu_memory_utilization: float = 0.9
     max_model_len: int | None = None
-    speculation: SpeculationOption = "auto"
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -56,39 +53,162 @@ class InProcess:
     @property
     def slots(self) -> int:
         """Most sequences that run at once."""
-        return SLOTS["vllm" if self.engine == "vllm" else "local"] if self.max_num_seqs is None else self.max_num_seqs
+        if self.max_num_seqs is not None:
+            return self.max_num_seqs
+        return MAX_NUM_SEQS["vllm" if self.engine == "vllm" else "local"]
 
-    def open(self, base: str | None, teacher: str | None, templates: Templates = (None, None)) -> Pair:
-        if self.engine == "vllm":
-            os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-            return Pair.vllm(
-                base,
-                teacher,
-                dtype=self.dtype,
-                max_num_seqs=self.slots,
-                gpu_memory_utilization=self.gpu_memory_utilization,
-                max_model_len=self.max_model_len,
-                speculation=self.speculation,
-                chat_template=templates,
-            )
-        base_device, comma, teacher_device = self.device.partition(",")
-        device = (base_device, teacher_device) if comma else base_device
-        return Pair.local(
-            base,
-            teacher,
-            device=device,
-            dtype=self.dtype,
-            max_num_seqs=self.slots,
-            speculation=self.speculation,
-            chat_template=templates,
+
+@dataclass(frozen=True, slots=True)
+class PairOptions:
+    """The two models of a command, and how they are run.
+
+    Attributes:
+        base, teacher: folder, hub id, or URL of a server (several separated by commas); None for the bundled pair.
+        upstreams: the servers of (base, teacher), for URLs. Their chat templates are those of folders, too.
+        in_process: for folders and hub ids.
+        top_k: for URLs, a number or "auto".
+        speculation: auto, off or a number of drafts per round.
+    """
+
+    base: str | None = None
+    teacher: str | None = None
+    upstreams: tuple[Upstream, Upstream] = (Upstream(()), Upstream(()))
+    in_process: InProcess = InProcess()
+    top_k: str = "20"
+    speculation: SpeculationOption = "auto"
+
+    @property
+    def chat_templates(self) -> tuple[str | None, str | None]:
+        """Names of the chat templates of (base, teacher)."""
+        return self.upstreams[0].chat_template, self.upstreams[1].chat_template
+
+    @property
+    def on_servers(self) -> bool:
+        """Whether the models are on servers.
+
+        Raises:
+            InvalidRequest: one is and one is not, or only one of the two is named.
+        """
+        return are_urls(self.base, self.teacher)
+
+    def parsed_top_k(self) -> int | str:
+        """`top_k` as `Pair.http` takes it.
+
+        Raises:
+            InvalidRequest: neither a number nor "auto".
+        """
+        try:
+            return self.top_k if self.top_k == "auto" else int(self.top_k)
+        except ValueError:
+            raise InvalidRequest(f"--top-k is {self.top_k!r}.", "Give a number or auto.") from None
+
+
+def open_pair(options: PairOptions) -> Pair:
+    """Opens servers for URLs, else models in this process, which is announced on a terminal.
+
+    Raises:
+        MidlogitError: as `Pair.http`, `Pair.local` and `Pair.vllm`.
+        InvalidRequest: URLs together with an engine for folders.
+    """
+    if options.on_servers:
+        return _open_servers(options)
+
+    quiet_transformers()
+    if sys.stderr.isatty():
+        print(f"Loading {options.base or 'the bundled base'} and {options.teacher or 'teacher'} ...", file=sys.stderr)
+    return _open_in_process(options)
+
+
+def _open_servers(options: PairOptions) -> Pair:
+    engine = options.in_process.engine
+    if engine != "auto":
+        raise InvalidRequest(f"--engine {engine} runs models here, and two servers are named.", "Leave it out.")
+    if find_spec("transformers") is not None:
+        quiet_transformers()
+
+    from midlogit.engines.http.opening import open_pair as open_servers
+
+    return Pair(*open_servers(*options.upstreams, top_k=options.parsed_top_k(), speculation=options.speculation))
+
+
+def _open_in_process(options: PairOptions) -> Pair:
+    here = options.in_process
+    if here.engine == "vllm":
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        return Pair.vllm(
+            options.base,
+            options.teacher,
+            dtype=here.dtype,
+            max_num_seqs=here.slots,
+            gpu_memory_utilization=here.gpu_memory_utilization,
+            max_model_len=here.max_model_len,
+            speculation=options.speculation,
+            chat_template=options.chat_templates,
         )
+
+    base_device, comma, teacher_device = here.device.partition(",")
+    return Pair.local(
+        options.base,
+        options.teacher,
+        device=(base_device, teacher_device) if comma else base_device,
+        dtype=here.dtype,
+        max_num_seqs=here.slots,
+        speculation=options.speculation,
+        chat_template=options.chat_templates,
+    )
+
+
+def upstream(
+    name: str | None,
+    model: str | None = None,
+    tokenizer: str | None = None,
+    api_key: str | None = None,
+    chat_template: str | None = None,
+) -> Upstream:
+    """The servers of a side, from its name and options on the command line."""
+    return Upstream(split_urls(name or ""), model, tokenizer, api_key, chat_template)
+
+
+def split_urls(text: str) -> list[str]:
+    """The URLs of a side, separated by commas."""
+    return [url for part in text.split(",") if (url := part.strip())]
+
+
+def are_urls(base: str | None, teacher: str | None) -> bool:
+    """Whether two names are URLs of servers.
+
+    Raises:
+        InvalidRequest: one server and one folder, or only one of the two.
+    """
+    if (base is None) != (teacher is None):
+        missing = "--teacher" if teacher is None else "--base"
+        raise InvalidRequest(f"{missing} is missing.", "Name both models, or neither for the bundled pair.")
+
+    urls = [
+        name is not None and looks_like_server(name) and not Path(name).expanduser().exists()
+        for name in (base, teacher)
+    ]
+    if any(urls) and not all(urls):
+        raise InvalidRequest("One model is a server and one a folder.", "Name two servers or two folders.")
+    return all(urls)
+
+
+def parse_speculation(text: str) -> SpeculationOption:
+    """The option that a text means: auto, off or a number of drafts per round.
+
+    Raises:
+        InvalidRequest: any other text, or a number out of range.
+    """
+    option: Any = int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else text
+    require_speculation(option)
+    return option  # type: ignore[no-any-return]
 
 
 def parse_template_kwargs(text: str | None, base_text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Variables of the chat templates from JSON objects: of both sides, and of the base in their place.
+    """Variables of the chat templates of (base, teacher), from JSON objects: for both sides, and for the base instead.
 
     Raises:
-        InvalidRequest: no JSON object, or variables that cannot be honoured.
+        InvalidRequest: not a JSON object, or variables that cannot be honoured.
     """
     both = _template_kwargs("--chat-template-kwargs", text)
     return _template_kwargs("--base-chat-template-kwargs", base_text) if base_text is not None else both, both
@@ -102,107 +222,8 @@ def _template_kwargs(option: str, text: str | None) -> dict[str, Any]:
     return template_variables(given)
 
 
-def parse_speculation(text: str) -> SpeculationOption:
-    """auto, off or a number of drafts.
-
-    Raises:
-        InvalidRequest: for any other text, or a number out of range.
-    """
-    asked: Any = int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else text
-    require_speculation(asked)
-    return asked  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """What the command line says of two servers; `top_k` is a number or "auto"."""
-
-    top_k: str = "20"
-    base_model: str | None = None
-    teacher_model: str | None = None
-    base_tokenizer: str | None = None
-    teacher_tokenizer: str | None = None
-    base_api_key: str | None = field(default=None, repr=False)
-    teacher_api_key: str | None = field(default=None, repr=False)
-    speculation: SpeculationOption = "auto"
-
-    def options(self) -> dict[str, Any]:
-        """As `Pair.http` and the handshake take them."""
-        names = (
-            "base_model",
-            "teacher_model",
-            "base_tokenizer",
-            "teacher_tokenizer",
-            "base_api_key",
-            "teacher_api_key",
-        )
-        try:
-            top_k: int | str = self.top_k if self.top_k == "auto" else int(self.top_k)
-        except ValueError:
-            raise InvalidRequest(f"--top-k is {self.top_k!r}.", "Give a number or auto.") from None
-        return {"top_k": top_k, **{name: getattr(self, name) for name in names}}
-
-
-def are_urls(base: str | None, teacher: str | None) -> bool:
-    """Whether servers are meant.
-
-    Raises:
-        InvalidRequest: one server and one folder, or only one of the two.
-    """
-    if (base is None) != (teacher is None):
-        missing = "--teacher" if teacher is None else "--base"
-        raise InvalidRequest(f"{missing} is missing.", "Name both models, or neither for the bundled pair.")
-    urls = [
-        name is not None and looks_like_server(name) and not Path(name).expanduser().exists()
-        for name in (base, teacher)
-    ]
-    if any(urls) and not all(urls):
-        raise InvalidRequest("One model is a server and one a folder.", "Name two servers or two folders.")
-    return all(urls)
-
-
-def servers(urls: str) -> list[str]:
-    """The URLs of a side: several are parted by commas."""
-    return [url for part in urls.split(",") if (url := part.strip())]
-
-
 def quiet_transformers() -> None:
     """Keeps progress bars and advice of transformers off the terminal."""
     logging = require("transformers.utils.logging", "local")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-
-
-def open_pair(
-    base: str | None,
-    teacher: str | None,
-    *,
-    here: InProcess | None = None,
-    serving: Serving | None = None,
-    templates: Templates = (None, None),
-) -> Pair:
-    """`Pair.http` for URLs (several a side parted by commas), else models in this process, said on a terminal.
-
-    Raises:
-        MidlogitError: as the pair's own; InvalidRequest: an engine for folders, and URLs.
-    """
-    here = here or InProcess()
-    if are_urls(base, teacher) and base and teacher:
-        if here.engine != "auto":
-            raise InvalidRequest(
-                f"--engine {here.engine} runs models here, and two servers are named.", "Leave it out."
-            )
-        if find_spec("transformers") is not None:
-            quiet_transformers()
-        serving = serving or Serving()
-        return Pair.http(
-            servers(base),
-            servers(teacher),
-            speculation=serving.speculation,
-            chat_template=templates,
-            **serving.options(),
-        )
-    quiet_transformers()
-    if sys.stderr.isatty():
-        print(f"Loading {base or 'the bundled base'} and {teacher or 'teacher'} ...", file=sys.stderr)
-    return here.open(base, teacher, templates)

@@ -1,4 +1,4 @@
-"""The `midlogit` command: its subcommands, its options, its exit codes; the work is done in the modules beside it.
+"""The `midlogit` command: its subcommands, options and exit codes; the modules beside it do the work.
 
 Exit codes: 0 done, 1 failure, 2 usage, 130 interrupted.
 """
@@ -25,7 +25,7 @@ OPTION = re.compile(r"--[a-z][a-z-]*(=.*)?", re.DOTALL)
 
 
 class PromptCommand(TyperCommand):
-    """A command that takes prompts: its parser says how one that begins with a dash is given."""
+    """A command with prompts as arguments; its errors say how to give one that begins with a dash."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = list(args)
@@ -72,23 +72,26 @@ TeacherTemplate = Annotated[str | None, typer.Option(help="Which of the teacher'
 TemplateKwargs = Annotated[
     str | None, typer.Option(help="Variables of the chat templates, a JSON object: '{\"enable_thinking\": false}'.")
 ]
-BaseTemplateKwargs = Annotated[str | None, typer.Option(help="Those of the base's chat template, in their place.")]
+BaseTemplateKwargs = Annotated[str | None, typer.Option(help="The same for the base alone, in their place.")]
 Engine = Annotated[
     str, typer.Option(help="For models in this process: local (transformers), vllm, or auto, which is local.")
 ]
-Slots = Annotated[
+MaxNumSeqs = Annotated[
     int | None, typer.Option(help="Most sequences that run at once; by default 16, with --engine vllm 256.")
 ]
 Memory = Annotated[float, typer.Option(help="vLLM: share of the GPU for both models and their caches.")]
 Context = Annotated[int | None, typer.Option(help="vLLM: most tokens of prompt and completion.")]
 Speculation = Annotated[
-    str, typer.Option(help="Tokens that the base drafts ahead: auto, off or 0 to 16; changes the speed, not the law.")
+    str,
+    typer.Option(
+        help="Tokens that the base drafts ahead: auto, off or 0 to 16; changes the speed, not the distribution."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; or BASE,TEACHER for one each.")]
 Dtype = Annotated[str, typer.Option(help="auto (float32 on the CPU, else bfloat16), float32, bfloat16 or float16.")]
 Seed = Annotated[int | None, typer.Option(help="The same prompt with the same seed draws the same tokens.")]
 PresetName = Annotated[str, typer.Option(help="conservative, balanced or exploratory.")]
-Temperature = Annotated[float, typer.Option(help="Of both models; 0 takes the most likely token of q*.")]
+Temperature = Annotated[float, typer.Option(help="Temperature of both models; 0 takes the most likely token of q*.")]
 MaxTokens = Annotated[int, typer.Option(help="Most tokens of a completion.")]
 
 
@@ -101,7 +104,7 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command(cls=PromptCommand)
 def demo(
-    prompt: Annotated[str, typer.Argument(help="What both models are asked, each in its own template.")] = (
+    prompt: Annotated[str, typer.Argument(help="The message to both models, each in its own template.")] = (
         "Tell me a short story about a fox."
     ),
     base: Base = None,
@@ -119,40 +122,38 @@ def demo(
 ) -> None:
     """Watch two models write one text: α, both KLs, and what each alone would have said."""
     from midlogit.cli.demo import run_demo
-    from midlogit.cli.loading import parse_template_kwargs
+    from midlogit.cli.loading import InProcess, PairOptions, parse_template_kwargs, upstream
     from midlogit.params import SamplingParams
 
     params = SamplingParams.preset(preset, temperature=temperature, max_tokens=max_tokens, seed=seed, top_logprobs=3)
-    run_demo(
-        prompt,
-        params,
-        base=base,
-        teacher=teacher,
-        device=device,
-        dtype=dtype,
-        templates=(base_chat_template, teacher_chat_template),
-        chat_template_kwargs=parse_template_kwargs(chat_template_kwargs, base_chat_template_kwargs),
+    upstreams = (
+        upstream(base, chat_template=base_chat_template),
+        upstream(teacher, chat_template=teacher_chat_template),
     )
+    options = PairOptions(base, teacher, upstreams, InProcess(device=device, dtype=dtype))
+    run_demo(prompt, params, options, parse_template_kwargs(chat_template_kwargs, base_chat_template_kwargs))
 
 
 @app.command(cls=PromptCommand)
 def generate(
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(help="Prompts; read from --input or standard input, one a line, when none is given."),
+        typer.Argument(help="Prompts; read from --input or standard input, one per line, when none is given."),
     ] = None,
     input: Annotated[
-        Path | None, typer.Option(help="A file of prompts, one a line; JSON lines where it ends in .jsonl or .ndjson.")
+        Path | None, typer.Option(help="A file of prompts, one per line; JSON lines if it ends in .jsonl or .ndjson.")
     ] = None,
     prompt_column: Annotated[
         str | None,
         typer.Option(
-            help="JSON lines: where text, messages or token ids are; by default prompt, else messages. Given, standard "
-            "input and any file are read as JSON lines."
+            help="JSON lines: the column of text, messages or token ids; by default prompt, else messages. If given, "
+            "standard input and any file are read as JSON lines."
         ),
     ] = None,
-    base_prompt_column: Annotated[str | None, typer.Option(help="JSON lines: what the base sees in its place.")] = None,
-    encoding: Annotated[str, typer.Option(help="Of the input.")] = "utf-8",
+    base_prompt_column: Annotated[
+        str | None, typer.Option(help="JSON lines: the column of the base's own prompt.")
+    ] = None,
+    encoding: Annotated[str, typer.Option(help="Encoding of the input.")] = "utf-8",
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop before anything runs when one prompt cannot be honoured.")
     ] = False,
@@ -174,11 +175,11 @@ def generate(
     n: Annotated[int, typer.Option(help="Completions for each prompt.")] = 1,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print text as it is drawn, prompt by prompt.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a completion and line.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print each completion as one line of JSON.")] = False,
     engine: Engine = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
-    max_num_seqs: Slots = None,
+    max_num_seqs: MaxNumSeqs = None,
     gpu_memory_utilization: Memory = 0.9,
     max_model_len: Context = None,
     speculation: Speculation = "auto",
@@ -193,7 +194,7 @@ def generate(
     """Sample completions from q*; without --base and --teacher from the bundled pair."""
     from midlogit.cli.generate import Job, run_generate
     from midlogit.cli.inputs import Columns
-    from midlogit.cli.loading import InProcess, Serving, parse_speculation, parse_template_kwargs
+    from midlogit.cli.loading import InProcess, PairOptions, parse_speculation, parse_template_kwargs, upstream
     from midlogit.core.rules import parse_rule
     from midlogit.params import SamplingParams
 
@@ -224,13 +225,18 @@ def generate(
         strict=strict,
         chat_template_kwargs=parse_template_kwargs(chat_template_kwargs, base_chat_template_kwargs),
     )
-    asked = parse_speculation(speculation)
-    serving = Serving(
-        top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key, asked
+    options = PairOptions(
+        base,
+        teacher,
+        (
+            upstream(base, base_model, base_tokenizer, base_api_key, base_chat_template),
+            upstream(teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template),
+        ),
+        InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len),
+        top_k,
+        parse_speculation(speculation),
     )
-    here = InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len, asked)
-    templates = (base_chat_template, teacher_chat_template)
-    raise typer.Exit(run_generate(job, base=base, teacher=teacher, here=here, serving=serving, templates=templates))
+    raise typer.Exit(run_generate(job, options))
 
 
 @app.command()
@@ -250,12 +256,13 @@ def doctor(
 ) -> None:
     """Say whether two models can be mixed: ids that differ, merged stop ids, context, memory; what servers offer."""
     from midlogit.cli.doctor import run_doctor
-    from midlogit.cli.loading import Serving
+    from midlogit.cli.loading import PairOptions, upstream
 
-    serving = Serving(
-        top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key
+    upstreams = (
+        upstream(base, base_model, base_tokenizer, base_api_key, base_chat_template),
+        upstream(teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template),
     )
-    raise typer.Exit(run_doctor(base, teacher, dtype, serving, (base_chat_template, teacher_chat_template)))
+    raise typer.Exit(run_doctor(PairOptions(base, teacher, upstreams, top_k=top_k), dtype))
 
 
 @app.command()
@@ -266,14 +273,16 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(envvar="MIDLOGIT_API_KEY", show_envvar=True, help="A key that opens the server; may be repeated."),
+        typer.Option(
+            envvar="MIDLOGIT_API_KEY", show_envvar=True, help="An API key that the server accepts; may be repeated."
+        ),
     ] = None,
-    preset: Annotated[str, typer.Option(help="Of requests that name none.")] = "balanced",
+    preset: Annotated[str, typer.Option(help="Preset of requests that name none.")] = "balanced",
     base_chat_template: BaseTemplate = None,
     teacher_chat_template: TeacherTemplate = None,
     chat_template_kwargs: TemplateKwargs = None,
     base_chat_template_kwargs: BaseTemplateKwargs = None,
-    max_num_seqs: Slots = None,
+    max_num_seqs: MaxNumSeqs = None,
     max_queued: Annotated[int, typer.Option(help="Most sequences that wait; beyond them requests get 429.")] = 256,
     max_body_bytes: Annotated[int, typer.Option(help="Largest body of a request.")] = 8 * 2**20,
     allow_origin: Annotated[
@@ -295,19 +304,22 @@ def serve(
     teacher_api_key: TeacherKey = None,
 ) -> None:
     """Serve q* as one model behind an OpenAI-compatible API, with a live page at /."""
-    from midlogit.cli.loading import InProcess, Serving, parse_speculation, parse_template_kwargs
+    from midlogit.cli.loading import InProcess, PairOptions, parse_speculation, parse_template_kwargs, upstream
     from midlogit.cli.serve import run_serve
 
-    asked = parse_speculation(speculation)
-    serving = Serving(
-        top_k, base_model, teacher_model, base_tokenizer, teacher_tokenizer, base_api_key, teacher_api_key, asked
-    )
-    run_serve(
+    options = PairOptions(
         base,
         teacher,
-        here=InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len, asked),
-        serving=serving,
-        templates=(base_chat_template, teacher_chat_template),
+        (
+            upstream(base, base_model, base_tokenizer, base_api_key, base_chat_template),
+            upstream(teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template),
+        ),
+        InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len),
+        top_k,
+        parse_speculation(speculation),
+    )
+    run_serve(
+        options,
         chat_template_kwargs=parse_template_kwargs(chat_template_kwargs, base_chat_template_kwargs),
         log_format=log_format,
         host=host.strip("[]"),
@@ -330,7 +342,7 @@ def presets() -> None:
 
 
 def run() -> NoReturn:
-    """Entry point of the command: every expected error is one line and an exit code."""
+    """Runs the command; every expected error is one line and an exit code."""
     code = _run()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the interpreter's own exit would answer it with a traceback
     sys.exit(code)
@@ -357,7 +369,7 @@ def _run() -> int:
 
 
 def _place(error: Exception) -> str:
-    """The last file and line of midlogit that an error came through."""
+    """The innermost file and line of midlogit in an error's traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     frame = next((f for f in reversed(frames) if f"{os.sep}midlogit{os.sep}" in f.filename), frames[-1])
     return f"{Path(frame.filename).name}:{frame.lineno}"

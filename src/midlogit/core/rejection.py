@@ -29,11 +29,12 @@ def residual(target_NV: Array, draft_NV: Array) -> Array:
     return xp.where((row_sum(xp, rest_NV) > 0)[:, None], rest_NV, target_NV)
 
 
-def num_accepted(drafted: Sequence[int], sampled: Sequence[int]) -> int:
+def num_accepted(drafted: Sequence[int], sampled: Sequence[int | None]) -> int:
     """The number of accepted drafts of one sequence: those sampled, up to the first that was not.
 
     Args:
-        drafted: drafted token ids. sampled: the tokens of the same positions, of fewer or more of them.
+        drafted: drafted token ids.
+        sampled: the tokens of the same positions, of fewer or more of them; None where none could be sampled.
     """
     count = 0
     for draft, token_id in zip(drafted, sampled, strict=False):

@@ -61,7 +61,8 @@ class Checkpoint:
         config: transformers' configuration of the text model.
         tokenizer: transformers' tokenizer, backed by the tokenizers library.
         generation_stop_ids: eos_token_id of the generation configuration, else of the configuration.
-        context_limit: fewer tokens than the model's own context, where the engine is told so.
+        logit_size: columns of the model's logits, padding included; where a server runs the model, its ids.
+        max_context: most tokens of prompt and completion together that the engine allows.
         template_name: which of the tokenizer's named chat templates to use; None for its only or default one.
     """
 
@@ -69,7 +70,8 @@ class Checkpoint:
     config: Any
     tokenizer: Any
     generation_stop_ids: tuple[int, ...]
-    context_limit: int | None = None
+    logit_size: int
+    max_context: int
     template_name: str | None = None
 
     def __post_init__(self) -> None:
@@ -116,7 +118,9 @@ class Checkpoint:
 
         if not all(isinstance(i, int) for i in _as_ids(stop)):
             raise ModelUnavailable(f"{name} names {stop!r} as its eos_token_id.", "It must be an id, or a list of ids.")
-        return cls(name, config.get_text_config(), tokenizer, _as_ids(stop), template_name=template_name)
+
+        text = config.get_text_config()
+        return cls(name, text, tokenizer, _as_ids(stop), int(text.vocab_size), _max_context(text), template_name)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -137,19 +141,6 @@ class Checkpoint:
     @cached_property
     def detokenizer(self) -> Detokenizer:
         return LocalDetokenizer(self.tokenizer.backend_tokenizer)
-
-    @property
-    def logit_size(self) -> int:
-        """Columns of the model's logits, padding included."""
-        return int(self.config.vocab_size)
-
-    @property
-    def max_context(self) -> int:
-        """Most tokens of prompt and completion together; a sliding window counts as the limit."""
-        limit = int(getattr(self.config, "max_position_embeddings", 0) or 2048)
-        if "sliding_attention" in (getattr(self.config, "layer_types", None) or ()):
-            limit = min(limit, int(self.config.sliding_window))
-        return min(limit, self.context_limit or limit)
 
     @property
     def unsupported_layers(self) -> set[str]:
@@ -304,7 +295,7 @@ def _folder_or_hub_id(name: str) -> str:
 
 def files_of(model: Model) -> Checkpoint | None:
     """The tokenizer files of a model; None when they are not on this machine."""
-    return model if isinstance(model, Checkpoint) else getattr(model, "files", None)
+    return model if isinstance(model, Checkpoint) else None
 
 
 def bundled(side: str) -> Path:
@@ -345,6 +336,14 @@ def plain_chat(messages: Sequence[Message]) -> str:
     names = {"user": "Question: ", "assistant": "Answer: "}
     lines = [names.get(m["role"], "") + m["content"] + ("\n" if m["role"] != "user" else "") for m in messages]
     return "\n".join([*lines, "Answer:"])
+
+
+def _max_context(config: Any) -> int:
+    """Most tokens of prompt and completion together; a sliding window counts as the limit."""
+    limit = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        limit = min(limit, int(config.sliding_window))
+    return limit
 
 
 def _as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:

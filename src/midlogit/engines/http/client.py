@@ -1,6 +1,6 @@
-"""JSON calls to servers, made in a thread of its own; knows HTTP, retryable failures and keys, no models.
+"""JSON calls to servers from a background thread; knows HTTP, retryable failures and keys, no models.
 
-Everything here runs in one asyncio loop in a background thread. Other threads hand it coroutines by `run`.
+Everything here runs in one asyncio loop in that thread. Other threads hand it coroutines by `run`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 
-from midlogit.engines.http.exchange import Address, Pool
+from midlogit.engines.http.exchange import Address, ConnectionPool
 from midlogit.engines.http.urls import shown, suggestion, what_is_wrong
-from midlogit.errors import InvalidRequest, ServerUnavailable
+from midlogit.errors import InvalidRequest, ServerUnavailable, first_line
 from midlogit.extras import require
 
 T = TypeVar("T")
 
-BACKOFF = (0.25, 1.0, 4.0)  # seconds before each retry; three of them outlast a server's restart of 5 s
+BACKOFF = (0.25, 1.0, 4.0)  # seconds before each retry; together they outlast a server's restart of 5 s
 MAX_WAIT = 60.0  # the longest Retry-After that is honoured
 RETRYABLE_STATUSES = (408, 429)
 
@@ -44,44 +44,45 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """Side and URL, for messages; what the URL holds before an @ is left out."""
+        """Side and URL, for messages; user and password before an @ are left out."""
         return f"{self.side} {shown(self.url)}"
 
     @property
     def at_root(self) -> Endpoint:
-        """The OpenAI root that was meant: up to the /v1 inside the URL, else one below it."""
+        """The OpenAI root that was probably meant: the URL up to its first /v1, else with /v1 appended."""
         before, inside, _ = self.url.partition("/v1/")
         return replace(self, url=(before if inside else self.url) + "/v1")
 
     def address(self, path: str) -> str:
-        """Of an OpenAI path such as "/models"; "//tokenize" lies beside /v1, not below it."""
+        """The URL of an OpenAI path such as "/models"; "//tokenize" is beside /v1, not below it."""
         if path.startswith("//"):
             return self.url.removesuffix("/v1") + path[1:]
         return self.url + path
 
 
 def endpoint(side: str, url: str, key: str | None) -> Endpoint:
-    """Checks a URL as the user gave it; blanks around it and slashes at its end do not count.
+    """The server at a URL as the user gave it; surrounding blanks and trailing slashes are dropped.
 
     Raises:
-        InvalidRequest: no http or https URL of a server, or a key that no header can hold.
+        InvalidRequest: not the http or https URL of a server, or a key that no header can hold.
     """
     url = url.strip()
     reason = what_is_wrong(url)
     if reason is not None:
         raise InvalidRequest(f"The {side} URL {shown(url)!r} is not an http URL: {reason}.", suggestion(url))
+
     if key and not key.isprintable():
-        raise InvalidRequest(f"The {side} API key holds a line break.", "Give it without.")
+        raise InvalidRequest(f"The {side} API key holds a line break.", "Remove it.")
     return Endpoint(side, urlunsplit(urlsplit(url)).rstrip("/"), key)
 
 
 class CallFailed(Exception):
-    """One call that gave no usable answer.
+    """A call without a usable answer.
 
     Attributes:
         message: what happened, without side and URL. status: of the HTTP answer, None when there was none.
-        retryable: whether the same call may succeed. wait: seconds the server asked to wait, None if it did not.
-        healthy: whether the server is well all the same, and may be asked again.
+        retryable: whether the same call may succeed later. wait: seconds that the server asked to wait, else None.
+        healthy: whether the server itself is well, so that it may be called again.
     """
 
     def __init__(
@@ -105,8 +106,8 @@ class Client:
     """The loop, its thread and the connection pool of one Pair.
 
     Args:
-        pool: most connections at once, to all servers together. timeout: seconds for one call.
-        retries: how often a call is tried again after a retryable failure.
+        pool: most connections at once, to all servers together. timeout: seconds per call.
+        retries: how often a call is repeated after a retryable failure.
     """
 
     def __init__(self, *, pool: int, timeout: float, retries: int) -> None:
@@ -114,7 +115,7 @@ class Client:
         self.pool = pool
         self.retries = retries
         self._timeout = timeout
-        self._connections: Pool | None = None
+        self._connections: ConnectionPool | None = None
         self._addresses: dict[tuple[Endpoint, str, bool], Address] = {}
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self._run_loop, name="midlogit-http", daemon=True)
@@ -125,11 +126,11 @@ class Client:
         future: Future[T] = asyncio.run_coroutine_threadsafe(work, self.loop)
         return future.result()
 
-    async def once(self, server: Endpoint, path: str, body: dict[str, Any] | None = None) -> Any:
-        """One attempt: a GET without a body, else a POST; the decoded JSON.
+    async def call_once(self, server: Endpoint, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Makes one attempt, a GET without a body, else a POST; returns the decoded JSON.
 
         Raises:
-            CallFailed: anything else than a 200 with JSON.
+            CallFailed: anything but a 200 with JSON.
         """
         aiohttp = self._aiohttp
         try:
@@ -138,12 +139,14 @@ class Client:
         except TimeoutError:
             raise CallFailed(f"no answer within {self._timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise CallFailed(f"{_reason(error)}") from error
+            raise CallFailed(first_line(error)) from error
         except (aiohttp.http.HttpProcessingError, ValueError) as error:  # aiohttp's parsers
-            raise CallFailed(f"not an HTTP answer: {_reason(error)}") from error
+            raise CallFailed(f"not an HTTP answer: {first_line(error)}") from error
+
         if 300 <= status < 400:  # followed, it would cost every call a second one, and could take the key elsewhere
             where = headers.get("Location")
             raise CallFailed(f"HTTP {status}: it redirects to {where}", status=status, retryable=False)
+
         if status != 200:
             reason, whole = _server_message(content)
             retryable = status in RETRYABLE_STATUSES or status >= 500 or not whole
@@ -153,33 +156,40 @@ class Client:
                 retryable=retryable,
                 wait=_seconds(headers.get("Retry-After")),
             )
+
         try:
             return orjson.loads(content)
         except orjson.JSONDecodeError:
             raise CallFailed("the answer is not whole JSON") from None
 
     async def call(
-        self, server: Endpoint, path: str, body: dict[str, Any] | None = None, *, silence: bool = True
+        self, server: Endpoint, path: str, body: dict[str, Any] | None = None, *, retry_unreachable: bool = True
     ) -> Any:
-        """`once`, tried again after retryable failures; `silence` tells whether no answer at all is one."""
+        """`call_once`, repeated after retryable failures.
+
+        Args:
+            retry_unreachable: whether the lack of any HTTP answer counts as retryable.
+        """
         for attempt in range(self.retries + 1):
             try:
-                return await self.once(server, path, body)
+                return await self.call_once(server, path, body)
             except CallFailed as failure:
-                if attempt == self.retries or not failure.retryable or (failure.status is None and not silence):
+                is_retryable = failure.retryable and (failure.status is not None or retry_unreachable)
+                if attempt == self.retries or not is_retryable:
                     raise
-                await asyncio.sleep(self.wait(attempt, failure))
+                await asyncio.sleep(self.backoff(attempt, failure))
         raise AssertionError
 
-    def wait(self, attempt: int, failure: CallFailed) -> float:
-        """Seconds before the next attempt: exponential with jitter, or what the server asked for."""
-        backoff = BACKOFF[min(attempt, len(BACKOFF) - 1)] * random.uniform(1.0, 1.25)
-        return backoff if failure.wait is None else max(min(failure.wait, MAX_WAIT), 0.0)
+    def backoff(self, attempt: int, failure: CallFailed) -> float:
+        """Seconds before the next attempt: exponential with jitter, or as the server asked for."""
+        seconds = BACKOFF[min(attempt, len(BACKOFF) - 1)] * random.uniform(1.0, 1.25)
+        return seconds if failure.wait is None else max(min(failure.wait, MAX_WAIT), 0.0)
 
     def close(self) -> None:
-        """Closes the connections and ends the thread; what still runs is cancelled."""
+        """Cancels running calls, closes the connections and ends the thread."""
         if self.loop.is_closed():
             return
+
         self.run(self._shut())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
@@ -200,8 +210,8 @@ class Client:
     def _address(self, server: Endpoint, path: str, posts: bool) -> Address:
         key = server, path, posts
         if key not in self._addresses:
-            if self._connections is None:  # it is made in the loop, where it lives
-                self._connections = Pool(self.pool, self._timeout)
+            if self._connections is None:  # made in the loop that it belongs to
+                self._connections = ConnectionPool(self.pool, self._timeout)
             headers = {"Content-Type": "application/json"}
             if server.key:
                 headers["Authorization"] = f"Bearer {server.key}"
@@ -211,17 +221,12 @@ class Client:
 
 
 def unavailable(server: Endpoint, failure: CallFailed, hint: str = "") -> ServerUnavailable:
-    """The failure as the error a user meets, naming side and URL."""
+    """The failure as an error for the user, with side and URL."""
     return ServerUnavailable(f"The server of the {server.name} cannot be used: {failure.message}.", hint)
 
 
-def _reason(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
-
-
 def _server_message(content: bytes) -> tuple[str, bool]:
-    """What the server says went wrong, as vLLM writes it, else the beginning; and whether all of it came."""
+    """The server's error message in vLLM's form, else the beginning of its answer; and whether the answer is whole."""
     text = content[:200].decode(errors="replace").strip() or "no reason given"
     try:
         error = orjson.loads(content)["error"]

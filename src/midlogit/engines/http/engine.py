@@ -1,6 +1,6 @@
-"""Sampling from two servers: every sequence asks both sides for its next rows, and all that have them draw at once.
+"""Sampling from two servers: sequences request rows from both sides, and all whose rows have come sample together.
 
-Knows sequences, sides and how wide the lists are; text, stops and α belong to the sequences and the policy.
+Knows sequences, sides and how wide the lists are; text, stops and α belong to the sequences and to `decide`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar
 
+from midlogit.core.rejection import num_accepted
 from midlogit.decide.base import Draft, RowSettings
 from midlogit.decide.truncated.rows import SampledTokens, sample_truncated
 from midlogit.engines.base import Engine
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.http.client import CallFailed, Client
-from midlogit.engines.http.pairs import Model, Pair, Pairs, Seats
-from midlogit.engines.http.rows import Drafts, Step
-from midlogit.engines.http.side import Row
+from midlogit.engines.http.paired_sides import PairedSides, SlotPair, TopPair
+from midlogit.engines.http.replicas import PendingRow
+from midlogit.engines.http.rows import DraftRequest, DraftStep
 from midlogit.errors import EngineFailure
 from midlogit.outputs import Decision
 from midlogit.requests.sequence import Sequence
@@ -29,110 +31,116 @@ T = TypeVar("T")
 
 log = logging.getLogger("midlogit")
 
-SENDING = 6  # turns of the loop within which aiohttp has written the calls that were asked for
-WIDEN = 4  # by which an adaptive list grows when its bound is too wide
-SLACK = 0.25  # share of the tolerance below which it shrinks again
+SENDING_TURNS = 6  # turns of the loop within which aiohttp has written the calls that were requested
+WIDEN = 4  # factor by which an adaptive list grows when its bound is too wide
+SHRINK_BELOW = 0.25  # share of the tolerance below which it shrinks again
 
 
 @dataclass(frozen=True, slots=True)
-class Width:
-    """How many log-probabilities to ask of each side.
+class ListWidth:
+    """How many log-probabilities to request from each side.
 
     Attributes:
-        start: for the first row. most: what the servers allow.
-        drafts: where the base drafts, of both; what is listed beyond `start` need not be scored.
-        tolerance: on the certified bound, above which a row is asked again wider; None to stay at `start`.
+        start: for the first row. maximum: the most that the servers allow.
+        drafting: from both sides where the base drafts; ids listed beyond `start` need not be scored.
+        tolerance: on the certified bound, above which a row is requested again wider; None to stay at `start`.
     """
 
     start: int
-    most: int
-    drafts: int
+    maximum: int
+    drafting: int
     tolerance: float | None
 
 
+class PendingDrafts(NamedTuple):
+    """Drafts that the base's server is making."""
+
+    request: DraftRequest
+    steps: asyncio.Future[list[DraftStep]]
+
+
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a sequence has asked for its next round.
+class PendingRound:
+    """The requests of a sequence's next round.
 
     Attributes:
-        rows: of base and teacher, when nothing is drafted. drafts, steps: what the base drafts, else.
-        since, batch: when it was asked for, and how many sequences ran.
+        started: time of the requests. batch: sequences that ran then.
+        rows: of base and teacher, in a lock-step round. drafts: in a speculative one.
     """
 
-    since: float
+    started: float
     batch: int
-    rows: tuple[Row, ...] = ()
-    drafts: Drafts | None = None
-    steps: asyncio.Future[list[Step]] | None = None
+    rows: tuple[PendingRow, ...] = ()
+    drafts: PendingDrafts | None = None
+
+    @property
+    def num_drafts(self) -> int:
+        return 0 if self.drafts is None else self.drafts.request.num_drafts
 
     def cancel(self) -> None:
-        for future in self.rows if self.steps is None else (self.steps,):
+        for future in self.rows if self.drafts is None else (self.drafts.steps,):
             future.cancel()
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """A drawn token, None where nothing could be drawn, and what will be known of it."""
+class SampledToken(NamedTuple):
+    """A sampled token, None where nothing could be sampled, and its decision, computed later."""
 
     token_id: int | None
     decision: asyncio.Future[Decision]
 
 
 class HttpEngine(Engine):
-    """Two servers, or several of each.
+    """Two servers, or several replicas of each.
 
     Args:
         client: in whose loop everything runs; closed with the engine.
-        vocabulary: ids below it are drawn from.
-        draft_length: how many tokens the base's server drafts ahead; none while `width` adapts.
-        blocking_text: whether the sequences' text comes from a server, so that it must be made off the loop.
+        draft_length: how many tokens the base's server drafts; none while `width` adapts.
+        blocking_text: whether a server makes the sequences' text, so that it must be made off the loop.
+
+    Attributes:
+        client, sides: as given.
     """
 
     def __init__(
         self,
         client: Client,
-        base: Model,
-        teacher: Model,
-        *,
-        vocabulary: int,
-        width: Width,
+        sides: PairedSides,
+        width: ListWidth,
         draft_length: DraftLength,
+        *,
         blocking_text: bool,
     ) -> None:
         super().__init__(draft_length)
-        self._client = client
-        self._base = base
-        self._teacher = teacher
-        self._vocabulary = vocabulary
-        self._pairs = Pairs(base, teacher, vocabulary)
+        self.client = client
+        self.sides = sides
         self._width = width
         self._blocking_text = blocking_text
         self._running: dict[int, asyncio.Task[None]] = {}
-        self._ready: list[tuple[list[Pair], list[RowSettings], asyncio.Future[list[Draw]]]] = []
+        self._ready: list[tuple[list[TopPair], list[RowSettings], asyncio.Future[list[SampledToken]]]] = []
         self._closed = False
         self._warned = False
 
     def submit(self, sequence: Sequence) -> None:
         if self._closed:
             raise EngineFailure("The engine is closed.", "Open the pair again.")
-        self._client.loop.call_soon_threadsafe(self._start, sequence)
+        self.client.loop.call_soon_threadsafe(self._start, sequence)
 
     def abort(self, sequences: list[Sequence]) -> None:
         if not self._closed:
-            self._client.loop.call_soon_threadsafe(self._cancel, [id(sequence) for sequence in sequences])
+            self.client.loop.call_soon_threadsafe(self._cancel, [id(sequence) for sequence in sequences])
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._client.run(self._abort_all())
-            self._client.close()
+            self.client.run(self._abort_all())
+            self.client.close()
 
     def _start(self, sequence: Sequence) -> None:
-        task = self._client.loop.create_task(self._run(sequence))
+        task = self.client.loop.create_task(self._run(sequence))
         self._running[id(sequence)] = task
-        task.add_done_callback(lambda _: self._forget(sequence))
+        task.add_done_callback(lambda _: self._remove(sequence))
 
-    def _forget(self, sequence: Sequence) -> None:
+    def _remove(self, sequence: Sequence) -> None:
         del self._running[id(sequence)]
         if not sequence.is_finished:  # cancelled before its task had begun
             sequence.abort()
@@ -149,12 +157,12 @@ class HttpEngine(Engine):
         await asyncio.gather(*running, return_exceptions=True)
 
     async def _run(self, sequence: Sequence) -> None:
-        """One sequence from its prompt to its end, whatever the end is."""
-        base, teacher = self._base.side, self._teacher.side
-        seats = base.sit(sequence.request.base_ids), teacher.sit(sequence.request.teacher_ids)
+        """Runs one sequence to its end, whatever ends it."""
+        base, teacher = self.sides.base.replicas, self.sides.teacher.replicas
+        slots = base.assign(sequence.request.base_ids), teacher.assign(sequence.request.teacher_ids)
         message: str | None = None
         try:
-            await self._write(sequence, seats)
+            await self._generate(sequence, slots)
         except asyncio.CancelledError:
             pass
         except CallFailed as failure:
@@ -163,165 +171,193 @@ class HttpEngine(Engine):
         except Exception as error:  # the engine's own boundary: whoever waits for this sequence must hear of it
             message = f"The engine failed: {type(error).__name__}: {error}"
         finally:
-            base.leave(seats[0])
-            teacher.leave(seats[1])
+            base.release(slots[0])
+            teacher.release(slots[1])
+
         if not sequence.is_finished:
             end = sequence.abort if message is None else partial(sequence.fail, message)
-            await self._tell(end)
+            await self._update(end)
 
-    async def _write(self, sequence: Sequence, seats: Seats) -> None:
-        """Asks for the next rows as soon as tokens are drawn; what else there is to do with them, the servers cover."""
+    async def _generate(self, sequence: Sequence, slots: SlotPair) -> None:
+        """Samples round by round.
+
+        The next round is requested as soon as its prefix is known; decisions and text follow while the servers work.
+        """
         k = self._width.start
         position = 0
-        asked = self._ask(sequence, seats, position, k)
+        pending = self._start_round(sequence, slots, position, k)
         try:
             while not sequence.is_finished:
-                if asked.drafts is None or asked.steps is None:
-                    draw, k = await self._next(seats, sequence.settings_at(position), asked.rows, k)
-                    draws = [draw]
+                if pending.drafts is None:
+                    token, k = await self._sample_next(slots, sequence.settings_at(position), pending.rows, k)
+                    sampled = [token]
                 else:
-                    draws = await self._check(sequence, seats, position, asked.drafts, await asked.steps)
-                self._measure(asked, position, draws)
-                token_ids = [draw.token_id for draw in draws if draw.token_id is not None]
-                for seat in seats:
-                    seat.prefix += token_ids
-                position += len(draws)
-                if len(token_ids) == len(draws) and not sequence.ends_with(token_ids[-1], position - 1):
-                    asked = self._ask(sequence, seats, position, k)
-                for draw in draws:
-                    await self._tell(sequence.append, await draw.decision)
+                    sampled = await self._verify(sequence, slots, position, pending.drafts)
+                self._record(pending, position, sampled)
+
+                token_ids = [token.token_id for token in sampled if token.token_id is not None]
+                for slot in slots:
+                    slot.prefix += token_ids
+                position += len(sampled)
+                if len(token_ids) == len(sampled) and not sequence.ends_with(token_ids[-1], position - 1):
+                    pending = self._start_round(sequence, slots, position, k)
+
+                for token in sampled:
+                    await self._update(sequence.append, await token.decision)
                     if sequence.is_finished:
                         break
         finally:
-            asked.cancel()  # of no use when a stop string was met
+            pending.cancel()  # of no use when a stop string was met
 
-    def _ask(self, sequence: Sequence, seats: Seats, position: int, k: int) -> Asked:
-        """Begins a round: with the base's drafts, or with a row of each side."""
-        since, batch, ahead = time.perf_counter(), len(self._running), self._drafts(sequence, position)
-        if not ahead:
-            return Asked(since, batch, self._pairs.top(seats, k))
-        drafts = Drafts.near(sequence.request.params.temperature, ahead + 1, sequence.draft_seed(position))
-        return Asked(since, batch, drafts=drafts, steps=self._base.side.draft(seats[0], self._width.drafts, drafts))
+    def _start_round(self, sequence: Sequence, slots: SlotPair, position: int, k: int) -> PendingRound:
+        """Requests drafts from the base, or in lock-step a row from each side."""
+        started, batch = time.perf_counter(), len(self._running)
+        num_drafts = self._num_drafts(sequence, position)
+        if not num_drafts:
+            return PendingRound(started, batch, rows=self.sides.request_top(slots, k))
 
-    def _drafts(self, sequence: Sequence, position: int) -> int:
+        request = DraftRequest.near(sequence.request.params.temperature, num_drafts + 1, sequence.draft_seed(position))
+        steps = self.sides.base.replicas.draft(slots[0], self._width.drafting, request)
+        return PendingRound(started, batch, drafts=PendingDrafts(request, steps))
+
+    def _num_drafts(self, sequence: Sequence, position: int) -> int:
         """How many tokens to draft from a position on.
 
-        None for the first token, whose prompts are read; none where they would change what a seed draws.
+        None for the first token, whose round prefills the prompts; none where an automatic draft length would change
+        which tokens a seed gives.
         """
         params = sequence.request.params
         if position == 0 or (params.seed is not None and params.temperature and not self.draft_length.fixed):
             return 0
         return min(self.draft_length.next(len(self._running)), sequence.remaining_tokens(position) - 1)
 
-    def _measure(self, asked: Asked, position: int, draws: list[Draw]) -> None:
-        """Tells what a round brought and took; the first reads prompts, which says nothing of the others."""
-        ahead = 0 if asked.drafts is None else asked.drafts.ahead
-        self.draft_length.record_acceptance(ahead, [len(draws) - 1])
-        if position and asked.batch.bit_length() == len(self._running).bit_length():
-            self.draft_length.record_time(asked.batch, ahead, time.perf_counter() - asked.since)
+    def _record(self, pending: PendingRound, position: int, sampled: list[SampledToken]) -> None:
+        """Reports a round's acceptance and time; the first prefills prompts, so its time tells nothing of others."""
+        self.draft_length.record_acceptance(pending.num_drafts, [len(sampled) - 1])
+        if position and pending.batch.bit_length() == len(self._running).bit_length():
+            self.draft_length.record_time(pending.batch, pending.num_drafts, time.perf_counter() - pending.started)
 
-    async def _check(
-        self, sequence: Sequence, seats: Seats, position: int, drafts: Drafts, steps: list[Step]
-    ) -> list[Draw]:
-        """Has the teacher look at drafts; draws up to the first that does not stand, scoring ids when it must."""
-        drafted = self._worth_checking(sequence, steps)
-        asked = self._teacher.side.top(seats[1], self._width.drafts, drafted)
+    async def _verify(
+        self, sequence: Sequence, slots: SlotPair, position: int, drafts: PendingDrafts
+    ) -> list[SampledToken]:
+        """Requests the teacher's rows at all drafts, and samples up to the first rejected one.
+
+        Positions that need no scores are sampled first: if one of them rejects its draft, nothing is scored.
+        """
+        steps = await drafts.steps
+        drafted = self._verifiable(sequence, steps)
+        teacher_rows = self.sides.teacher.replicas.top(slots[1], self._width.drafting, drafted)
         settings = [
-            replace(sequence.settings_at(position + n), draft=_served(drafts, *steps[n])) for n in range(len(asked))
+            replace(sequence.settings_at(position + n), draft=_draft_of(drafts.request, steps[n]))
+            for n in range(len(teacher_rows))
         ]
-        rows = [(step[0], await row) for step, row in zip(steps, asked, strict=False)]
-        cut = [self._pairs.cut(wide, self._width.start, s) for wide, s in zip(rows, settings, strict=True)]
-        pairs, unknown = [pair for pair, _ in cut], [ids for _, ids in cut]
-        ready = next((n for n, ids in enumerate(unknown) if any(ids)), len(pairs))
-        draws = await self._draw(pairs[:ready], settings[:ready]) if ready else []
-        stood = _standing(draws, drafted)
-        if stood == ready:
-            pairs = await self._pairs.scored(seats, pairs, unknown, drafted)
-            draws += await self._draw(pairs[ready:], settings[ready:])
-            stood = _standing(draws, drafted)
-        return draws[: stood + 1]
+        wide = [(step.row, await row) for step, row in zip(steps, teacher_rows, strict=False)]
 
-    def _worth_checking(self, sequence: Sequence, steps: list[Step]) -> list[int]:
-        """The drafts before one that ends the sequence, cannot be drawn or was not listed; nothing follows the last."""
-        hidden = sequence.request.outcomes.masked_before_end
+        narrowed = [self.sides.narrow(rows, self._width.start, s) for rows, s in zip(wide, settings, strict=True)]
+        pairs, missing = [pair for pair, _ in narrowed], [ids for _, ids in narrowed]
+        complete = next((n for n, ids in enumerate(missing) if any(ids)), len(pairs))
+        sampled = await self._sample(pairs[:complete], settings[:complete]) if complete else []
+        accepted = num_accepted(drafted, [token.token_id for token in sampled])
+
+        if accepted == complete:
+            pairs = await self.sides.with_scores(slots, pairs, missing, drafted)
+            sampled += await self._sample(pairs[complete:], settings[complete:])
+            accepted = num_accepted(drafted, [token.token_id for token in sampled])
+        return sampled[: accepted + 1]
+
+    def _verifiable(self, sequence: Sequence, steps: list[DraftStep]) -> list[int]:
+        """The drafts before the first that ends the sequence, may not be sampled or is missing from its list.
+
+        The last step's token is left out: no row follows it.
+        """
+        masked = sequence.request.outcomes.masked_before_end
         drafted: list[int] = []
         for row, token_id in steps[:-1]:
-            if token_id not in row or token_id in hidden or token_id >= self._vocabulary:
+            if token_id not in row or token_id in masked or token_id >= self.sides.vocabulary:
                 break
             drafted.append(token_id)
         return drafted
 
-    async def _next(self, seats: Seats, settings: RowSettings, asked: tuple[Row, ...], k: int) -> tuple[Draw, int]:
-        """The next token and the width to begin the one after it with."""
+    async def _sample_next(
+        self, slots: SlotPair, settings: RowSettings, rows: tuple[PendingRow, ...], k: int
+    ) -> tuple[SampledToken, int]:
+        """The next token in lock-step, and the width with which to begin the one after it."""
         width = self._width
         while True:
-            pairs = [await self._pairs.listed(asked)]
-            unknown = self._pairs.unknown(pairs[0], settings)
-            if any(unknown):
-                pairs = await self._pairs.scored(seats, pairs, [unknown])
-            draw = (await self._draw(pairs, [settings]))[0]
+            pairs = [await self.sides.read_top(rows)]
+            missing = self.sides.missing_ids(pairs[0], settings)
+            if any(missing):
+                pairs = await self.sides.with_scores(slots, pairs, [missing])
+            token = (await self._sample(pairs, [settings]))[0]
             if width.tolerance is None:
-                return draw, k
-            bound = (await draw.decision).tv_bound
-            if bound <= width.tolerance or k >= width.most:
+                return token, k
+
+            tv_bound = (await token.decision).tv_bound
+            if tv_bound <= width.tolerance or k >= width.maximum:
                 break
-            k = min(WIDEN * k, width.most)
-            asked = self._pairs.top(seats, k)
-        if bound > width.tolerance:
+            k = min(WIDEN * k, width.maximum)
+            rows = self.sides.request_top(slots, k)
+
+        if tv_bound > width.tolerance:
             self._warn(width.tolerance)
-        elif bound <= SLACK * width.tolerance:
+        elif tv_bound <= SHRINK_BELOW * width.tolerance:
             k = max(k // 2, width.start)
-        return draw, k
+        return token, k
 
-    async def _draw(self, pairs: list[Pair], settings: list[RowSettings]) -> list[Draw]:
-        """Draws for every sequence that has its rows in this turn of the loop, together."""
-        draws: asyncio.Future[list[Draw]] = self._client.loop.create_future()
-        self._ready.append((pairs, settings, draws))
-        if len(self._running) == 1:  # nobody to wait for
-            self._draw_all()
+    async def _sample(self, pairs: list[TopPair], settings: list[RowSettings]) -> list[SampledToken]:
+        """Samples together with every other sequence that has its rows in this turn of the loop."""
+        sampled: asyncio.Future[list[SampledToken]] = self.client.loop.create_future()
+        self._ready.append((pairs, settings, sampled))
+        if len(self._running) == 1:  # no other sequence to wait for
+            self._sample_ready()
         elif len(self._ready) == 1:
-            self._client.loop.call_soon(self._draw_all)
-        return await draws
+            self.client.loop.call_soon(self._sample_ready)
+        return await sampled
 
-    def _draw_all(self) -> None:
+    def _sample_ready(self) -> None:
         ready, self._ready = self._ready, []
-        waiting = [draws for _, _, draws in ready]
-        pairs = [pair for some, _, _ in ready for pair in some]
-        settings = [s for _, some, _ in ready for s in some]
+        waiting = [sampled for _, _, sampled in ready]
+        pairs = [pair for pairs, _, _ in ready for pair in pairs]
+        settings = [s for _, settings, _ in ready for s in settings]
         try:
-            drawn = sample_truncated(pairs, settings, self._vocabulary)
-            draws = [Draw(token_id, self._client.loop.create_future()) for token_id in drawn.token_ids]
+            drawn = sample_truncated(pairs, settings, self.sides.vocabulary)
+            tokens = [SampledToken(token_id, self.client.loop.create_future()) for token_id in drawn.token_ids]
         except Exception as error:  # it must reach the sequences that wait
             _fail(waiting, error)
             return
-        one_by_one = iter(draws)
-        _give(waiting, [[next(one_by_one) for _ in some] for some, _, _ in ready])
-        turns = SENDING if self._width.tolerance is None else 0
-        self._describe(turns, drawn, [draw.decision for draw in draws])
+
+        ends = [0]
+        for pairs, _, _ in ready:
+            ends.append(ends[-1] + len(pairs))
+        _resolve(waiting, [tokens[start:end] for start, end in pairwise(ends)])
+
+        turns = SENDING_TURNS if self._width.tolerance is None else 0
+        self._describe(turns, drawn, [token.decision for token in tokens])
 
     def _describe(self, turns: int, drawn: SampledTokens, waiting: list[asyncio.Future[Decision]]) -> None:
-        """What a draw leaves for later, so many turns of the loop from now."""
+        """Computes the deferred decisions after `turns` iterations of the event loop."""
         if turns:
-            self._client.loop.call_soon(self._describe, turns - 1, drawn, waiting)
+            self.client.loop.call_soon(self._describe, turns - 1, drawn, waiting)
             return
         try:
             decisions = drawn.decisions()
         except Exception as error:
             _fail(waiting, error)
         else:
-            _give(waiting, decisions)
+            _resolve(waiting, decisions)
 
-    async def _tell(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Runs what makes text: here, or beside the loop when a server makes it."""
-        if self._blocking_text:
-            work = self._client.loop.run_in_executor(None, call, *arguments)
-            try:
-                await asyncio.shield(work)
-            except asyncio.CancelledError:
-                await work  # nobody else may touch the sequence before
-                raise
-        else:
+    async def _update(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Makes a call that decodes text: here, or in another thread when a server decodes it."""
+        if not self._blocking_text:
             call(*arguments)
+            return
+
+        work = self.client.loop.run_in_executor(None, call, *arguments)
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await work  # nobody else may touch the sequence before
+            raise
 
     def _warn(self, tolerance: float) -> None:
         if not self._warned:
@@ -330,24 +366,21 @@ class HttpEngine(Engine):
                 "top_k='auto': some bounds stay above the tolerance of %g with the %d log-probabilities that the "
                 "servers allow; start them with a higher --max-logprobs. Each token's bound is in its diagnostics.",
                 tolerance,
-                self._width.most,
+                self._width.maximum,
             )
 
 
-def _served(drafts: Drafts, row: dict[int, float], token_id: int) -> Draft | None:
-    """A draft with the law that it has where it lies in the server's list; None where it does not, or has none."""
-    return Draft(token_id, drafts.law(row)) if drafts.temperature and token_id in row else None
+def _draft_of(request: DraftRequest, step: DraftStep) -> Draft | None:
+    """The base's draft with the distribution it was sampled from.
+
+    None where decide drafts anew from the list: at temperature 0, and for a token outside the list.
+    """
+    if not request.temperature or step.token_id not in step.row:
+        return None
+    return Draft(step.token_id, request.probs(step.row))
 
 
-def _standing(draws: list[Draw], drafted: list[int]) -> int:
-    """How many drafts were drawn before the first that was not."""
-    pairs = zip(draws, drafted, strict=False)
-    return next(
-        (n for n, (draw, token_id) in enumerate(pairs) if draw.token_id != token_id), min(len(draws), len(drafted))
-    )
-
-
-def _give(waiting: list[asyncio.Future[T]], results: list[T]) -> None:
+def _resolve(waiting: list[asyncio.Future[T]], results: list[T]) -> None:
     for future, result in zip(waiting, results, strict=True):
         if not future.done():
             future.set_result(result)

@@ -1,7 +1,7 @@
 """One HTTP request and its answer over a connection of aiohttp's pool; knows no JSON and nothing of failures.
 
-Below aiohttp's session, which spends 0.25 ms on a request before its first byte: time in which no server works.
-What is the same in all requests to one address is made once; aiohttp connects, keeps connections and parses answers.
+Works below aiohttp's session, which spends 0.25 ms per request before the first byte, while no server works. The head
+that all requests to one address share is made once; aiohttp connects, keeps connections and parses answers.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ KEEP_ALIVE = 4.0  # below uvicorn's 5 s, so that the server never closes a conne
 CONNECT_TIMEOUT = 10.0
 
 
-class Pool:
+class ConnectionPool:
     """The connections to all servers; lives in one loop.
 
     Args:
-        size: most connections at once. timeout: seconds for one exchange.
+        size: most connections at once. timeout: seconds per exchange.
     """
 
     def __init__(self, size: int, timeout: float) -> None:
@@ -34,9 +34,9 @@ class Pool:
 
 
 class Address:
-    """Where requests of one kind go: their method, URL and headers."""
+    """The method, URL and headers that requests of one kind share."""
 
-    def __init__(self, pool: Pool, method: str, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, pool: ConnectionPool, method: str, url: str, headers: Mapping[str, str]) -> None:
         aiohttp, yarl = require("aiohttp", "http"), require("yarl", "http")
         self._pool = pool
         self._request = aiohttp.ClientRequest(method, yarl.URL(url), headers=headers, loop=asyncio.get_running_loop())
@@ -44,16 +44,16 @@ class Address:
         self._head = f"{method} {self._request.url.raw_path_qs} HTTP/1.1\r\n{''.join(lines)}Content-Length: ".encode()
 
     async def exchange(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and content of the answer.
+        """Sends a request; returns the status, headers and content of the answer.
 
         Raises:
-            TimeoutError: none within the pool's timeout. OSError, aiohttp's ClientError and HttpProcessingError,
-                ValueError: no connection, or no whole answer in HTTP.
+            TimeoutError: no answer within the pool's timeout.
+            OSError, ValueError, aiohttp's ClientError and HttpProcessingError: no connection, or no whole HTTP answer.
         """
         async with asyncio.timeout(self._pool.timeout):
             connection = await self._pool.connector.connect(self._request, [], self._pool.connecting)
             try:
-                self._write(connection.protocol, body)
+                self.send(connection.protocol, body)
                 connection.protocol.set_response_params(read_until_eof=True)
                 message: Any = None
                 while message is None or message.code < 200:  # 1xx announces an answer
@@ -65,5 +65,6 @@ class Address:
             connection.release()
         return message.code, message.headers, content
 
-    def _write(self, protocol: Any, body: bytes) -> None:
+    def send(self, protocol: Any, body: bytes) -> None:
+        """Writes a request to a connection's protocol."""
         protocol.transport.write(b"%s%d\r\n\r\n%s" % (self._head, len(body), body))

@@ -1,4 +1,4 @@
-"""What a server can do, found out before anything is generated; knows vLLM's answers and how to ask for them.
+"""Probes a server before anything is generated; knows vLLM's answers and the requests that bring them out.
 
 Every check ends in a fact or in one error that names the server and what to change.
 """
@@ -14,32 +14,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from midlogit.engines.http import rows
 from midlogit.engines.http.client import BACKOFF, CallFailed, Client, Endpoint, unavailable
-from midlogit.engines.http.rows import (
-    EXPLICIT,
-    HOTTEST,
-    Drafts,
-    draft_body,
-    read_drafts,
-    read_scores,
-    read_top,
-    score_body,
-    top_body,
-)
 from midlogit.engines.http.urls import shown
 from midlogit.errors import InvalidRequest, ServerUnavailable
 
 T = TypeVar("T")
 
 DEFAULT_LOGPROBS = 20  # vLLM's own --max-logprobs
-PROBE = (5, 6, 7)  # ids of some prompt
-BEYOND = 2_000_000_000  # no vocabulary has this id
+PROBE = (5, 6, 7)  # ids of an arbitrary prompt
+NO_SUCH_ID = 2_000_000_000  # no vocabulary has this id, and no server allows as many log-probabilities
 PROBE_TEXTS = (
     "The quick brown fox jumps over 13 lazy dogs, doesn't it?\n\n  def f(x):\n\treturn x**2  # 3.14\n",
     "Größe, naïveté, œuvre; Привет, мир! 你好,世界。 こんにちは 안녕하세요 שלום مرحبا 🦊👩‍🔬",
     "0123456789 12345 1e-5 https://example.org/a?b=c&d=%20 AAAAaaaa     ...---===",
 )
-# Specials that tokenizers are known to have; asking is how their ids are learnt without the files.
+# Special tokens in common use; without tokenizer files, their ids come from the server's /tokenize.
 KNOWN_SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|end_of_text|>", "<|begin_of_text|>", "<|eot_id|>", "<|eom_id|>",
     "<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>", "<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>",
@@ -53,13 +43,13 @@ KNOWN_SPECIALS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What one server said of itself.
+class ServerFacts:
+    """The result of a handshake with one server.
 
     Attributes:
-        model: the name to ask by. root: where it was loaded from, a folder or hub id.
-        max_context: prompt and answer together. logit_size: ids it has.
-        max_logprobs: most log-probabilities a call may ask for. scores: whether it can score chosen ids.
+        model: the name that it is served by. root: where it was loaded from, a folder or hub id.
+        max_context: most tokens of prompt and completion together. logit_size: ids that the model has.
+        max_logprobs: most log-probabilities per position. scores: whether it scores chosen ids.
         tokenizes: whether it offers /tokenize. version: of vLLM, None where it does not say.
     """
 
@@ -74,39 +64,42 @@ class Facts:
     version: str | None
 
 
-async def shake_hands(client: Client, server: Endpoint, model: str | None, top_k: int | None) -> Facts:
-    """Asks a server for all that is needed of it.
+async def shake_hands(client: Client, server: Endpoint, model: str | None, top_k: int | None) -> ServerFacts:
+    """Finds out what a server offers.
 
     Args:
-        model: the name it must serve; None takes its first. top_k: log-probabilities it must give, None for any.
+        model: the name that it must serve; None takes its first.
+        top_k: log-probabilities per position that it must allow; None for any number.
 
     Raises:
-        ServerUnavailable: no vLLM server is there, it refuses the key, or it cannot give what is needed.
-        InvalidRequest: `model` or `top_k` is not what it offers.
+        ServerUnavailable: no vLLM server is there, it refuses the key, or it lacks what is needed.
+        InvalidRequest: it does not offer `model` or `top_k`.
     """
     card = await _model_card(client, server, model)
     name = str(card["id"])
     max_logprobs, logit_size = await asyncio.gather(
-        _number_in_refusal(client, server, _probe_body(name, logprobs=BEYOND), r"max allowed:? ?(\d+)"),
-        _number_in_refusal(
-            client, server, _probe_body(name, logit_bias={str(BEYOND): 1}), r"[Vv]ocabulary size: ?(\d+)"
+        _limit_in_refusal(client, server, _probe_body(name, logprobs=NO_SUCH_ID), r"max allowed:? ?(\d+)"),
+        _limit_in_refusal(
+            client, server, _probe_body(name, logit_bias={str(NO_SUCH_ID): 1}), r"[Vv]ocabulary size: ?(\d+)"
         ),
     )
     if logit_size is None:
         raise ServerUnavailable(
             f"The {server.name} does not say how many ids its model has: is it a vLLM server?", "midlogit needs vLLM."
         )
+
     max_logprobs = min(max_logprobs or DEFAULT_LOGPROBS, logit_size)
     if top_k is not None and min(top_k, logit_size) > max_logprobs:
         raise InvalidRequest(
             f"top_k is {top_k}, but the {server.name} allows {max_logprobs} log-probabilities.",
             f"Start it with --max-logprobs {top_k}, or lower top_k.",
         )
+
     await _require_rows(client, server, name, min(top_k or DEFAULT_LOGPROBS, max_logprobs))
     scores, tokenizes, version = await asyncio.gather(
         _can_score(client, server, name, logit_size), _can_tokenize(client, server, name), _version(client, server)
     )
-    return Facts(
+    return ServerFacts(
         endpoint=server,
         model=name,
         root=str(card.get("root") or name),
@@ -119,34 +112,35 @@ async def shake_hands(client: Client, server: Endpoint, model: str | None, top_k
     )
 
 
-async def why_no_drafts(client: Client, facts: Facts) -> str | None:
-    """What keeps a server from drafting for speculation: it must draw by temperature and seed; None when it does."""
+async def drafting_problem(client: Client, facts: ServerFacts) -> str | None:
+    """Why a server cannot draft, which takes sampling by temperature and seed; None when it can."""
     k = min(DEFAULT_LOGPROBS, facts.max_logprobs)
-    drawn = []
+    sampled = []
     for seed in (1, 1, 2):
-        drafts = Drafts(16, HOTTEST, seed)  # nothing that is drawn twice by chance
-        body = draft_body(facts.model, PROBE, k, drafts)
+        request = rows.DraftRequest(16, rows.HOTTEST, seed)  # long and hot: not sampled twice by chance
+        body = rows.draft_body(facts.model, PROBE, k, request)
         try:
-            steps = await _ask(client, facts.endpoint, body, partial(read_drafts, drafts=drafts, k=k))
+            steps = await _complete(client, facts.endpoint, body, partial(rows.read_drafts, request=request, k=k))
         except CallFailed as failure:
             if failure.retryable:
                 raise unavailable(facts.endpoint, failure) from failure
             return failure.message
-        drawn.append([token_id for _, token_id in steps])
-    if drawn[0] != drawn[1]:
+        sampled.append([step.token_id for step in steps])
+
+    if sampled[0] != sampled[1]:
         return "it draws other tokens from the same seed"
-    if drawn[0] == drawn[2]:
+    if sampled[0] == sampled[2]:
         return "it draws the same tokens whatever temperature and seed"
     return None
 
 
-async def probe_tokens(client: Client, facts: Facts) -> list[list[int]]:
-    """The server's own ids of the probe texts."""
+async def probe_tokens(client: Client, facts: ServerFacts) -> list[list[int]]:
+    """The ids that the server itself gives the probe texts."""
     return list(await asyncio.gather(*(_tokens(client, facts, {"prompt": text}) for text in PROBE_TEXTS)))
 
 
-async def has_chat_template(client: Client, facts: Facts) -> bool:
-    """Whether the server can turn messages into ids."""
+async def has_chat_template(client: Client, facts: ServerFacts) -> bool:
+    """Whether the server turns messages into ids."""
     try:
         await _tokens(client, facts, {"messages": [{"role": "user", "content": "Hi"}]})
     except CallFailed as failure:
@@ -156,21 +150,21 @@ async def has_chat_template(client: Client, facts: Facts) -> bool:
     return True
 
 
-async def templated_ids(client: Client, facts: Facts) -> frozenset[int]:
-    """Ids that the chat template puts around a short conversation, and those of its words."""
+async def templated_ids(client: Client, facts: ServerFacts) -> frozenset[int]:
+    """Ids of a short conversation in the chat template: the template's own and those of the words."""
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
     return frozenset(await _tokens(client, facts, {"messages": messages, "add_generation_prompt": False}))
 
 
-async def special_ids(client: Client, facts: Facts) -> frozenset[int]:
-    """Ids of the well-known special tokens that the server's tokenizer has."""
+async def special_ids(client: Client, facts: ServerFacts) -> frozenset[int]:
+    """Ids of those of KNOWN_SPECIALS that the server's tokenizer has."""
     bodies = ({"prompt": text, "add_special_tokens": False} for text in KNOWN_SPECIALS)
     found = await asyncio.gather(*(_tokens(client, facts, body) for body in bodies))
     return frozenset(ids[0] for ids in found if len(ids) == 1 and ids[0] < facts.logit_size)
 
 
-async def stop_ids(client: Client, facts: Facts, candidates: frozenset[int]) -> tuple[int, ...]:
-    """Those of the candidates that end a sequence there: drawn by force, no second token follows."""
+async def stop_ids(client: Client, facts: ServerFacts, candidates: frozenset[int]) -> tuple[int, ...]:
+    """The candidates that end a sequence on the server: where one is forced, no second token follows."""
 
     async def ends(token_id: int) -> bool:
         body = _probe_body(facts.model, allowed_token_ids=[token_id], max_tokens=2, ignore_eos=False)
@@ -182,9 +176,9 @@ async def stop_ids(client: Client, facts: Facts, candidates: frozenset[int]) -> 
 
 
 async def _model_card(client: Client, server: Endpoint, model: str | None) -> dict[str, Any]:
-    """The entry of /v1/models to use."""
+    """The model's entry in /v1/models."""
     try:
-        answer = await client.call(server, "/models", silence=False)
+        answer = await client.call(server, "/models", retry_unreachable=False)
         cards = {str(card["id"]): card for card in answer["data"]}
         first = next(iter(cards.values()))
         first["max_model_len"] + 0
@@ -194,6 +188,7 @@ async def _model_card(client: Client, server: Endpoint, model: str | None) -> di
         raise ServerUnavailable(
             f"The {server.name} does not answer like a vLLM server.", "Give the URL of a `vllm serve`, ending in /v1."
         ) from None
+
     if model is None:
         return dict(first)
     if model not in cards:
@@ -202,25 +197,27 @@ async def _model_card(client: Client, server: Endpoint, model: str | None) -> di
 
 
 async def _explain(client: Client, server: Endpoint, failure: CallFailed) -> ServerUnavailable:
-    """Why a server that should list its models did not."""
+    """The reason why a server did not list its models."""
     if failure.status in (401, 403):
         variable = f"MIDLOGIT_{server.side.upper()}_API_KEY"
         hint = f"Give --{server.side}-api-key, or set {variable} or OPENAI_API_KEY."
         return unavailable(server, CallFailed(f"it refuses the API key (HTTP {failure.status})"), hint)
+
     if failure.status == 404:
         hint = "Give the URL of a `vllm serve`, ending in /v1."
         with suppress(CallFailed):
             root = server.at_root
-            await client.once(root, "/models")
+            await client.call_once(root, "/models")
             hint = f"Did you mean {shown(root.url)}?"
         return unavailable(server, CallFailed(f"it answers HTTP 404 to {shown(server.address('/models'))}"), hint)
+
     if failure.status is None:
         return unavailable(server, failure, "Is `vllm serve` running there, and is the URL right?")
     return unavailable(server, failure)
 
 
-async def _number_in_refusal(client: Client, server: Endpoint, body: dict[str, Any], pattern: str) -> int | None:
-    """The limit that the server names when it refuses a request beyond it; None when it names none."""
+async def _limit_in_refusal(client: Client, server: Endpoint, body: dict[str, Any], pattern: str) -> int | None:
+    """The limit that the server names when it refuses a request above it; None when it names none."""
     try:
         await client.call(server, "/completions", body)
     except CallFailed as failure:
@@ -232,22 +229,27 @@ async def _number_in_refusal(client: Client, server: Endpoint, body: dict[str, A
 
 
 async def _require_rows(client: Client, server: Endpoint, model: str, k: int) -> None:
-    """Refuses a server whose rows cannot be used."""
+    """Requires lists of log-probabilities by token id.
+
+    Raises:
+        ServerUnavailable: the server gives none, or values that are not log-probabilities.
+    """
     hint = "midlogit needs a vLLM server that honours return_tokens_as_token_ids and logprobs."
-    body = top_body(model, [list(PROBE), list(PROBE[:2])], k)
+    body = rows.top_body(model, [list(PROBE), list(PROBE[:2])], k)
     try:
-        rows = await _ask(client, server, body, lambda answer: read_top(answer, 2, k))
+        found = await _complete(client, server, body, lambda answer: rows.read_top(answer, 2, k))
     except CallFailed as failure:
         raise unavailable(server, failure, hint) from failure
-    if any(math.fsum(map(math.exp, row.values())) > 1.001 for row in rows):
+
+    if any(math.fsum(map(math.exp, row.values())) > 1.001 for row in found):
         raise ServerUnavailable(
             f"The {server.name} returns values that are no log-probabilities: they sum to more than 1.",
             "Start it without --logprobs-mode.",
         )
 
 
-async def _ask(client: Client, server: Endpoint, body: dict[str, Any], read: Callable[[Any], T]) -> T:
-    """What `read` finds in the answer; a list cut short in passing is asked for again."""
+async def _complete(client: Client, server: Endpoint, body: dict[str, Any], read: Callable[[Any], T]) -> T:
+    """Calls /completions and parses the answer with `read`; retries truncated lists, a transient fault of vLLM."""
     for wait in (*BACKOFF[:2], None):
         answer = await client.call(server, "/completions", body)
         try:
@@ -260,11 +262,11 @@ async def _ask(client: Client, server: Endpoint, body: dict[str, Any], read: Cal
 
 
 async def _can_score(client: Client, server: Endpoint, model: str, logit_size: int) -> bool:
-    """Whether chosen ids are scored: an old server ignores or refuses logprob_token_ids."""
+    """Whether the server scores chosen ids: old ones ignore or refuse logprob_token_ids."""
     chosen = sorted({1, logit_size // 2, logit_size - 1})
     try:
-        answer = await client.call(server, "/completions", score_body(model, [list(PROBE)], chosen))
-        read_scores(answer, 1, chosen)
+        answer = await client.call(server, "/completions", rows.score_body(model, [list(PROBE)], chosen))
+        rows.read_scores(answer, 1, chosen)
     except CallFailed as failure:
         if failure.retryable:
             raise unavailable(server, failure) from failure
@@ -284,15 +286,15 @@ async def _can_tokenize(client: Client, server: Endpoint, model: str) -> bool:
 
 async def _version(client: Client, server: Endpoint) -> str | None:
     try:
-        return str((await client.once(server, "//version"))["version"])
+        return str((await client.call_once(server, "//version"))["version"])
     except (CallFailed, KeyError, TypeError):
         return None
 
 
-async def _tokens(client: Client, facts: Facts, body: dict[str, Any]) -> list[int]:
+async def _tokens(client: Client, facts: ServerFacts, body: dict[str, Any]) -> list[int]:
     answer = await client.call(facts.endpoint, "//tokenize", {"model": facts.model, **body})
     return [int(i) for i in answer["tokens"]]
 
 
 def _probe_body(model: str, **changes: Any) -> dict[str, Any]:
-    return {"model": model, "prompt": [list(PROBE)], **EXPLICIT, **changes}
+    return {"model": model, "prompt": [list(PROBE)], **rows.EXPLICIT, **changes}

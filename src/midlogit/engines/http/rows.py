@@ -1,7 +1,7 @@
 """Bodies and answers of /v1/completions for rows of log-probabilities; knows vLLM's JSON, sends nothing.
 
 Measured against vLLM 0.24 and 0.32: log-probabilities are the raw ones whatever the sampling parameters,
-"token_id:N" keys need return_tokens_as_token_ids, logprob_token_ids replaces the top-K.
+"token_id:N" keys need return_tokens_as_token_ids, logprob_token_ids replaces the top-k list.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from midlogit.engines.http.client import CallFailed
 
@@ -18,8 +18,8 @@ KEY = "token_id:"
 NOTHING = -9999.0  # how vLLM writes −∞
 COLDEST, HOTTEST = 0.01, 2.0  # vLLM takes lower temperatures above 0 for the first, and refuses higher ones
 
-# A server takes what is left out from the model's generation_config.json, so nothing is.
-# Greedy, because then the drawn token is in the list and a repeated call returns the same one.
+# A server takes omitted parameters from the model's generation_config.json, so none is omitted.
+# Greedy, because then the sampled token is in the list and a repeated call returns the same one.
 EXPLICIT = {
     "max_tokens": 1,
     "min_tokens": 0,
@@ -41,51 +41,55 @@ EXPLICIT = {
 
 
 @dataclass(frozen=True, slots=True)
-class Drafts:
-    """Tokens that a server shall draw, one behind the other: how many, at which temperature, from which seed."""
+class DraftRequest:
+    """Successive tokens for a server to sample: how many, at which temperature, from which seed."""
 
-    tokens: int
+    num_tokens: int
     temperature: float
     seed: int
 
     @classmethod
-    def near(cls, temperature: float, tokens: int, seed: int) -> Drafts:
-        """At the nearest temperature that servers draw at."""
-        return cls(tokens, min(max(temperature, COLDEST), HOTTEST) if temperature else 0.0, seed)
+    def near(cls, temperature: float, num_tokens: int, seed: int) -> DraftRequest:
+        """A request at the nearest temperature that servers sample at."""
+        return cls(num_tokens, min(max(temperature, COLDEST), HOTTEST) if temperature else 0.0, seed)
 
     @property
-    def ahead(self) -> int:
-        """How many of them another may follow in the same round: all but the last."""
-        return self.tokens - 1
+    def num_drafts(self) -> int:
+        """The draft length γ: all tokens but the last, which is the base's draft for the bonus position."""
+        return self.num_tokens - 1
 
-    def law(self, row: dict[int, float]) -> dict[int, float]:
-        """The probability with which each id of a list is drawn, given that one of them is."""
+    def probs(self, row: dict[int, float]) -> dict[int, float]:
+        """Probability of each id of a list under the request's temperature, given that one of them is sampled."""
         peak = max(row.values())
         weights = {i: math.exp((logprob - peak) / self.temperature) for i, logprob in row.items()}
         total = math.fsum(weights.values())
         return {i: weight / total for i, weight in weights.items()}
 
 
-Step = tuple[dict[int, float], int]  # the most likely ids of a position, and the token drawn there
+class DraftStep(NamedTuple):
+    """One drafted position: the most likely ids with their log-probabilities, and the token sampled there."""
+
+    row: dict[int, float]
+    token_id: int
 
 
 def top_body(model: str, prompts: Sequence[Sequence[int]], k: int) -> dict[str, Any]:
-    """Asks for the `k` most likely next ids of each prompt."""
+    """Requests the `k` most likely next ids of each prompt."""
     return {"model": model, "prompt": prompts, "logprobs": k, **EXPLICIT}
 
 
 def score_body(model: str, prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> dict[str, Any]:
-    """Asks for chosen next ids of each prompt."""
+    """Requests the log-probabilities of chosen next ids of each prompt."""
     return {"model": model, "prompt": prompts, "logprobs": 1, "logprob_token_ids": ids, **EXPLICIT}
 
 
-def draft_body(model: str, prompt: Sequence[int], k: int, drafts: Drafts) -> dict[str, Any]:
-    """Asks for drafts, and the `k` most likely ids where each was drawn.
+def draft_body(model: str, prompt: Sequence[int], k: int, request: DraftRequest) -> dict[str, Any]:
+    """Requests drafts, and the `k` most likely ids at each of their positions.
 
-    One prompt a call: all prompts of a call share its seed, and with it their luck.
+    One prompt per call: all prompts of a call share its seed, so their tokens would not be independent.
     """
-    drawn = {"max_tokens": drafts.tokens, "temperature": drafts.temperature, "seed": drafts.seed}
-    return {"model": model, "prompt": [prompt], "logprobs": k, **EXPLICIT, **drawn}
+    sampling = {"max_tokens": request.num_tokens, "temperature": request.temperature, "seed": request.seed}
+    return {"model": model, "prompt": [prompt], "logprobs": k, **EXPLICIT, **sampling}
 
 
 def read_rows(answer: Any, count: int) -> list[dict[int, float]]:
@@ -101,6 +105,7 @@ def read_rows(answer: Any, count: int) -> list[dict[int, float]]:
         ]
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise CallFailed(f"its answer holds no log-probabilities by token id ({error!r})", retryable=False) from None
+
     if len(rows) != count:
         raise CallFailed(f"it answered {len(rows)} of {count} prompts", retryable=False)
     return rows
@@ -110,14 +115,16 @@ def read_top(answer: Any, count: int, k: int) -> list[dict[int, float]]:
     """`read_rows` of exactly the `k` most likely ids.
 
     Raises:
-        CallFailed: fewer came than were asked for. Retryable, for it happens in passing: vLLM answers so while
-            some other client has it score chosen ids (it fills the lists of all others with id 0 at −∞).
+        CallFailed: fewer came than were requested. Retryable, since the fault is transient: vLLM answers so while
+            another client has it score chosen ids (it fills the lists of all others with id 0 at −∞).
     """
-    return [_whole(row, k) for row in read_rows(answer, count)]
+    return [_exactly(row, k) for row in read_rows(answer, count)]
 
 
-def read_drafts(answer: Any, drafts: Drafts, k: int) -> list[Step]:
-    """What each draft was drawn from, and the draft; one that is not among the `k` most likely is in no list.
+def read_drafts(answer: Any, request: DraftRequest, k: int) -> list[DraftStep]:
+    """The drafts, each with the list it was sampled from.
+
+    A draft that is not among the `k` most likely is missing from its list.
 
     Raises:
         CallFailed: as `read_top`; or a token that its own list does not name.
@@ -128,9 +135,11 @@ def read_drafts(answer: Any, drafts: Drafts, k: int) -> list[Step]:
         tokens = [int(token[len(KEY) :]) for token in logprobs["tokens"]]
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise CallFailed(f"its answer holds no drafts by token id ({error!r})", retryable=False) from None
-    if not len(rows) == len(tokens) == drafts.tokens:
-        raise CallFailed(f"it drafted {len(tokens)} of {drafts.tokens} tokens", retryable=False)
-    steps = [(_whole(row, k), token) for row, token in zip(rows, tokens, strict=True)]
+
+    if not len(rows) == len(tokens) == request.num_tokens:
+        raise CallFailed(f"it drafted {len(tokens)} of {request.num_tokens} tokens", retryable=False)
+
+    steps = [DraftStep(_exactly(row, k), token) for row, token in zip(rows, tokens, strict=True)]
     for row, token in zip(rows, tokens, strict=True):
         if token not in row:
             raise CallFailed(f"it drew token {token}, which its own list of {k} does not name", retryable=False)
@@ -151,12 +160,12 @@ def read_scores(answer: Any, count: int, ids: Sequence[int]) -> list[dict[int, f
 
 
 def most_likely(row: dict[int, float], k: int) -> dict[int, float]:
-    """The `k` most likely of a row, the lower id of equals."""
+    """The `k` most likely ids of a row; of equals, the lower id."""
     return row if len(row) == k else dict(sorted(row.items(), key=lambda item: (-item[1], item[0]))[:k])
 
 
-def _whole(row: dict[int, float], k: int) -> dict[int, float]:
-    """Exactly k of a row: vLLM adds the drawn token where it is not among them."""
+def _exactly(row: dict[int, float], k: int) -> dict[int, float]:
+    """Exactly `k` ids of a row: vLLM adds the sampled token where it is not among them."""
     given = len(row) - (row.get(0) == -math.inf)
     if given < k:
         raise CallFailed(f"it returned {given} log-probabilities where {k} were asked for", healthy=True)
@@ -168,6 +177,7 @@ def _read_row(values: dict[str, float]) -> dict[int, float]:
     row = {int(key[start:]): value for key, value in values.items() if key.startswith(KEY)}
     if len(row) != len(values):
         raise ValueError("keys are texts, which are not unique")
+
     if min(row.values()) <= NOTHING:
         row = {i: value if value > NOTHING else -math.inf for i, value in row.items()}
     return row

@@ -1,6 +1,6 @@
-"""A model behind a server, as the rest of midlogit knows models: tokenizer files here, or the server's own.
+"""A model whose tokenizer is on a server, in the form in which the rest of midlogit knows models.
 
-Knows what the handshake found and the /tokenize and /detokenize endpoints; draws nothing.
+Knows what the handshake found and the /tokenize and /detokenize endpoints; samples nothing.
 """
 
 from __future__ import annotations
@@ -13,58 +13,20 @@ from typing import Any
 from midlogit.engines.http.client import CallFailed, Client, Endpoint
 from midlogit.errors import EngineFailure, InvalidRequest
 from midlogit.messages import Message
-from midlogit.models.checkpoint import Checkpoint, plain_chat
+from midlogit.models.checkpoint import plain_chat
 from midlogit.models.detokenize import REPLACEMENT, Detokenizer
 from midlogit.models.tokenization import ids_before, undoubled
 
-REMEMBERED = 100_000  # decoded pieces kept
-RARE = "\U0010fffd"  # a character that no vocabulary holds: it is encoded as bytes, if at all
-
-
-@dataclass(frozen=True)
-class FilesOfServed:
-    """Tokenizer files on this machine, with the sizes that the server gave."""
-
-    files: Checkpoint
-    logit_size: int
-    max_context: int
-
-    @property
-    def name(self) -> str:
-        return self.files.name
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        return self.files.stop_ids
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        return self.files.special_ids
-
-    @property
-    def vocabulary(self) -> dict[int, str] | None:
-        return self.files.vocabulary
-
-    @property
-    def has_chat_template(self) -> bool:
-        return self.files.has_chat_template
-
-    @property
-    def detokenizer(self) -> Detokenizer:
-        return self.files.detokenizer
-
-    def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]:
-        return self.files.encode(text, add_special_tokens=add_special_tokens, most=most)
-
-    def encode_chat(
-        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None, *, most: int | None = None
-    ) -> list[int]:
-        return self.files.encode_chat(messages, variables, most=most)
+MAX_DECODED = 100_000  # decoded pieces that are cached
+RARE = "\U0010fffd"  # a character in no vocabulary: it is encoded as bytes, if at all
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model of which nothing is on this machine; its calls wait for the server, so never in the client's loop."""
+    """A model without files on this machine.
+
+    Its calls wait for the server, so they must not be made in the client's loop.
+    """
 
     client: Client
     server: Endpoint
@@ -85,7 +47,7 @@ class ServedModel:
         return None
 
     def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]:
-        """As `Checkpoint.encode`; `most` is for who tokenizes here, and the server bounds its own requests."""
+        """As `Checkpoint.encode`; `most` is not used, since the server limits its own requests."""
         ids = self._ids(text, add_special_tokens)
         return undoubled(ids, self._ids_before) if add_special_tokens else ids
 
@@ -123,7 +85,7 @@ class ServedModel:
 
 
 class ServedDetokenizer(Detokenizer):
-    """Text by /detokenize: nothing until the end where nobody reads along, else piece by piece."""
+    """Text by /detokenize: all at the end where it is not streamed, else piece by piece."""
 
     def __init__(
         self,
@@ -135,7 +97,7 @@ class ServedDetokenizer(Detokenizer):
         super().__init__()
         self._hidden = special_ids | set(stop_ids)
         self._encode = encode
-        self._decode = lru_cache(maxsize=REMEMBERED)(decode)
+        self._decode = lru_cache(maxsize=MAX_DECODED)(decode)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._decode(tuple(ids))
@@ -144,7 +106,7 @@ class ServedDetokenizer(Detokenizer):
         return token_id not in self._hidden
 
     def is_byte(self, token_id: int) -> bool:
-        """Whether a wrong byte after it changes its text, as in a run of byte pieces."""
+        """Whether a wrong byte after the token changes its text, as in a run of byte pieces."""
         if self._wrong_byte is None:
             return False
         alone = self.first(token_id)
@@ -152,7 +114,7 @@ class ServedDetokenizer(Detokenizer):
 
     @cached_property
     def _wrong_byte(self) -> int | None:
-        """A byte piece that begins no character; None where one does not change the text of the pieces before it."""
+        """A byte piece that begins no character; None where such pieces leave the text before them as it is."""
         ids = [i for i in self._encode(RARE) if self.shows(i)]
         if not ids or self.first(ids[-1]) != REPLACEMENT:
             return None

@@ -1,4 +1,4 @@
-"""URLs of servers as users write them: which text is one, what is wrong with it, what was meant; asks no server."""
+"""URLs of servers as users write them: recognises them, says what is wrong, guesses the one meant; asks no server."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ WITHOUT_SCHEME = re.compile(r"((localhost|[0-9.]{7,15})(:\d+)?|([\w.-]+|\[[0-9a-
 
 
 def looks_like_server(name: str) -> bool:
-    """Whether a server is meant: a URL, also one without its scheme such as localhost:9000."""
+    """Whether a name means a server: a URL, also one without its scheme such as localhost:9000."""
     return SCHEME.match(name.strip()) is not None or WITHOUT_SCHEME.match(name.strip()) is not None
 
 
 def what_is_wrong(url: str) -> str | None:
-    """Why a text is no URL of a server; None when it is one."""
+    """Why a text is not the URL of a server; None when it is one."""
     if any(c.isspace() or not c.isprintable() for c in url):
         return "it holds a blank or a control character"
     if SEVERAL.search(url):
         return "it holds several"
+
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -31,6 +32,7 @@ def what_is_wrong(url: str) -> str | None:
         _ = parts.port
     except ValueError:
         return "its port is no number from 0 to 65535"
+
     if parts.scheme not in ("http", "https"):
         return "it does not begin with http:// or https://"
     if not host:
@@ -41,9 +43,9 @@ def what_is_wrong(url: str) -> str | None:
 
 
 def suggestion(url: str) -> str:
-    """What to give in place of a text that is no URL."""
+    """Advice for a text that is not the URL of a server."""
     if SEVERAL.search(url):
-        return "Give a list of URLs; on the command line part them with commas."
+        return "Give a list of URLs; on the command line separate them with commas."
     if WITHOUT_SCHEME.match(url) and what_is_wrong(f"http://{url}") is None:
         path = "" if urlsplit(f"http://{url}").path.strip("/") else "/v1"
         return f"Did you mean http://{url.rstrip('/')}{path}?"
@@ -51,5 +53,5 @@ def suggestion(url: str) -> str:
 
 
 def shown(url: str) -> str:
-    """The URL without what it holds of user and password."""
+    """The URL without user and password."""
     return re.sub(r"^([a-zA-Z]+://)?\S*@", r"\1", url)

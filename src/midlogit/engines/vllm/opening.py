@@ -47,8 +47,8 @@ def open_pair(
                 f"The {side} {checkpoint.name} takes 1 to {checkpoint.max_context} tokens.",
             )
     limited = (
-        replace(checkpoints[0], context_limit=max_model_len),
-        replace(checkpoints[1], context_limit=max_model_len),
+        replace(checkpoints[0], max_context=max_model_len or checkpoints[0].max_context),
+        replace(checkpoints[1], max_context=max_model_len or checkpoints[1].max_context),
     )
     mixing = Mixing(*limited)
     mixing.require_mixable()

@@ -1,11 +1,10 @@
-"""Speculation between two running servers against lock-step: tokens a second and calls a token, with network delay.
+"""Speculation between two running servers against lock-step: tokens per second, calls per token, with network delay.
 
     python -m benchmarks.http_speculation --base http://127.0.0.1:9000/v1 --teacher http://127.0.0.1:9001/v1
 
-Every call passes a proxy (tests/http/proxy.py) that holds it back for the delay. The settings run in turn, once a
-round; medians over the rounds go to benchmarks/results/http_speculation.json, beside what was measured there before
-with other batches, delays and temperatures. Requests give no seed, as "auto" drafts
-nothing for those that do.
+Every call passes a proxy (tests/http/proxy.py) that holds it back for the delay. The settings run in turn, once per
+round. Medians over the rounds go to benchmarks/results/http_speculation.json, beside earlier rows with other batches,
+delays and temperatures. Requests give no seed, since "auto" drafts nothing for those that do.
 """
 
 from __future__ import annotations

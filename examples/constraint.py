@@ -1,4 +1,4 @@
-"""The same prompt with the support held to the teacher's nucleus and without: texts, KLs, entropies.
+"""The same prompt with and without the teacher's nucleus as support: texts, KLs, entropies.
 
     python examples/constraint.py [BASE_URL TEACHER_URL]
 
@@ -21,7 +21,7 @@ def main() -> None:
             completions = pair.generate([PROMPT], params, chat=True)
             print("held to the teacher's top-p 0.9" if constrained else "whole vocabulary")
             print(f"  {completions[0].text.strip()!r}")
-            for name in ("alpha", "kl_base", "kl_teacher", "entropy", "bound"):
+            for name in ("alpha", "kl_base", "kl_teacher", "entropy", "tv_bound"):
                 values = [v for completion in completions for v in getattr(completion.diagnostics, name)]
                 print(f"  mean {name:<11} {fmean(values):.3f}")
 

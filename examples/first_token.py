@@ -1,4 +1,4 @@
-"""What forcing the first token to the teacher does: where it is forced, α is 1 and the opening is the teacher's.
+"""The effect of forcing the first token to the teacher: α is 1 there, and the text opens as the teacher's.
 
     python examples/first_token.py [BASE_URL TEACHER_URL]
 

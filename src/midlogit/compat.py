@@ -1,4 +1,4 @@
-"""The names of the older dual-server coordinator, each delegating to Pair; the way over for code that uses them.
+"""The names of the older dual-server coordinator, for code that still uses them; each delegates to Pair.
 
 "theta" is the base and "t" the teacher. New code uses `Pair.http` and `SamplingParams`.
 """
@@ -21,7 +21,7 @@ from midlogit.requests.prompts import Prompt
 
 @dataclass(frozen=True, slots=True)
 class EnhancedCoordinatorConfig:
-    """Servers and mixture in one, as the older coordinator had them."""
+    """Servers and mixture in one, as in the older coordinator."""
 
     theta_url: str
     t_url: str
@@ -39,7 +39,7 @@ class EnhancedCoordinatorConfig:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """One completion by the older names; the histories are empty unless diagnostics were asked for."""
+    """One completion under the older names; the histories are empty unless diagnostics were asked for."""
 
     generated_text: str
     generated_tokens: list[int]

@@ -1,4 +1,4 @@
-"""The routes and what stands around them; knows which handler answers what."""
+"""The ASGI application: routes, middleware, the page; knows which handler answers what."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def build_app(service: Service, load: Callable[[], None]) -> Starlette:
 
 
 async def page(_: Request) -> Response:
-    """The live page: one file that asks nothing of any other site."""
+    """The live page: one file that loads nothing from any other site."""
     content = (files("midlogit.server") / "page.html").read_bytes()
     headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
     return Response(content, headers=headers, media_type="text/html")

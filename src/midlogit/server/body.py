@@ -1,4 +1,4 @@
-"""Reads the body of a request: its size, its JSON, its type; knows no field of any body in particular."""
+"""Reads the body of a request and checks its size, its JSON and its type; knows no particular field."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from midlogit.server.wire.requests import Body, check_options
 
 B = TypeVar("B", bound=Body)
 
-DRAINED = 16  # a body of up to so many times the limit is read to its end, so that its sender hears the answer
+DRAINED = 16  # oversized bodies up to this many times the limit are drained, so that the client receives the 413
 
 
 async def read_body(request: Request, kind: type[B], limit: int) -> B:
-    """The body as `kind`.
+    """The body, validated as `kind`.
 
     Raises:
         ApiError: 400 malformed JSON or an option that cannot be honoured, 413 too large, 415 not JSON,
-            422 of wrong type or out of range.
+            422 of a wrong type or out of range.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise ApiError(415, "not_json", "Send the body as Content-Type: application/json.")
+
     data = await _read(request, limit)
     try:
         fields = orjson.loads(data)
@@ -33,6 +34,7 @@ async def read_body(request: Request, kind: type[B], limit: int) -> B:
         raise ApiError(400, "malformed_json", f"The body is not JSON: {error}.") from None
     if not isinstance(fields, dict):
         raise ApiError(422, "invalid_type", "The body must be a JSON object.")
+
     check_options(fields, kind)
     try:
         body = kind.model_validate(fields)
@@ -47,6 +49,7 @@ async def _read(request: Request, limit: int) -> bytes:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > DRAINED * limit:
         raise too_large
+
     parts: list[bytes] = []
     size = 0
     try:
@@ -58,6 +61,7 @@ async def _read(request: Request, limit: int) -> bytes:
                 break
     except ClientDisconnect:
         raise ApiError(400, "client_gone", "The client went away before its body was read.") from None
+
     if size > limit:
         raise too_large
     return b"".join(parts)

@@ -1,6 +1,6 @@
-"""The edge of the server: request ids, keys, and every failure turned into an error body; knows no route's work.
+"""The edge of the server: request ids, keys, and an error body for every failure; knows no route's work.
 
-Plain ASGI, so that a client that goes away is heard at once.
+Plain ASGI, so that a disconnect reaches the route at once.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Boundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         token = request_id.set(given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
@@ -66,21 +67,27 @@ class Boundary:
         except ClientGone:
             status = 499
             self._service.metrics.failed("client_gone")
-        except Exception as error:  # the last place where a failure can become an answer
+        except Exception as error:  # the last place where a failure can become a response
             problem = self._problem(error, scope["path"])
             if scope["path"] not in QUIET_PATHS:
                 self._service.metrics.failed(problem.code)
             if status == 0:
                 response = Response(orjson.dumps(problem.body), problem.status, problem.headers, "application/json")
                 await response(scope, receive, send_with_id)
+
         if scope["path"] not in QUIET_PATHS:
             facts = {"status": status, "seconds": round(time.perf_counter() - start, 4)}
             logger.info("%s %s", scope["method"], scope["path"][:200], extra={"facts": facts})
 
     def _check_key(self, path: str, headers: Headers) -> None:
-        """Raises ApiError 401 unless the request carries one of the keys; every key is compared."""
+        """Checks the request's key; compares it with every key, so that the time tells nothing.
+
+        Raises:
+            ApiError: 401 without a valid key.
+        """
         if not self._keys or unquote(path) in OPEN_PATHS:
             return
+
         scheme, _, key = headers.get("authorization", "").partition(" ")
         digest = hashlib.sha256(key.strip().encode()).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._keys]
@@ -107,7 +114,7 @@ class Boundary:
 
 
 def _nothing_at(path: str) -> str:
-    """That a path is no route, and which was meant by a client whose base URL lacks /v1 or has it twice."""
+    """The message of a 404, with the route that a client meant whose base URL lacks /v1 or has it twice."""
     meant = next((f"/v1{end}" for end in API_PATHS if path.rstrip("/").endswith(end)), None)
     hint = f" Did you mean {meant}? The base URL of a client ends in /v1, once." if meant else ""
     return f"Nothing is at {path[:200]}.{hint}"

@@ -1,6 +1,6 @@
-"""One call of a completion endpoint: what it runs and the order of its events; the answers are made beside it.
+"""One call of a completion endpoint: runs its requests and orders their events.
 
-Knows requests, rows and streams; a subclass says what a token, an ending and a whole answer look like.
+Knows requests, rows and streams; a subclass makes the bodies of tokens, endings and whole answers.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from midlogit.server.errors import ApiError, from_midlogit
 from midlogit.server.gate import Pass
 from midlogit.server.logs import logger, request_id
 from midlogit.server.parameters import base_prompts
-from midlogit.server.pieces import usage_of
+from midlogit.server.pieces import facts_of_completion, facts_of_token, usage_of
 from midlogit.server.service import MODEL, Service
 from midlogit.server.streaming import DONE, EventStream, event, while_connected
 from midlogit.server.wire.requests import Sampling
 
 
 class Call(ABC):
-    """Making one reads and checks its prompts; `respond` runs it.
+    """A request body turned into requests of the pair. The constructor reads and checks prompts; `respond` runs them.
 
     Attributes:
-        prompts: one request for each prompt. requests: the completions to make; none where only the
-            prompts are asked for.
+        prompts: one request per prompt. requests: one per completion; none where only the prompts are asked for.
+        scores: of the prompts, where they are asked for; filled by `respond`.
 
     Raises:
-        MidlogitError: what cannot be honoured.
+        MidlogitError: something cannot be honoured.
     """
 
     def __init__(
@@ -55,6 +55,12 @@ class Call(ABC):
     ) -> None:
         self.service = service
         self.n = body.n
+        self.scores: list[Scores] = []
+        self._scores = scores
+        self._streams, self._includes_usage = body.stream, body.includes_usage
+        self._adds_ids, self._adds_facts = body.return_token_ids, body.midlogit.diagnostics
+        self._head = {"id": f"{prefix}-{request_id.get()}", "created": int(time.time()), "model": MODEL}
+
         service.gate.require_possible(len(prompts) * (body.n if generates else 1))
         requests = service.pair.prepare(
             prompts,
@@ -66,37 +72,33 @@ class Call(ABC):
         )
         self.prompts = [request for request in requests if request.sample == 0]
         self.requests = requests if generates else []
-        self.scores: list[Scores] = []
-        self._scores = scores
-        self._streams, self._includes_usage = body.stream, body.includes_usage
-        self._head = {"id": f"{prefix}-{request_id.get()}", "created": int(time.time()), "model": MODEL}
 
     @abstractmethod
     def delta(self, token: Token, index: int) -> dict[str, Any] | None:
-        """The choice of a stream that carries one token; None when there is nothing to say yet."""
+        """The stream's choice for one token; None when it has neither text nor data yet."""
 
     @abstractmethod
     def ending(self, completion: Completion, index: int, rest: str) -> dict[str, Any]:
-        """The choice of a stream that ends a completion; `rest` is text that no token carried."""
+        """The stream's choice at the end of a completion; `rest` is text that no token carried."""
 
     @abstractmethod
     def opening(self, index: int) -> dict[str, Any] | None:
-        """The choice of a stream before any token of a completion."""
+        """The stream's choice before the first token of a completion; None for none."""
 
     @abstractmethod
     def choice(self, completion: Completion, index: int) -> dict[str, Any]:
-        """A whole choice."""
+        """The choice of a completion in an answer that is not streamed."""
 
     @abstractmethod
     def frame(self, choices: list[dict[str, Any]], *, chunk: bool) -> dict[str, Any]:
-        """The body around choices, without `self._head` and usage."""
+        """The body around choices, without id, creation time, model and usage."""
 
     async def respond(self, http: HttpRequest) -> Response:
-        """Runs the call and answers.
+        """Runs the call and makes the response.
 
         Raises:
-            ApiError: 429 when there is no room, 500 when the engine fails.
-            ClientGone: the client went away.
+            ApiError: 429 when the queue is full, 500 when the engine fails.
+            ClientGone: the client disconnected.
         """
         entry = self.service.gate.enter(len(self.requests) or len(self.prompts))
         if self._streams:
@@ -111,6 +113,7 @@ class Call(ABC):
         await self._score()
         async with aclosing(self.service.run(self.requests, entry)) as events:
             found = [_unbroken(happened) async for happened in events if isinstance(happened, Completion)]
+
         found.sort(key=self._index)
         if self.requests:
             choices = [self.choice(completion, index) for index, completion in enumerate(found)]
@@ -120,7 +123,7 @@ class Call(ABC):
         return {**self._head, **self.frame(choices, chunk=False), "usage": usage_of(self.prompts, tokens)}
 
     async def _stream(self, entry: Pass) -> AsyncGenerator[bytes, None]:
-        """The answer as events; an error in the middle is one too."""
+        """The answer as Server-Sent Events; an error in the middle is an event, too."""
         try:
             async with aclosing(self._chunks(entry)) as chunks:
                 async for data in chunks:
@@ -137,6 +140,7 @@ class Call(ABC):
         for index in range(len(self.prompts) * self.n):
             if (choice := self.opening(index)) is not None:
                 yield self._chunk([choice])
+
         sent: dict[int, int] = {}
         tokens = 0
         async with aclosing(self.service.run(self.requests, entry)) as events:
@@ -146,10 +150,12 @@ class Call(ABC):
                     rest = _unbroken(happened).text[sent.get(index, 0) :]
                     yield self._chunk([self.ending(happened, index, rest)])
                     continue
+
                 tokens += 1
                 sent[index] = sent.get(index, 0) + len(happened.text)
                 if (choice := self.delta(happened, index)) is not None:
                     yield self._chunk([choice])
+
         if self._includes_usage:
             yield {**self._chunk([]), "usage": usage_of(self.prompts, tokens)}
 
@@ -161,11 +167,28 @@ class Call(ABC):
         usage = {"usage": None} if self._includes_usage else {}
         return {**self._head, **self.frame(choices, chunk=True), **usage}
 
+    def _add_token_data(self, choice: dict[str, Any], token: Token) -> None:
+        """Adds the id and the diagnostics of a stream's token, where the body asks for them."""
+        if self._adds_ids:
+            choice["token_ids"] = [token.token_id]
+        if self._adds_facts:
+            choice["midlogit"] = facts_of_token(token, self.service.vocabulary)
+
+    def _add_completion_data(self, choice: dict[str, Any], completion: Completion, index: int) -> None:
+        """Adds the ids and the diagnostics of a whole choice, where the body asks for them."""
+        if self._adds_ids:
+            choice["token_ids"] = completion.token_ids
+        if self._adds_facts:
+            facts = facts_of_completion(completion, self.service.vocabulary)
+            choice["midlogit"] = choice.get("midlogit", {}) | facts
+            if self._adds_ids:
+                choice["midlogit"]["base_prompt_token_ids"] = list(self.prompt_of(index).base_ids)
+
     def _index(self, happened: Token | Completion) -> int:
         return happened.index * self.n + happened.sample
 
     def prompt_of(self, index: int) -> Request:
-        """The prompt that choice number `index` answers."""
+        """The prompt of choice number `index`."""
         return self.prompts[index // self.n]
 
 

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: each side reads the messages in its own template; knows its body and its answer."""
+"""POST /v1/chat/completions: messages, in each side's own template; knows its body and its answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from midlogit.requests.prompts import Reading
 from midlogit.server.body import read_body
 from midlogit.server.call import Call
 from midlogit.server.parameters import sampling_params, template_kwargs
-from midlogit.server.pieces import chat_logprobs, facts_of_completion, facts_of_token, tops_of
+from midlogit.server.pieces import chat_logprobs, tops_of
 from midlogit.server.service import Service
 from midlogit.server.wire.requests import ChatBody
 
@@ -26,7 +26,7 @@ async def chat_completions(http: HttpRequest) -> Response:
 
 
 class ChatCall(Call):
-    """A call of the chat endpoint. Without max_tokens an answer may fill the context."""
+    """A call of the chat endpoint. Without max_tokens a completion may fill the context."""
 
     def __init__(self, service: Service, body: ChatBody) -> None:
         most = body.max_completion_tokens or body.max_tokens or service.max_model_len
@@ -65,10 +65,7 @@ class ChatCall(Call):
                 self.service.vocabulary,
                 body.return_tokens_as_token_ids,
             )
-        if body.return_token_ids:
-            choice["token_ids"] = [token.token_id]
-        if body.midlogit.diagnostics:
-            choice["midlogit"] = facts_of_token(token, self.service.vocabulary)
+        self._add_token_data(choice, token)
         return choice if token.text or len(choice) > len(CHUNK) or choice["logprobs"] else None
 
     def ending(self, completion: Completion, index: int, rest: str) -> dict[str, Any]:
@@ -92,12 +89,7 @@ class ChatCall(Call):
                 self.service.vocabulary,
                 body.return_tokens_as_token_ids,
             )
-        if body.return_token_ids:
-            choice["token_ids"] = completion.token_ids
-        if body.midlogit.diagnostics:
-            choice["midlogit"] = facts_of_completion(completion, self.service.vocabulary)
-            if body.return_token_ids:
-                choice["midlogit"]["base_prompt_token_ids"] = list(self.prompts[0].base_ids)
+        self._add_completion_data(choice, completion, index)
         return choice
 
 

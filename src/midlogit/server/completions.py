@@ -16,14 +16,7 @@ from midlogit.server.body import read_body
 from midlogit.server.call import Call
 from midlogit.server.errors import ApiError
 from midlogit.server.parameters import sampling_params, template_kwargs
-from midlogit.server.pieces import (
-    completion_logprobs,
-    facts_of_completion,
-    facts_of_scores,
-    facts_of_token,
-    joined,
-    tops_of,
-)
+from midlogit.server.pieces import completion_logprobs, facts_of_scores, joined, tops_of
 from midlogit.server.service import Service
 from midlogit.server.vocabulary import Offsets
 from midlogit.server.wire.requests import CompletionBody
@@ -65,7 +58,7 @@ class CompletionCall(Call):
         return {"object": "text_completion", "choices": choices}
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """The prompt, where it is to be echoed or its ids are to be returned."""
+        """The prompt, where it is echoed or its ids are returned."""
         body, prompt = self._body, self.prompt_of(index)
         if not (body.echo or body.return_token_ids):
             return None
@@ -97,10 +90,7 @@ class CompletionCall(Call):
                 self.service.vocabulary,
                 body.return_tokens_as_token_ids,
             )
-        if body.return_token_ids:
-            choice["token_ids"] = [token.token_id]
-        if body.midlogit.diagnostics:
-            choice["midlogit"] = facts_of_token(token, self.service.vocabulary)
+        self._add_token_data(choice, token)
         return choice if choice["text"] or len(choice) > len(EMPTY) or choice["logprobs"] else None
 
     def ending(self, completion: Completion, index: int, rest: str) -> dict[str, Any]:
@@ -122,13 +112,7 @@ class CompletionCall(Call):
                 body.return_tokens_as_token_ids,
             )
             choice["logprobs"] = joined(choice["logprobs"], generated) if choice["logprobs"] else generated
-        if body.return_token_ids:
-            choice["token_ids"] = completion.token_ids
-        if body.midlogit.diagnostics:
-            facts = facts_of_completion(completion, self.service.vocabulary)
-            choice["midlogit"] = choice.get("midlogit", {}) | facts
-            if body.return_token_ids:
-                choice["midlogit"]["base_prompt_token_ids"] = list(self.prompt_of(index).base_ids)
+        self._add_completion_data(choice, completion, index)
         return choice
 
     def _text_of(self, prompt: Request) -> str:
@@ -136,30 +120,31 @@ class CompletionCall(Call):
         return given if isinstance(given, str) else self.service.vocabulary.decode(prompt.teacher_ids)
 
     def _after_echo(self, index: int, text: str, token_ids: Sequence[int], ends: bool = False) -> str:
-        """The text of more ids, after what the echo left out: the last character of the prompt, if unfinished.
+        """The text of further ids, with the unfinished last character of the prompt before it if the echo held it back.
 
-        With an echo the text is that of all ids together. So the unfinished character waits for the first text after
-        it, and is left out if that completes it.
+        With an echo the text is that of all ids together. So an unfinished character waits for the first text after
+        it, and is dropped if that completes it.
         """
         if index not in self._unfinished:
             return text
         self._unfinished[index] += token_ids
         if not (text or ends):
             return ""
+
         prompt_ids = self.prompt_of(index).teacher_ids
         prompt = self.service.vocabulary.decode(prompt_ids)
         whole = self.service.vocabulary.decode([*prompt_ids, *self._unfinished.pop(index)])
         return prompt[len(prompt.rstrip(REPLACEMENT)) :] + text if whole.startswith(prompt) else text
 
     def _offsets_of(self, index: int) -> Offsets:
-        """Of the completion; with an echo those of the prompt go on."""
+        """Offsets of the completion's tokens; with an echo they continue those of the prompt."""
         if index not in self._offsets:
             self._offsets[index] = self.service.vocabulary.offsets(self.prompt_of(index).teacher_ids)
         return self._offsets[index]
 
     def _prompt_logprobs(self, scores: Scores, index: int) -> CompletionLogprobs:
         vocabulary = self.service.vocabulary
-        # Text may be less than its ids say: they begin with what the tokenizer adds.
+        # The ids may decode to more than the prompt's text: they begin with what the tokenizer adds.
         added = len(vocabulary.decode(scores.token_ids)) - len(self._text_of(self.prompt_of(index)))
         offsets = self._offsets[index] = vocabulary.echo_offsets(-added)
         context: list[None] = [None] * scores.first

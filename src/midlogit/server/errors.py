@@ -1,6 +1,6 @@
-"""The errors that clients of the server meet: OpenAI's body, one status each; knows no route.
+"""The errors that clients receive, in OpenAI's form, with one status each; knows no route.
 
-Every failure of a request becomes an ApiError; `from_midlogit` says which one an error of the library is.
+Every failure of a request becomes an ApiError; `from_midlogit` maps the library's errors to them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_e
 
 
 class ApiError(Exception):
-    """A request that ends in an error body.
+    """A request that is answered with an error body.
 
     Attributes:
-        status: of the response. code: a short name of the kind, as OpenAI's clients read it; also the
-            `kind` of the failure metric.
+        status: of the response.
+        code: short name of the kind of error, as OpenAI's clients read it; also the `kind` of the failure metric.
         param: the field of the body that is at fault. headers: of the response.
     """
 
@@ -45,7 +45,7 @@ class ApiError(Exception):
 
 
 def from_midlogit(error: MidlogitError) -> ApiError:
-    """The library's errors as the client sees them; what is not the client's doing is not told in detail."""
+    """The library's error as the client sees it; details only of the client's own mistakes."""
     if isinstance(error, PromptTooLong):
         return ApiError(400, "context_length_exceeded", str(error))
     if isinstance(error, InvalidRequest):
@@ -54,7 +54,7 @@ def from_midlogit(error: MidlogitError) -> ApiError:
 
 
 def from_validation(error: ValidationError) -> ApiError:
-    """What is wrong with a body, by its field: of a field of several forms, the form that fits best."""
+    """The first mistake in a body, with its field; of a field with several forms, the form that fits best."""
     found = [(_path(e), e) for e in error.errors(include_url=False, include_input=False)]
     path, deepest = max(found, key=lambda entry: len(entry[0]))
     where = field_path(path)
@@ -67,7 +67,7 @@ def from_validation(error: ValidationError) -> ApiError:
 
 
 def _path(found: ErrorDetails) -> tuple[str | int, ...]:
-    """The location of one error; our own say where inside the value."""
+    """The location of one error; midlogit's own errors add the place inside the value."""
     cause = found.get("ctx", {}).get("error")
     inner = cause.field.split(".") if isinstance(cause, InvalidField) and cause.field else []
     return *found["loc"], *(int(part) if part.isdecimal() else part for part in inner)

@@ -1,4 +1,4 @@
-"""How many rows the server has taken on, and the bound on those that wait; knows no request and no engine."""
+"""Counts the rows that the server has accepted and bounds those that wait; knows no request and no engine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ RETRY_AFTER = "1"
 
 
 class Gate:
-    """Counts rows (completions to make, texts to score) from their acceptance to their end.
+    """Counts rows (completions to generate, texts to score) from their acceptance to their end.
 
     Args:
-        max_running: rows that the engine runs at once; all beyond wait.
+        max_running: rows that the engine runs at once; further rows wait.
         max_waiting: most rows that may wait.
     """
 
@@ -30,7 +30,11 @@ class Gate:
         return self._rows - self.running
 
     def require_possible(self, rows: int) -> None:
-        """Raises ApiError 400 for more rows than could ever fit."""
+        """Refuses more rows than could ever fit.
+
+        Raises:
+            ApiError: 400.
+        """
         if rows > self._most:
             raise ApiError(
                 400,
@@ -39,7 +43,7 @@ class Gate:
             )
 
     def enter(self, rows: int) -> Pass:
-        """Takes on a request's rows.
+        """Accepts a request's rows.
 
         Raises:
             ApiError: 400 when they could never fit, 429 when they do not fit now.
@@ -60,18 +64,18 @@ class Gate:
 
 
 class Pass:
-    """The rows of one request; leave as they end, close when the request does."""
+    """The rows of one request: call `leave` as each ends, `close` when the request ends."""
 
     def __init__(self, gate: Gate, rows: int) -> None:
         self._gate = gate
         self._left = rows
 
     def leave(self) -> None:
-        """One row has ended."""
+        """Releases one row, which has ended."""
         self._left -= 1
         self._gate.release(1)
 
     def close(self) -> None:
-        """All rows that have not ended count no more."""
+        """Releases all rows that have not ended."""
         self._gate.release(self._left)
         self._left = 0

@@ -1,4 +1,4 @@
-"""The server's log lines, as text or JSON on standard error; knows what must not be printed, and hides it."""
+"""The server's log lines, as text or JSON on standard error; knows secrets, and redacts them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 class Redaction:
-    """Replaces secrets and folder names in anything that is to be read by others."""
+    """Replaces secrets and folder names in logs and responses."""
 
     def __init__(self) -> None:
         self._hidden: dict[str, str] = {}
 
     def hide(self, text: str, shown: str) -> None:
-        """From now on `shown` stands in place of `text`."""
+        """Replaces `text` by `shown` from now on."""
         if text:
             self._hidden[text] = shown
 
@@ -32,7 +32,7 @@ class Redaction:
 
 
 class LineFormatter(logging.Formatter):
-    """One line a record: time, level, request id, message and the record's `facts`."""
+    """One line per record: time, level, request id, message and the record's `facts`."""
 
     def __init__(self, as_json: bool, redact: Callable[[str], str]) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class LineFormatter(logging.Formatter):
 
 
 def set_up(as_json: bool, redact: Callable[[str], str]) -> None:
-    """Sends the server's lines, and uvicorn's warnings, to standard error."""
+    """Sends the server's lines and uvicorn's warnings to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter(as_json, redact))
     for name, level in (("midlogit.server", logging.INFO), ("uvicorn.error", logging.WARNING)):

@@ -1,4 +1,4 @@
-"""What Prometheus is told, in vLLM's names with `midlogit:` before them; knows ended sequences, no request."""
+"""Prometheus metrics, under vLLM's names with the prefix `midlogit:`; knows ended sequences, no request."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NATS = (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 
 
 
 class Metrics:
-    """One server's metrics in a registry of their own.
+    """One server's metrics, in a registry of their own.
 
     Args:
-        speculation: the statistics of speculation.
+        speculation: returns `DraftLength.statistics` of the pair.
     """
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
@@ -41,7 +41,7 @@ class Metrics:
             return Histogram(f"midlogit:{name}", text, buckets=buckets, registry=self._registry)
 
         gauge("num_requests_running", "Completions in the running batch.").set_function(lambda: gate.running)
-        gauge("num_requests_waiting", "Completions waiting for a row.").set_function(lambda: gate.waiting)
+        gauge("num_requests_waiting", "Completions waiting to run.").set_function(lambda: gate.waiting)
         self._prompt_tokens = counter("prompt_tokens", "Prompt tokens of the teacher.")
         self._generation_tokens = counter("generation_tokens", "Generated tokens.")
         self._scored_tokens = counter("scored_tokens", "Given tokens scored.")
@@ -50,12 +50,14 @@ class Metrics:
         self._first = histogram("time_to_first_token_seconds", "From submission to the first token.", TTFT)
         self._inter = histogram("inter_token_latency_seconds", "Between two tokens of a completion.", INTER_TOKEN)
         self._latency = histogram("e2e_request_latency_seconds", "From submission to the last token.", LATENCY)
-        self._alpha = histogram("alpha", "Weight of the teacher, a token; forced tokens left out.", ALPHA)
+        self._alpha = histogram("alpha", "Weight of the teacher per token; forced tokens left out.", ALPHA)
         drafts = gauge("speculation_acceptance", "Share of verified drafts that were accepted; NaN before the first.")
         drafts.set_function(lambda: speculation()["acceptance"] if speculation()["verified"] else nan)
         gauge("speculation_accepted_tokens", "Accepted drafts.").set_function(lambda: speculation()["accepted"])
         gauge("speculation_verified_tokens", "Verified drafts.").set_function(lambda: speculation()["verified"])
-        self._kl = histogram("kl_nats", "Larger of KL(q||base), KL(q||teacher), a token; forced ones left out.", NATS)
+        self._kl = histogram(
+            "kl_nats", "Larger of KL(q||base), KL(q||teacher) per token; forced tokens left out.", NATS
+        )
 
     def sequence_ended(self, sequence: Sequence) -> None:
         """Counts a sequence; called from the engine's thread."""

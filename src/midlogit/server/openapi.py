@@ -1,4 +1,4 @@
-"""The server's OpenAPI description, made from the types of its bodies; knows routes and statuses, no handler."""
+"""The server's OpenAPI description, generated from the types of its bodies; knows routes and statuses, no handler."""
 
 from __future__ import annotations
 

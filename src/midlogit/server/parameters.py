@@ -1,4 +1,4 @@
-"""From the fields of a body to SamplingParams and prompts; knows the wire's names and the library's."""
+"""Turns the fields of a body into SamplingParams and prompts; knows the wire's names and the library's."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from midlogit.server.wire.requests import Message, MixtureOptions, Sampling
 
 
 def sampling_params(body: Sampling, preset: str, *, max_tokens: int, top_logprobs: int) -> SamplingParams:
-    """The parameters of a request.
+    """The sampling parameters of a request.
 
     Raises:
-        InvalidRequest: a value that cannot be honoured.
+        InvalidRequest: a value cannot be honoured.
     """
     options = body.midlogit
     changes: dict[str, Any] = {}
@@ -42,7 +42,7 @@ def sampling_params(body: Sampling, preset: str, *, max_tokens: int, top_logprob
 
 
 def base_prompts(options: MixtureOptions, count: int) -> list[Prompt] | None:
-    """The base's own prompt for each of `count` requests, None when it reads what the teacher reads."""
+    """The base's own prompt for each of `count` requests; None when it has the teacher's."""
     prompt = options.base_prompt
     if prompt is None:
         return None
@@ -58,13 +58,14 @@ def template_kwargs(
     *,
     chat: bool,
 ) -> tuple[TemplateVariables, TemplateVariables]:
-    """Variables for the chat templates of (base, teacher): those of a request over the server's own.
+    """Variables of the chat templates of (base, teacher): the request's, then the server's defaults.
 
     Args:
-        given: of both sides; the base's own stand in their place. chat: what the teacher reads is a chat.
+        given: the request's for both sides; variables of the base's own replace them for the base.
+        chat: whether the teacher's prompt is a chat.
 
     Raises:
-        ApiError: 400 for the base's own where the base reads no chat.
+        ApiError: 400 for variables of the base's own where its prompt is not a chat.
     """
     prompt, own = options.base_prompt, options.base_chat_template_kwargs
     base_is_chat = isinstance(prompt[0], Message) if isinstance(prompt, list) else chat

@@ -1,6 +1,6 @@
-"""The pieces that answers of both endpoints are made of: log-probabilities, usage, facts of the mixture.
+"""Parts of the answers of both endpoints: log-probabilities, usage, data of the mixture; knows no body and no route.
 
-`logprobs` are log q of the distribution sampled from. JSON has no −inf: NOTHING stands for it.
+`logprobs` are log q of the distribution sampled from. JSON has no −inf, which is written as NOTHING.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def finite(logprob: float) -> float:
 
 
 def candidates_of(token_id: int, logprob: float, top: Top | None) -> Candidates:
-    """The token itself, then the most likely ones without it."""
+    """The token itself, then the most likely others."""
     return [(token_id, logprob), *((i, value) for i, value in (top.q if top else []) if i != token_id)]
 
 
@@ -40,9 +40,9 @@ def completion_logprobs(
     vocabulary: Vocabulary,
     as_ids: bool,
 ) -> CompletionLogprobs:
-    """Legacy log-probabilities; None for a token that was not scored.
+    """Log-probabilities in the legacy form; None for a token that was not scored.
 
-    Every candidate has its own entry: one whose text another has already goes by its id.
+    Every candidate has its own entry: where two have the same text, the second is named by its id.
     """
     top_logprobs: list[dict[str, float] | None] = []
     for token_id, logprob, top in zip(token_ids, logprobs, tops, strict=True):
@@ -106,7 +106,7 @@ def facts_of_completion(completion: Completion, vocabulary: Vocabulary) -> Mixtu
 
 
 def facts_of_token(token: Token, vocabulary: Vocabulary) -> MixtureFacts:
-    """`facts_of_completion` of one token of a stream."""
+    """`facts_of_completion` for one token of a stream."""
     facts: MixtureFacts = {"diagnostics": asdict(Diagnostics.of([token.decision]))}
     return facts | _tops(None if token.decision.top is None else [token.decision.top], vocabulary)
 

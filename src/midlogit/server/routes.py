@@ -1,4 +1,4 @@
-"""The small routes about the model: its card, its tokens, its version, its health; runs nothing."""
+"""Routes about the model: its card, tokenizer, version, health and metrics; runs no request."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _card(service: Service) -> ModelCard:
 
 
 async def tokenize(http: Request) -> Response:
-    """Ids as the teacher reads them: of text, or of chat messages in its template."""
+    """Ids of text, or of chat messages in the chat template, by the teacher's tokenizer."""
     service: Service = http.app.state.service
     body = await read_body(http, TokenizeBody, service.settings.max_body_bytes)
     service.require_model(body.model)
@@ -76,7 +76,7 @@ async def detokenize(http: Request) -> Response:
 
 
 async def tokenizer_info(http: Request) -> Response:
-    """What a client that tokenizes through this server must know of the teacher's tokenizer."""
+    """The teacher's special tokens and chat template, for clients that tokenize through this server."""
     service: Service = http.app.state.service
     _ = service.pair
     files, tokenizer = service.files, service.files.tokenizer
@@ -94,7 +94,7 @@ async def version(http: Request) -> Response:
 
 
 async def health(http: Request) -> Response:
-    """200 with no body when requests can be served, else 503 and why."""
+    """200 with an empty body when requests can be served, else 503 with the reason."""
     service: Service = http.app.state.service
     _ = service.pair
     return Response()

@@ -1,4 +1,4 @@
-"""Runs a server from its socket to its end: binds, loads, serves, stops; knows uvicorn, no route."""
+"""Runs a server: binds, loads, serves, stops; knows uvicorn, no route."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ BACKLOG = 2048  # connections that wait to be accepted
 
 
 class AddressUnavailable(MidlogitError, OSError):
-    """An address that cannot be listened on."""
+    """The server cannot listen on an address."""
 
 
 def serve(settings: ServerSettings, open_pair: Callable[[], Pair]) -> None:
     """Serves until it is told to stop; `open_pair` runs while the server already answers that it is loading.
 
     Raises:
-        AddressUnavailable: the address cannot be listened on; nothing was loaded.
+        AddressUnavailable: it cannot listen on the address; nothing was loaded.
         MidlogitError: the pair cannot be opened.
-        KeyboardInterrupt: stopped by Ctrl-C, after what ran had finished.
+        KeyboardInterrupt: stopped by Ctrl-C, after running requests had finished.
     """
     listener = listen(settings.host, settings.port)
     where = url_of(settings.host, listener.getsockname()[1])
@@ -43,7 +43,7 @@ def serve(settings: ServerSettings, open_pair: Callable[[], Pair]) -> None:
         try:
             service.open(open_pair())
             logger.info("ready: %s", where)
-        except Exception as error:  # told by the thread that waits for the server
+        except Exception as error:  # raised again below, by the thread that waits for the server
             failures.append(error)
             server.should_exit = True
 
@@ -54,6 +54,7 @@ def serve(settings: ServerSettings, open_pair: Callable[[], Pair]) -> None:
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
     ))  # fmt: skip
+
     if not settings.is_local and not settings.api_keys:
         logger.warning("anyone who can reach %s can use this server: give it an --api-key", settings.host)
     logger.info("loading; listening on %s", where)
@@ -66,8 +67,8 @@ def serve(settings: ServerSettings, open_pair: Callable[[], Pair]) -> None:
 
 
 def url_of(host: str, port: int) -> str:
-    """The URL of an address that is listened on; where that is every address, one of them."""
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # what listens, and where this machine reaches it
+    """The URL of the address that the server listens on; if that is every address, the loopback one."""
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # by wildcard address, the loopback address
     reached = everywhere.get(host, host)
     url = f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
     return f"{url} (and every other address of this machine)" if host in everywhere else url
@@ -101,7 +102,7 @@ def _reason(error: OSError | UnicodeError) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn that lets what runs finish, for a while, and says what became of it."""
+    """A uvicorn server that gives running completions time to finish, and logs how many did."""
 
     def __init__(self, service: Service, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -121,7 +122,7 @@ class Server(uvicorn.Server):
         logger.info("stopped: %d finished, %d ended early", begun - left, left)
 
     async def _abort_after(self, seconds: float) -> int:
-        """Ends what still runs then, with what it has; how many that were."""
+        """Aborts what still runs after a time; returns how many completions that were."""
         await asyncio.sleep(seconds)
         left = self._service.gate.running + self._service.gate.waiting
         await asyncio.get_running_loop().run_in_executor(None, self._service.close)

@@ -1,6 +1,6 @@
-"""What all routes share: the pair once it is loaded, the gate, the metrics, the threads that read prompts.
+"""State that all routes share: the pair once it is loaded, the gate, the metrics, the threads that tokenize prompts.
 
-Knows how a request's rows are taken on, run and let go; not what their answers look like.
+Knows how a request's rows are accepted, run and released; not what their answers look like.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from midlogit.server.vocabulary import Vocabulary
 T = TypeVar("T")
 
 MODEL = "midlogit"
-LONG_BODY = 64 * 2**10  # bytes; tokenizing as many takes some 0.1 s a side
+LONG_BODY = 64 * 2**10  # bytes; tokenizing them takes about 0.1 s per side
 
 
 class Service:
     """One server's state.
 
     Attributes:
-        started: when, in seconds since 1970.
-        problem: why nothing can be served: "loading", "stopping", "failed"; None when all is well.
+        started: seconds since 1970.
+        problem: why nothing can be served: "loading", "stopping" or "failed"; None when ready.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
@@ -52,14 +52,14 @@ class Service:
         self._pair: Pair | None = None
         self._vocabulary: Vocabulary | None = None
         self._files: Checkpoint | None = None
-        # Prompts are tokenized in the order they came, and never on the event loop; long ones in a line of their own.
+        # Prompts are tokenized in the order of arrival, off the event loop; long ones in a queue of their own.
         self._reader = ThreadPoolExecutor(1, "midlogit-prompts")
         self._long_reader = ThreadPoolExecutor(1, "midlogit-long-prompts")
         for key in settings.api_keys:
             self.redact.hide(key, "[key]")
 
     def _speculation(self) -> dict[str, Any]:
-        """What became of drafts so far."""
+        """Counts of drafts so far, as `DraftLength.statistics`."""
         nothing = DraftLength("off").statistics()
         return nothing if self._pair is None else dict(self._pair.statistics()["speculation"])
 
@@ -112,26 +112,30 @@ class Service:
         return min(mixing.base.max_context, mixing.teacher.max_context)
 
     def require_model(self, name: str | None) -> None:
-        """Raises ApiError 404 unless the name is the served model's; a request may leave it out."""
+        """Checks the name of the model, which a request may leave out.
+
+        Raises:
+            ApiError: 404 for another name.
+        """
         if name and name != MODEL:
             raise ApiError(
                 404, "model_not_found", f"There is no model {name!r:.80} here. Use {MODEL!r}.", param="model"
             )
 
     async def read(self, work: Callable[[], T], size: int) -> T:
-        """Runs what tokenizes, off the event loop.
+        """Runs work that tokenizes, off the event loop.
 
         Args:
-            size: bytes of the body. A short request never waits for a long one to be read.
+            size: bytes of the body. A short request never waits for a long one.
         """
         reader = self._reader if size <= LONG_BODY else self._long_reader
         return await asyncio.get_running_loop().run_in_executor(reader, copy_context().run, work)
 
     async def run(self, requests: list[Request], entry: Pass) -> AsyncGenerator[Event, None]:
-        """The events of the requests; their rows leave the gate as they end.
+        """Runs requests and yields their events; their rows leave the gate as they end.
 
         Raises:
-            ApiError: 500 when the engine has failed.
+            EngineFailure: the engine has failed.
         """
         try:
             async with aclosing(self.pair.run(requests)) as events:
@@ -148,6 +152,7 @@ class Service:
 
         Raises:
             ApiError: 500 when one of them could not be scored.
+            EngineFailure: the engine has failed.
         """
         try:
             found = await self.pair.run_scores(requests)
@@ -162,17 +167,17 @@ class Service:
         return found
 
     def fail(self, error: EngineFailure) -> None:
-        """The engine takes no more: say so once, and to every health check from now on."""
+        """Notes that the engine takes no more: logs it once, and fails every health check from now on."""
         if self.problem is None:
             self.problem = "failed"
             logger.error("%s", error)
 
     def stop(self) -> None:
-        """Takes no more requests."""
+        """Refuses further requests."""
         self.problem = "stopping"
 
     def close(self) -> None:
-        """Ends what runs, with what it has."""
+        """Aborts what runs and closes the pair."""
         if self._pair is not None:
             self._pair.close()
         self._reader.shutdown(wait=False)
@@ -180,7 +185,7 @@ class Service:
 
 
 def tokenizer_files(model: Model) -> Checkpoint:
-    """The files that tokens' texts and bytes are read from.
+    """The tokenizer files of a model.
 
     Raises:
         InvalidRequest: they are not on this machine.
@@ -192,5 +197,5 @@ def tokenizer_files(model: Model) -> Checkpoint:
 
 
 def display_name(name: str) -> str:
-    """A checkpoint's name without the folders it lies in."""
+    """A checkpoint's name without its parent folders."""
     return Path(name).name if name.count("/") != 1 or Path(name).exists() else name

@@ -1,4 +1,4 @@
-"""What a server is started with; knows no request."""
+"""The settings of a server; knows no request."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from midlogit.errors import InvalidRequest
 from midlogit.messages import TemplateVariables
 from midlogit.params import DEFAULT_PRESET, PRESETS
 
-GRACE_S = 30.0  # how long a stopping server lets run what runs
+GRACE_S = 30.0  # seconds that running requests get to finish when the server stops
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """How to serve.
+    """Settings of one server.
 
     Attributes:
         host, port: where to listen; port 0 takes a free one.
-        api_keys: any of them opens the server; none leaves it open.
-        max_num_seqs: rows that the engine runs at once. max_queued: most rows that may wait beyond them.
-        max_body_bytes: of a request. allow_origins: other sites whose pages may call the server.
-        preset: of requests that name none.
+        api_keys: keys that clients may use; without any, no key is needed.
+        max_num_seqs: rows that the engine runs at once. max_queued: most further rows, which wait.
+        max_body_bytes: largest body of a request. allow_origins: other sites whose pages may call the server.
+        preset: for requests that name none.
         chat_template_kwargs: variables of the chat templates of (base, teacher), for requests that do not set them.
-        json_logs: log lines as JSON. grace_s: how long a stopping server lets run what runs.
+        json_logs: log lines as JSON. grace_s: seconds that running requests get to finish when the server stops.
 
     Raises:
         InvalidRequest: a value out of range.

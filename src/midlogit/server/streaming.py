@@ -1,4 +1,4 @@
-"""Server-Sent Events, and work that ends when its client goes away; knows bytes and connections, no answer."""
+"""Server-Sent Events, and work that ends when its client disconnects; knows bytes and connections, no answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class ClientGone(Exception):
-    """The client closed its connection before its answer was ready."""
+    """The client disconnected before its answer was ready."""
 
 
 def event(data: Any) -> bytes:
@@ -26,13 +26,13 @@ def event(data: Any) -> bytes:
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled as soon as the client goes away.
+    """The result of `work`, which is cancelled as soon as the client disconnects.
 
     Args:
         receive: of a request whose body has been read.
 
     Raises:
-        ClientGone: the client went away.
+        ClientGone: the client disconnected.
     """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(receive))
@@ -54,7 +54,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """A response of Server-Sent Events; `close` is called when it ends, however it ends."""
+    """A response of Server-Sent Events; calls `close` when it ends, however it ends."""
 
     def __init__(self, chunks: AsyncGenerator[bytes, None], close: Callable[[], None]) -> None:
         self.status_code = 200

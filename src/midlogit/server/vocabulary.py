@@ -1,4 +1,4 @@
-"""Tokens as clients see them: their text, their bytes, where they begin in the text; knows one tokenizer."""
+"""Tokens as clients see them: text, bytes, offset in the text; knows one tokenizer."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Vocabulary:
-    """The teacher's tokens; every answer's text and token names are made with them."""
+    """The teacher's tokens, which give the text and the token names of every answer."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._tokenizer: Any = checkpoint.tokenizer.backend_tokenizer
         self._detokenizer = checkpoint.detokenizer
         self._all = LocalDetokenizer(self._tokenizer, special=True)
-        self._of = lru_cache(maxsize=None)(self._look_up)  # at most one entry an id
+        self._of = lru_cache(maxsize=None)(self._look_up)  # at most one entry per id
 
     def text(self, token_id: int, as_id: bool = False) -> str:
-        """The token's text inside a text, with its space; `bytes:\\x..` for a part of a character, which has none."""
+        """The token's text within a longer one, with its space; `bytes:\\x..` for a part of a character."""
         return by_id(token_id) if as_id else self._of(token_id)[0]
 
     def bytes(self, token_id: int) -> list[int]:
@@ -31,15 +31,15 @@ class Vocabulary:
         return self._of(token_id)[1]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of ids, special tokens included."""
+        """The text of ids, with special tokens."""
         return self._all.decode(list(token_ids))
 
     def offsets(self, prompt_ids: Sequence[int]) -> Offsets:
-        """Where the tokens of a completion begin, counted from its own beginning."""
+        """Offsets of the tokens of a completion, from its own beginning."""
         return Offsets(self._detokenizer, prompt_ids, 0)
 
     def echo_offsets(self, start: int) -> Offsets:
-        """Where the tokens of a prompt begin, special ones included, counted from `start`."""
+        """Offsets of the tokens of a prompt, with special tokens, from `start`."""
         return Offsets(self._all, (), start)
 
     def shows(self, token_id: int) -> bool:
@@ -58,18 +58,18 @@ class Vocabulary:
 
 
 def by_id(token_id: int) -> str:
-    """The name of a token by its id, as vLLM has it."""
+    """The name of a token by its id, in vLLM's form."""
     return f"token_id:{token_id}"
 
 
 class Offsets:
-    """Where each token of a growing text begins, in characters.
+    """The offset of each token of a growing text, in characters.
 
-    A token that is a part of a character begins where the character does. In a run of byte pieces that turns out to be
-    no text, what was said of earlier tokens stands.
+    A token that is a part of a character begins where the character does. If a run of byte pieces turns out not to be
+    text, the offsets of its earlier tokens are not corrected.
 
     Args:
-        prompt_ids: what the text follows. start: the place of the first token.
+        prompt_ids: the ids before the text. start: the offset of the first token.
     """
 
     def __init__(self, detokenizer: Detokenizer, prompt_ids: Sequence[int], start: int) -> None:
@@ -79,7 +79,7 @@ class Offsets:
         self._last = max(start, 0)
 
     def completion_begins(self, shows: Callable[[int], bool]) -> None:
-        """From now on only the tokens that `shows` names have text."""
+        """Counts text only for tokens that `shows` names, from now on."""
         self._shows = shows
 
     def next(self, token_id: int) -> int:

@@ -1,1 +1,1 @@
-"""What crosses the wire: the bodies of requests and responses, as types that also make the OpenAPI description."""
+"""The bodies of requests and responses, as types that also make the OpenAPI description."""

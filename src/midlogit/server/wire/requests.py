@@ -1,6 +1,6 @@
 """The bodies that clients send, as pydantic models; knows names, types and ranges, no model and no engine.
 
-Names and meanings are OpenAI's, then vLLM's. What the mixture adds stands under one key, `midlogit`.
+Names and meanings are OpenAI's, then vLLM's. Fields of the mixture are under one key, `midlogit`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 AnyInt = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
 
-# Options that midlogit has no use for, with the values that ask for nothing: those that OpenAI's and vLLM's bodies
-# have by default. ANY value asks for nothing; an empty list of them says that every value asks for something.
+# Options that midlogit does not support, with the values that ask for nothing: the defaults of OpenAI's and vLLM's
+# bodies. ANY means that no value asks for anything, an empty tuple that every value asks for something.
 OF_TEMPLATES: Harmless = {
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
@@ -112,9 +112,9 @@ INSTEAD = {
 
 
 class Body(BaseModel):
-    """Unknown fields and loose types are errors: nothing that a client asks for is silently dropped.
+    """A body in which unknown fields and loose types are errors: nothing that a client asks for is silently dropped.
 
-    Fields that ask for nothing, such as nulls, are left out at every depth.
+    Fields that ask for nothing, such as nulls, are dropped at every depth.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -123,7 +123,7 @@ class Body(BaseModel):
 
     @property
     def size(self) -> int:
-        """Bytes that the body had."""
+        """Bytes of the body."""
         return self._size
 
     @model_validator(mode="before")
@@ -139,7 +139,11 @@ class Body(BaseModel):
 
 
 def check_options(fields: dict[str, Any], kind: type[Body]) -> None:
-    """Raises ApiError 400 for a field of a body that `kind` does not know, unless it asks for nothing."""
+    """Refuses fields of a body that `kind` does not know, unless they ask for nothing.
+
+    Raises:
+        ApiError: 400.
+    """
     for name, value in fields.items():
         if name in kind.model_fields or asks_for_nothing(name, value, kind.harmless):
             continue
@@ -184,12 +188,12 @@ class MixtureOptions(Body):
     force_first_token: bool | None = Field(default=None, description="Draw the first token from the teacher alone.")
     alpha_rule: str | None = Field(default=None, description="equal-kl, fixed:ALPHA or kl-budget:NATS.")
     base_prompt: str | Messages | TokenIds | None = Field(
-        default=None, description="What the base reads in place of the prompt: text, chat messages or token ids."
+        default=None, description="The base's prompt in place of the common one: text, chat messages or token ids."
     )
     base_chat_template_kwargs: TemplateKwargs | None = Field(
         default=None, description="Variables of the base's chat template, in place of chat_template_kwargs."
     )
-    diagnostics: bool = Field(default=False, description="Answer with α, both KLs and the rest, one entry a token.")
+    diagnostics: bool = Field(default=False, description="Answer with α, both KLs and the rest, one entry per token.")
 
 
 class StreamOptions(Body):
@@ -198,7 +202,7 @@ class StreamOptions(Body):
 
 
 class Sampling(Body):
-    """What both completion endpoints take."""
+    """Fields of both completion endpoints."""
 
     harmless = OPTIONS
     model: str | None = None
@@ -251,7 +255,7 @@ class CompletionBody(Sampling):
     )
     echo: bool = Field(default=False, description="Begin the answer with the prompt; with logprobs, score it.")
     logprobs: int | None = Field(
-        default=None, ge=0, le=20, description="log q of each token and of so many candidates."
+        default=None, ge=0, le=20, description="log q of each token and of this many candidates."
     )
 
 

@@ -1,4 +1,4 @@
-"""The bodies that the server sends, as typed dictionaries; they are built as they are and described in OpenAPI."""
+"""The bodies that the server sends, as typed dictionaries that OpenAPI describes; knows no handler."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ErrorBody(TypedDict):
 
 
 class Usage(TypedDict):
-    """prompt_tokens counts the teacher's prompts, each once."""
+    """Token counts; prompt_tokens counts the teacher's prompts, each once."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -27,7 +27,7 @@ class Usage(TypedDict):
 
 
 class MixtureFacts(TypedDict, total=False):
-    """What is known of the mixture; lists have one entry a token and are those of `midlogit generate --json`."""
+    """Data of the mixture; lists have one entry per token and are those of `midlogit generate --json`."""
 
     diagnostics: dict[str, list[Any]]
     top: list[dict[str, list[tuple[int, float]]]]
@@ -39,7 +39,7 @@ class MixtureFacts(TypedDict, total=False):
 
 
 class CompletionLogprobs(TypedDict):
-    """log q of the distribution sampled from; null for a token that has nothing before it."""
+    """log q of the distribution sampled from; null for a token without context."""
 
     tokens: list[str]
     token_logprobs: list[float | None]

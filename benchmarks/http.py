@@ -68,7 +68,7 @@ class Wire:
 
 
 def _spans(notes: list[tuple[str, float]]) -> Iterator[tuple[float, float]]:
-    """From the last note "sent" before some notes "read" to the last of those."""
+    """Spans from the last note "sent" before some notes "read" to the last of those."""
     for (what, at), (next_what, _) in pairwise([*notes, ("sent", 0.0)]):
         if what == "sent" and next_what == "read":
             start = at

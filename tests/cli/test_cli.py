@@ -240,7 +240,7 @@ def test_presets_and_version() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """What makes `--help` quick is what it does not load; a time would depend on the machine."""
+    """`--help` is quick because of what it does not import; a time would depend on the machine."""
     code = (
         "import sys; sys.argv = ['midlogit', '--help']\n"
         "from midlogit.cli.main import run\n"

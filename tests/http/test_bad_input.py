@@ -1,4 +1,4 @@
-"""What cannot work is one clear error, before anything is generated where it can be known."""
+"""Anything that cannot work is one clear error, before anything is generated where it can be known."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_fewer_logprobs_than_asked(urls: Urls) -> None:
 
 
 def test_logprobs_cut_short_in_passing_are_asked_for_again(urls: Urls) -> None:
-    """As vLLM answers while another of its clients has chosen ids scored."""
+    """vLLM answers so while another of its clients has chosen ids scored."""
     answers = []
 
     def cut_first(path: str, body: dict[str, object]) -> dict[str, object]:
@@ -211,7 +211,7 @@ def test_no_tokenizer_anywhere(urls: Urls) -> None:
 
 @pytest.mark.parametrize("what", ["ignores", "refuses"])
 def test_server_without_chosen_id_scoring_works(urls: Urls, what: str) -> None:
-    """As older vLLM: ignores logprob_token_ids, or refuses it; then the upper bounds do."""
+    """Older vLLM ignores logprob_token_ids or refuses it; then upper bounds must do."""
     with Proxy(urls.base) as base, Proxy(urls.teacher) as teacher:
         for proxy in (base, teacher):
             if what == "ignores":

@@ -242,7 +242,7 @@ def test_closing_aborts_and_keeps_what_was_drawn(urls: Urls) -> None:
 
 
 def test_tokenizers_of_the_servers_alone(proxies: tuple[Proxy, Proxy], http: Pair) -> None:
-    """As when the servers are elsewhere: ids, chat templates, stop ids and text all come from them."""
+    """The servers are elsewhere, so ids, chat templates, stop ids and text all come from them."""
     base, teacher = proxies
     base.rewrite_answer = teacher.rewrite_answer = from_elsewhere
     params = SamplingParams(max_tokens=60, seed=3)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def output(name: str, urls: Urls) -> str:
-    """What the script prints."""
+    """The output of a script."""
     command = [sys.executable, str(ROOT / "examples" / name), urls.base, urls.teacher]
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
     run = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120, check=False)

@@ -1,4 +1,4 @@
-"""What the two completion endpoints answer: text, streams, ids, log-probabilities, usage, diagnostics."""
+"""The answers of the two completion endpoints: text, streams, ids, log-probabilities, usage, diagnostics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def spaced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 def cli(*arguments: str) -> str:
-    """What the command line prints."""
+    """The output of the command line."""
     result = CliRunner().invoke(app, ["generate", "--dtype", "float32", "--device", "cpu", *arguments])
     assert result.exit_code == 0, result.output
     return result.stdout

@@ -219,7 +219,7 @@ def put(body: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 def test_the_tables_hold_every_field() -> None:
-    """Of midlogit's own bodies and of those that it knows and has no use for."""
+    """Every field of midlogit's own bodies, and of those that it knows and does not support."""
     tested = {path.split(".")[0] for table in (*NOTHING.values(), *SOMETHING.values()) for path in table}
     own = {*CompletionBody.model_fields, *ChatBody.model_fields, *TokenizeBody.model_fields}
     asking = {"prompt", "messages", "max_tokens", "max_completion_tokens", "seed"}
@@ -267,7 +267,7 @@ def test_values_that_ask_for_nothing_together(server: Live, path: str) -> None:
 
 
 def answer_of(server: Live, path: str, body: dict[str, Any]) -> Any:
-    """What does not depend on chance of an answer."""
+    """The part of an answer that does not depend on chance."""
     response = server.post(path, body)
     assert response.status_code == 200, (body, response.text)
     data = response.json()

@@ -1,4 +1,4 @@
-"""How the server reads prompts, by its clients: template variables, BOS, named templates, huge texts, full contexts."""
+"""Prompts as clients of the server send them: template variables, BOS, named templates, huge texts, full contexts."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_template_variables_of_the_server(thoughtful: Live) -> None:
         thoughtful.service.settings = usual
 
 
-def test_bos_stands_once(thoughtful: Live) -> None:
+def test_bos_occurs_once(thoughtful: Live) -> None:
     ids = thoughtful.pair.mixing.teacher.encode("Once upon a time")
     plain = sizes(thoughtful, prompt="Once upon a time")
     assert plain == sizes(thoughtful, prompt="<s>Once upon a time") == (len(ids), len(ids))

@@ -85,7 +85,7 @@ def test_scores_are_log_q(
     assert answer["usage"]["completion_tokens"] == 0
 
 
-def test_each_side_behind_its_own_context(server: Live, models: tuple[torch.nn.Module, torch.nn.Module]) -> None:
+def test_each_side_after_its_own_context(server: Live, models: tuple[torch.nn.Module, torch.nn.Module]) -> None:
     mixing = server.pair.mixing
     ending = " the fox ran home."
     prompt, base_prompt = "In the evening" + ending, "Long ago, in the big forest," + ending
@@ -101,7 +101,7 @@ def test_each_side_behind_its_own_context(server: Live, models: tuple[torch.nn.M
 
 
 def test_scores_agree_with_generation(server: Live) -> None:
-    """What was drawn scores what it was drawn with, whatever else is scored beside it."""
+    """A sampled token scores the log q that it was sampled with, whatever else is scored beside it."""
     body = {
         "max_tokens": 30,
         "seed": 2,

@@ -56,7 +56,8 @@ class Job:
         """
         if self.stream and self.json:
             raise InvalidRequest(
-                "--stream and --json exclude each other.", "--stream prints text, --json whole completions."
+                "--stream and --json exclude each other.",
+                "--stream prints text, --json whole completions.",
             )
         if self.stream and self.params.n > 1:
             raise InvalidRequest("--stream shows one completion per prompt.", "Leave out --n.")

@@ -115,7 +115,10 @@ def open_pair(options: PairOptions) -> Pair:
 
     quiet_transformers()
     if sys.stderr.isatty():
-        print(f"Loading {options.base or 'the bundled base'} and {options.teacher or 'teacher'} ...", file=sys.stderr)
+        print(
+            f"Loading {options.base or 'the bundled base'} and {options.teacher or 'teacher'} ...",
+            file=sys.stderr,
+        )
     return _open_in_process(options)
 
 

@@ -59,7 +59,11 @@ class Call(ABC):
         self._scores = scores
         self._streams, self._includes_usage = body.stream, body.includes_usage
         self._adds_ids, self._adds_facts = body.return_token_ids, body.midlogit.diagnostics
-        self._head = {"id": f"{prefix}-{request_id.get()}", "created": int(time.time()), "model": MODEL}
+        self._head = {
+            "id": f"{prefix}-{request_id.get()}",
+            "created": int(time.time()),
+            "model": MODEL,
+        }
 
         service.gate.require_possible(len(prompts) * (body.n if generates else 1))
         requests = service.pair.prepare(
@@ -120,7 +124,11 @@ class Call(ABC):
         else:
             choices = [c for index in range(len(self.prompts) * self.n) if (c := self.opening(index)) is not None]
         tokens = sum(len(completion.token_ids) for completion in found)
-        return {**self._head, **self.frame(choices, chunk=False), "usage": usage_of(self.prompts, tokens)}
+        return {
+            **self._head,
+            **self.frame(choices, chunk=False),
+            "usage": usage_of(self.prompts, tokens),
+        }
 
     async def _stream(self, entry: Pass) -> AsyncGenerator[bytes, None]:
         """The answer as Server-Sent Events; an error in the middle is an event, too."""

@@ -43,7 +43,10 @@ class ChatCall(Call):
         self._body = body
 
     def frame(self, choices: list[dict[str, Any]], *, chunk: bool) -> dict[str, Any]:
-        frame: dict[str, Any] = {"object": "chat.completion.chunk" if chunk else "chat.completion", "choices": choices}
+        frame: dict[str, Any] = {
+            "object": "chat.completion.chunk" if chunk else "chat.completion",
+            "choices": choices,
+        }
         if self._body.return_token_ids and not chunk:
             frame["prompt_token_ids"] = list(self.prompts[0].teacher_ids)
         return frame

@@ -53,7 +53,10 @@ async def tokenize(http: Request) -> Response:
 
     def read() -> list[int]:
         if body.messages is not None:
-            variables = {**service.settings.chat_template_kwargs[1], **(body.chat_template_kwargs or {})}
+            variables = {
+                **service.settings.chat_template_kwargs[1],
+                **(body.chat_template_kwargs or {}),
+            }
             return teacher.encode_chat([message.plain for message in body.messages], variables)
         return teacher.encode(body.prompt or "", add_special_tokens=body.add_special_tokens is not False)
 

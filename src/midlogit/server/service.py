@@ -119,7 +119,10 @@ class Service:
         """
         if name and name != MODEL:
             raise ApiError(
-                404, "model_not_found", f"There is no model {name!r:.80} here. Use {MODEL!r}.", param="model"
+                404,
+                "model_not_found",
+                f"There is no model {name!r:.80} here. Use {MODEL!r}.",
+                param="model",
             )
 
     async def read(self, work: Callable[[], T], size: int) -> T:

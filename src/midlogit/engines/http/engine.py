@@ -38,7 +38,7 @@ SHRINK_BELOW = 0.25  # share of the tolerance below which it shrinks again
 
 @dataclass(frozen=True, slots=True)
 class ListWidth:
-    """How many log-probabilities to request from each side.
+    """Numbers of log-probabilities to request from each side.
 
     Attributes:
         start: for the first row. maximum: the most that the servers allow.
@@ -221,10 +221,10 @@ class HttpEngine(Engine):
         return PendingRound(started, batch, drafts=PendingDrafts(request, steps))
 
     def _num_drafts(self, sequence: Sequence, position: int) -> int:
-        """How many tokens to draft from a position on.
+        """The draft length of the round at a position.
 
-        None for the first token, whose round prefills the prompts; none where an automatic draft length would change
-        which tokens a seed gives.
+        0 for the first token, whose round prefills the prompts, and where an automatic draft length would change the
+        tokens of a seed.
         """
         params = sequence.request.params
         if position == 0 or (params.seed is not None and params.temperature and not self.draft_length.fixed):

@@ -80,12 +80,16 @@ async def shake_hands(client: Client, server: Endpoint, model: str | None, top_k
     max_logprobs, logit_size = await asyncio.gather(
         _limit_in_refusal(client, server, _probe_body(name, logprobs=NO_SUCH_ID), r"max allowed:? ?(\d+)"),
         _limit_in_refusal(
-            client, server, _probe_body(name, logit_bias={str(NO_SUCH_ID): 1}), r"[Vv]ocabulary size: ?(\d+)"
+            client,
+            server,
+            _probe_body(name, logit_bias={str(NO_SUCH_ID): 1}),
+            r"[Vv]ocabulary size: ?(\d+)",
         ),
     )
     if logit_size is None:
         raise ServerUnavailable(
-            f"The {server.name} does not say how many ids its model has: is it a vLLM server?", "midlogit needs vLLM."
+            f"The {server.name} does not say how many ids its model has: is it a vLLM server?",
+            "midlogit needs vLLM.",
         )
 
     max_logprobs = min(max_logprobs or DEFAULT_LOGPROBS, logit_size)
@@ -97,7 +101,9 @@ async def shake_hands(client: Client, server: Endpoint, model: str | None, top_k
 
     await _require_rows(client, server, name, min(top_k or DEFAULT_LOGPROBS, max_logprobs))
     scores, tokenizes, version = await asyncio.gather(
-        _can_score(client, server, name, logit_size), _can_tokenize(client, server, name), _version(client, server)
+        _can_score(client, server, name, logit_size),
+        _can_tokenize(client, server, name),
+        _version(client, server),
     )
     return ServerFacts(
         endpoint=server,
@@ -186,7 +192,8 @@ async def _model_card(client: Client, server: Endpoint, model: str | None) -> di
         raise await _explain(client, server, failure) from failure
     except (KeyError, TypeError, StopIteration):
         raise ServerUnavailable(
-            f"The {server.name} does not answer like a vLLM server.", "Give the URL of a `vllm serve`, ending in /v1."
+            f"The {server.name} does not answer like a vLLM server.",
+            "Give the URL of a `vllm serve`, ending in /v1.",
         ) from None
 
     if model is None:

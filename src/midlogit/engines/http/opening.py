@@ -1,4 +1,4 @@
-"""From URLs to a pair that can be sampled: a handshake with every server, the tokenizers, their agreement.
+"""Opens a pair from URLs: a handshake with every server, the tokenizers, their agreement.
 
 Knows the order of the checks; each check is the handshake's, each text the models' own.
 """
@@ -192,7 +192,10 @@ def open_engine(
 
 
 async def _all_facts(
-    client: Client, endpoints: list[tuple[Endpoint, ...]], names: list[str | None], top_k: int | None
+    client: Client,
+    endpoints: list[tuple[Endpoint, ...]],
+    names: list[str | None],
+    top_k: int | None,
 ) -> list[list[ServerFacts]]:
     """The facts of each side's replicas, all probed at once; raises the first failure."""
     sides = [
@@ -237,7 +240,16 @@ async def _served_model(client: Client, facts: ServerFacts, max_context: int) ->
         stops = await stop_ids(client, facts, candidates)
     except CallFailed as failure:
         raise unavailable(facts.endpoint, failure) from failure
-    return ServedModel(client, facts.endpoint, facts.model, stops, specials, facts.logit_size, max_context, template)
+    return ServedModel(
+        client,
+        facts.endpoint,
+        facts.model,
+        stops,
+        specials,
+        facts.logit_size,
+        max_context,
+        template,
+    )
 
 
 def _tokenizer_files(upstream: Upstream, facts: ServerFacts) -> Checkpoint | None:

@@ -70,7 +70,10 @@ class PairedSides:
 
         Missing ids that the longer lists name are filled in from them, so they need not be scored.
         """
-        pair = self.base.top_logprobs(most_likely(wide[0], k)), self.teacher.top_logprobs(most_likely(wide[1], k))
+        pair = (
+            self.base.top_logprobs(most_likely(wide[0], k)),
+            self.teacher.top_logprobs(most_likely(wide[1], k)),
+        )
         missing = self.missing_ids(pair, settings)
 
         base, teacher = (
@@ -81,7 +84,11 @@ class PairedSides:
         return (base, teacher), (rest[0], rest[1])
 
     async def with_scores(
-        self, slots: SlotPair, pairs: Sequence[TopPair], missing: Sequence[IdsPair], drafted: Sequence[int] = ()
+        self,
+        slots: SlotPair,
+        pairs: Sequence[TopPair],
+        missing: Sequence[IdsPair],
+        drafted: Sequence[int] = (),
     ) -> list[TopPair]:
         """The pairs with the scores of their missing ids, at the prefixes of `ReplicaPool.top`."""
         # Both sides are called before either is waited for.

@@ -204,7 +204,10 @@ class ReplicaPool:
                     _fail(request, failure)
         except Exception as error:  # whoever waits for these rows must hear of it
             for request in requests:
-                _fail(request, CallFailed(f"{replica.endpoint.name}: {type(error).__name__}: {error}", retryable=False))
+                _fail(
+                    request,
+                    CallFailed(f"{replica.endpoint.name}: {type(error).__name__}: {error}", retryable=False),
+                )
         else:
             for request, answer in zip(requests, answers, strict=True):
                 request.slot.is_new = False
@@ -251,7 +254,7 @@ class ReplicaPool:
                 return answers
 
     async def _replica_for_retry(self, replica: Replica, failure: CallFailed, attempt: int) -> Replica:
-        """Where to try again: at once on another replica that is up, else after a wait.
+        """The replica for the next attempt: another one that is up, at once; else any, after a wait.
 
         A replica that is healthy all the same keeps its sequences.
         """

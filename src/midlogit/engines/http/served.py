@@ -47,7 +47,7 @@ class ServedModel:
         return None
 
     def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]:
-        """As `Checkpoint.encode`; `most` is not used, since the server limits its own requests."""
+        """Ids by the server's tokenizer, as `Checkpoint.encode`; `most` is not used: the server limits requests."""
         ids = self._ids(text, add_special_tokens)
         return undoubled(ids, self._ids_before) if add_special_tokens else ids
 

@@ -179,7 +179,7 @@ TemplateKwargs = Annotated[dict[str, Any], AfterValidator(template_variables)]
 
 
 class MixtureOptions(Body):
-    """How the two models are mixed for this request."""
+    """Options of the mixture, for this request."""
 
     preset: str | None = Field(default=None, description="conservative, balanced or exploratory; the server's default.")
     target_top_p: float | None = Field(

@@ -59,10 +59,10 @@ class Proxy:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                proxy._handle(self)
+                proxy.handle(self)
 
             def do_POST(self) -> None:
-                proxy._handle(self)
+                proxy.handle(self)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -95,7 +95,7 @@ class Proxy:
         self.dead = True
         threading.Timer(seconds, lambda: setattr(self, "dead", False)).start()
 
-    def _handle(self, handler: BaseHTTPRequestHandler) -> None:
+    def handle(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         if self.dead:
             self._cut(handler)

@@ -90,6 +90,7 @@ class Output(io.FileIO):
         """Writes all data; once the output is lost, none, so that the flush at exit raises no second error."""
         rest = memoryview(data).cast("B")
         size, idle = len(rest), 0.0
+
         while rest and not self._is_lost:
             try:
                 if self._is_file or sys.platform == "win32":

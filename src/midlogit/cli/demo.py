@@ -89,6 +89,7 @@ def _print_trace(pair: Pair, tokens: list[Token]) -> None:
 def _print_figures(completion: Completion, seconds: float) -> None:
     d = completion.diagnostics
     free = [i for i, forced in enumerate(d.forced) if not forced]
+
     print("\nOver all tokens (α and KL without the forced one):")
     rows = [("tokens", f"{len(d.alpha)} ({completion.finish_reason})")]
     if free:
@@ -102,6 +103,7 @@ def _print_figures(completion: Completion, seconds: float) -> None:
             ("ESS ratio base/teacher", f"{fmean(d.ess_ratio[i] for i in free):.3f}"),
         ]
     rows.append(("tokens/s", f"{len(d.alpha) / seconds:.1f}"))
+
     for name, value in rows:
         print(f"  {name:<32}{value}")
 

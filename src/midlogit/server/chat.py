@@ -60,6 +60,7 @@ class ChatCall(Call):
     def delta(self, token: Token, index: int) -> dict[str, Any] | None:
         body = self._body
         choice = _chunk(index, {"content": token.text}, None)
+
         if body.logprobs:
             choice["logprobs"] = chat_logprobs(
                 [token.token_id],
@@ -68,6 +69,7 @@ class ChatCall(Call):
                 self.service.vocabulary,
                 body.return_tokens_as_token_ids,
             )
+
         self._add_token_data(choice, token)
         return choice if token.text or len(choice) > len(CHUNK) or choice["logprobs"] else None
 
@@ -84,6 +86,7 @@ class ChatCall(Call):
             "finish_reason": completion.finish_reason,
             "stop_reason": completion.stop_reason,
         }
+
         if body.logprobs:
             choice["logprobs"] = chat_logprobs(
                 completion.token_ids,
@@ -92,6 +95,7 @@ class ChatCall(Call):
                 self.service.vocabulary,
                 body.return_tokens_as_token_ids,
             )
+
         self._add_completion_data(choice, completion, index)
         return choice
 

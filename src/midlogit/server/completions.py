@@ -62,12 +62,14 @@ class CompletionCall(Call):
         body, prompt = self._body, self.prompt_of(index)
         if not (body.echo or body.return_token_ids):
             return None
+
         choice = _empty(index, None if self.requests else "length")
         if body.echo:
             choice["text"] = self._text_of(prompt)
             if self.requests and not isinstance(prompt.prompt, str) and choice["text"].endswith(REPLACEMENT):
                 choice["text"] = choice["text"].rstrip(REPLACEMENT)
                 self._unfinished[index] = []
+
         if self.scores:
             scores = self.scores[prompt.index]
             choice["logprobs"] = self._prompt_logprobs(scores, index)
@@ -81,6 +83,7 @@ class CompletionCall(Call):
         body = self._body
         choice = _empty(index, None)
         choice["text"] = self._after_echo(index, token.text, [token.token_id])
+
         if body.logprobs is not None:
             choice["logprobs"] = completion_logprobs(
                 [token.token_id],
@@ -90,6 +93,7 @@ class CompletionCall(Call):
                 self.service.vocabulary,
                 body.return_tokens_as_token_ids,
             )
+
         self._add_token_data(choice, token)
         return choice if choice["text"] or len(choice) > len(EMPTY) or choice["logprobs"] else None
 
@@ -102,6 +106,7 @@ class CompletionCall(Call):
         choice = self.opening(index) or _empty(index, None)
         choice["text"] += self._after_echo(index, completion.text, completion.token_ids, ends=True)
         choice |= {"finish_reason": completion.finish_reason, "stop_reason": completion.stop_reason}
+
         if body.logprobs is not None:
             generated = completion_logprobs(
                 completion.token_ids,
@@ -112,6 +117,7 @@ class CompletionCall(Call):
                 body.return_tokens_as_token_ids,
             )
             choice["logprobs"] = joined(choice["logprobs"], generated) if choice["logprobs"] else generated
+
         self._add_completion_data(choice, completion, index)
         return choice
 
@@ -147,6 +153,7 @@ class CompletionCall(Call):
         # The ids may decode to more than the prompt's text: they begin with what the tokenizer adds.
         added = len(vocabulary.decode(scores.token_ids)) - len(self._text_of(self.prompt_of(index)))
         offsets = self._offsets[index] = vocabulary.echo_offsets(-added)
+
         context: list[None] = [None] * scores.first
         found = completion_logprobs(
             scores.token_ids,

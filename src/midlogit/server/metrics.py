@@ -67,14 +67,17 @@ class Metrics:
             self.failed("engine_failure")
         else:
             self._ended.labels(reason).inc()
+
         self._prompt_tokens.inc(len(sequence.request.teacher_ids))
         self._generation_tokens.inc(len(sequence.token_ids))
+
         times = sequence.token_times
         if times:
             self._first.observe(times[0] - sequence.submitted)
             self._latency.observe(times[-1] - sequence.submitted)
         for before, after in pairwise(times):
             self._inter.observe(after - before)
+
         for decision in sequence.decisions:
             if not decision.forced:
                 self._alpha.observe(decision.alpha)

@@ -56,6 +56,7 @@ def description() -> dict[str, Any]:
     shapes, answer_definitions = TypeAdapter.json_schemas(answers, ref_template=reference)
     schemas = {**bodies["$defs"], **answer_definitions.get("$defs", {})}
     shape_of = {kind: shapes[n, "serialization"] for n, kind in enumerate(_answers())}
+
     paths: dict[str, Any] = {}
     for path, body, answer, summary in POSTS:
         content: dict[str, Any] = {"application/json": {"schema": shape_of[answer]}}
@@ -73,6 +74,7 @@ def description() -> dict[str, Any]:
                 "security": [{}, {"key": []}],
             }
         }
+
     for path, answer, summary in GETS:
         media = "text/plain" if path == "/metrics" else "application/json"
         shown = {"content": {media: {"schema": shape_of[answer] if answer else {"type": "string"}}}}
@@ -85,8 +87,10 @@ def description() -> dict[str, Any]:
                 "security": [{}, {"key": []}],
             }
         }
+
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
     paths["/v1/models/{name}"]["get"]["parameters"] = [name]
+
     return {
         "openapi": "3.1.0",
         "info": {"title": "midlogit", "version": __version__, "description": "q* of two models as one model."},

@@ -26,6 +26,7 @@ def sampling_params(body: Sampling, preset: str, *, max_tokens: int, top_logprob
         changes["force_first_token"] = options.force_first_token
     if options.alpha_rule is not None:
         changes["alpha_rule"] = parse_rule(options.alpha_rule)
+
     return SamplingParams.preset(
         preset if options.preset is None else options.preset,
         n=body.n,

@@ -49,11 +49,13 @@ def completion_logprobs(
         if logprob is None:
             top_logprobs.append(None)
             continue
+
         named: dict[str, float] = {}
         for i, value in candidates_of(token_id, logprob, top):
             name = vocabulary.text(i, as_ids)
             named[by_id(i) if name in named else name] = finite(value)
         top_logprobs.append(named)
+
     return {
         "tokens": [vocabulary.text(i, as_ids) for i in token_ids],
         "token_logprobs": [None if logprob is None else finite(logprob) for logprob in logprobs],

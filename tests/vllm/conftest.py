@@ -35,11 +35,15 @@ def engine_of(pair: Pair) -> VllmEngine:
     return engine
 
 
+def schedulers_of(pair: Pair) -> list[Any]:
+    """vLLM's own schedulers of base and teacher: nothing public tells of preemptions and of reused blocks."""
+    return [core._scheduler for core in engine_of(pair).cores]
+
+
 def require_empty(pair: Pair) -> None:
     """Neither scheduler holds a request, and no block is held."""
     for core in engine_of(pair).cores:
-        scheduler = core._scheduler
-        assert not scheduler.requests and not scheduler.running and not len(scheduler.waiting)
+        assert core.is_empty
         assert core.free_blocks == core.blocks
 
 

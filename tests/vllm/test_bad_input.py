@@ -12,8 +12,11 @@ import torch
 import vllm
 
 from midlogit import EngineFailure, InvalidRequest, Pair, PairMismatch, PromptTooLong, SamplingParams
-from midlogit.engines.vllm.core import Core, Fed, require_vllm
+from midlogit.engines.vllm.core import Core
+from midlogit.engines.vllm.inputs import DeviceTokens
 from midlogit.engines.vllm.memory import GIB, Need, split
+from midlogit.engines.vllm.options import require_vllm
+from midlogit.engines.vllm.steps import ExecutedStep, ScheduledStep
 from midlogit.errors import DoesNotFit, MissingExtra, UnsupportedVersion
 from midlogit.models.checkpoint import Checkpoint
 from tests.conftest import BASE, TEACHER
@@ -34,7 +37,7 @@ def test_known_versions_are_taken(monkeypatch: pytest.MonkeyPatch, version: str)
     assert require_vllm() == version
 
 
-def test_a_vllm_that_cannot_read_drafts_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vllm_that_cannot_verify_drafts_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "__version__", "0.24.0+cpu")
     with pytest.raises(InvalidRequest, match=r"vLLM 0\.24\.0\+cpu cannot read drafts on a CPU"):
         Pair.vllm(speculation=3)
@@ -129,17 +132,17 @@ def test_one_pair_a_process(crowded: Pair) -> None:
 
 def test_an_engine_that_dies_returns_what_was_drawn(crowded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last test of the module: the pair is of no use after it."""
-    launches = 0
-    launch = Core.launch
+    executed = 0
+    execute = Core.execute
 
-    def failing(core: Core, fed: Fed | None = None) -> dict[str, int]:
-        nonlocal launches
-        launches += 1
-        if launches > 24:
+    def failing(core: Core, step: ScheduledStep, device_tokens: DeviceTokens | None = None) -> ExecutedStep:
+        nonlocal executed
+        executed += 1
+        if executed > 24:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return launch(core, fed)
+        return execute(core, step, device_tokens)
 
-    monkeypatch.setattr(Core, "launch", failing)
+    monkeypatch.setattr(Core, "execute", failing)
     prompts = [QUESTIONS[0], " ".join(["river"] * 200)]
     found = crowded.generate(prompts * 4, SamplingParams(max_tokens=30, seed=1, ignore_eos=True))
     assert [c.finish_reason for c in found] == ["error"] * 8

@@ -1,4 +1,4 @@
-"""vLLM against the local engine, in lock-step and draft_length: token by token, nothing left behind."""
+"""vLLM against the local engine, in lock-step and drafting: token by token, nothing left behind."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from contextlib import contextmanager
 import pytest
 
 from midlogit import Completion, KLBudget, Pair, SamplingParams, Token
+from midlogit.engines.vllm.observer import StepRecord
 from tests.questions import QUESTIONS
-from tests.vllm.conftest import engine_of, open_crowded, require_empty
+from tests.vllm.conftest import engine_of, open_crowded, require_empty, schedulers_of
 
 # 32 requests; the two sides' prompts differ in text and in length, from a few tokens to more than one step takes.
 PROMPTS = [" ".join(["river"] * (11 * n % 90)) + QUESTIONS[n % 16] for n in range(32)]
@@ -30,7 +31,8 @@ def crowded(request: pytest.FixtureRequest) -> Iterator[Pair]:
 def preemptions(pair: Pair) -> Iterator[list[int]]:
     """Counts the preemptions of (base, teacher)."""
     counts = [0, 0]
-    originals = [core._scheduler._preempt_request for core in engine_of(pair).cores]
+    schedulers = schedulers_of(pair)
+    originals = [scheduler._preempt_request for scheduler in schedulers]
 
     def counting(side: int):
         def preempt(*args, **kwargs):
@@ -39,11 +41,11 @@ def preemptions(pair: Pair) -> Iterator[list[int]]:
 
         return preempt
 
-    for side, core in enumerate(engine_of(pair).cores):
-        core._scheduler._preempt_request = counting(side)
+    for side, scheduler in enumerate(schedulers):
+        scheduler._preempt_request = counting(side)
     yield counts
-    for original, core in zip(originals, engine_of(pair).cores, strict=True):
-        core._scheduler._preempt_request = original
+    for original, scheduler in zip(originals, schedulers, strict=True):
+        scheduler._preempt_request = original
 
 
 def require_equal(found: list[Completion], expected: list[Completion]) -> None:
@@ -68,34 +70,29 @@ def test_greedy_equals_the_local_engine_in_chunks_and_preempted(pair: Pair, crow
     require_empty(crowded)
 
 
-def test_drafts_stand_among_chunks_and_preemptions(pair: Pair, crowded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the other tests lean on: with speculation there are drafts, of which most stand, without there are none.
+def test_drafts_are_accepted_among_chunks_and_preemptions(pair: Pair, crowded: Pair) -> None:
+    """What the other tests rely on: with speculation most drafts are accepted, without it there are none.
 
-    Behind a round whose drafts all stood, the teacher's last row decides the next token.
+    After a round whose drafts were all accepted, the teacher's last row decides the next token.
     """
-    kept = 0
-
-    def counting(*args):
-        nonlocal kept
-        known = look_up(*args)
-        kept += len(known.sequences) if known else 0
-        return known
-
-    look_up = crowded.engine._known
-    monkeypatch.setattr(crowded.engine, "_known", counting)
+    records: list[StepRecord] = []
+    engine = engine_of(crowded)
+    engine.observer = records.append
     prompts, base_prompts = PROMPTS[:6], BASE_PROMPTS[:6]
     asked = SamplingParams.preset("exploratory", temperature=0, max_tokens=80, ignore_eos=True)
     before = crowded.statistics()["speculation"]
     with preemptions(crowded) as counts:
         found = crowded.generate(prompts, asked, base_prompts=base_prompts)
+    engine.observer = None
     after = crowded.statistics()["speculation"]
+    num_bonus = sum(record.num_bonus for record in records)
     assert max(len(pair.mixing.base.encode(p)) for p in base_prompts) > 64  # more than a step computes
     assert sum(counts) > 0
     rounds, accepted = (after[key] - before[key] for key in ("rounds", "accepted"))
     if after["drafts_in_use"] == {"all": 0}:
-        assert rounds == accepted == kept == 0
+        assert rounds == accepted == num_bonus == 0
     else:
-        assert rounds > 20 and accepted > rounds and kept > 0.1 * rounds
+        assert rounds > 20 and accepted > rounds and num_bonus > 0.1 * rounds
     require_equal(found, pair.generate(prompts, asked, base_prompts=base_prompts))
     require_empty(crowded)
 
@@ -128,8 +125,8 @@ def test_prompts_that_share_a_beginning_are_computed_once(
 
         return look_up_and_count
 
-    for core in engine_of(crowded).cores:
-        manager = core._scheduler.kv_cache_manager
+    for scheduler in schedulers_of(crowded):
+        manager = scheduler.kv_cache_manager
         monkeypatch.setattr(manager, "get_computed_blocks", counting(manager.get_computed_blocks))
     found = crowded.generate(prompts, GREEDY)
     assert len(reused) >= 8 and min(reused) >= 64

@@ -1,78 +1,37 @@
-"""One vLLM engine core, stepped by hand: the only module that knows vLLM's internals; knows no pair and no q*.
+"""One vLLM engine core, stepped by hand; with graphs.py and inputs.py all that knows vLLM's internals. Knows no pair.
 
-vLLM's own step is schedule, execute, sample, update. Here the caller stands between execute and sample, and the parts
-come in an order that keeps the device busy: `plan` schedules a step while the device runs the one before, as vLLM's
-asynchronous scheduler can; `take` hands the drawn tokens to the model runner, and `launch` enqueues the planned
-forward at once; `settle` tells the scheduler afterwards. A request that is ready but gets no token is put back by
-`hold` to where its last token is computed again (docs/vllm.md).
+vLLM's own step is schedule, execute, sample, update. Here the caller decides which tokens are sampled, and passes the
+step from one method to the next as a value (steps.py): `schedule` gives a `ScheduledStep`, `execute` an `ExecutedStep`,
+`sample` a `SampledStep`, which `update` takes. Successive steps overlap, so that the device stays busy: the next may
+be scheduled while the device executes this one, as in vLLM's asynchronous scheduling, and the scheduler may be updated
+after the next one was executed. `defer` takes back a request that is ready but gets no token (docs/vllm.md).
 
-A draft is a token that is computed before it is known to stay. The side that drafts goes on with provisional tokens,
-is fed the drafts on the device, there also learns how many of them stayed, and `correct` puts those in their place; the
-side that reads them plans with draft slots, as vLLM's own speculative decoding has them.
+A draft is fed to the model before it is accepted. The drafting core samples placeholders in place of tokens; real ids
+and acceptance counts stay on the device (`DeviceTokens`), and `replace_placeholders` writes the ids back once the host
+has them. The verifying core schedules draft slots, as in vLLM's own speculative decoding.
 """
 
 from __future__ import annotations
 
-import copy
-import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from midlogit.errors import InvalidRequest, ModelUnavailable, UnsupportedVersion
-from midlogit.extras import require
+from midlogit.decide.base import LogitRows
+from midlogit.engines.vllm.graphs import DecodeGraphs
+from midlogit.engines.vllm.inputs import DeviceTokens, InputTokens
+from midlogit.engines.vllm.observer import StepClock
+from midlogit.engines.vllm.steps import ExecutedStep, SampledStep, ScheduledStep
+from midlogit.errors import ModelUnavailable, UnsupportedVersion, first_line
 
-OLDEST, NEWEST = (0, 24), (0, 32)  # minor versions; the tests run the newest, docs/vllm.md says what ran the oldest
-
-# What vLLM may not be told, and why.
-OWN = "midlogit sets it: both engines are stepped by hand, in lock-step"
-PARALLEL = "both models share one process and one device, and vLLM's parallel groups belong to the process"
-REFUSED = {
-    "async_scheduling": OWN,
-    "scheduler_cls": OWN,
-    "speculative_config": "vLLM would verify drafts against one of the two models; q* has a sampler of its own",
-    "structured_outputs_config": "its masks are for one model's logits; use stop, stop_token_ids or special_token_ids",
-    "logits_processors": "they change the logits of one of the two models alone",
-    "kv_transfer_config": "blocks of the two caches must be computed here",
-    "enable_lora": "adapters are chosen for each request of one model; merge the adapter into the weights",
-    "tensor_parallel_size": PARALLEL,
-    "pipeline_parallel_size": PARALLEL,
-    "data_parallel_size": PARALLEL,
-    "device": PARALLEL,
-    "distributed_executor_backend": OWN,
-    "skip_tokenizer_init": OWN,
-    "scheduling_policy": "requests must be taken in the same order on both sides",
-    "gpu_memory_utilization": "give it to the pair: it is split between the two",
-    "kv_cache_memory_bytes": "give it to the pair, as (base, teacher)",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Fed:
-    """Tokens of a forward that only the device knows, of N requests.
-
-    Attributes:
-        keys: the requests.
-        tokens_NQ: the last Q tokens that the forward computes of each.
-        surplus_N: how many tokens each has less than its provisional ones, where that is not known here yet.
-    """
-
-    keys: Sequence[str]
-    tokens_NQ: Tensor
-    surplus_N: Tensor | None = None
-
-
-PROVISIONAL = (0,)  # what a drafting side takes in place of a token that only the device knows
-BATCHES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # sequences for which reading drafts has CUDA graphs
+PLACEHOLDER = (0,)  # sampled in place of a token whose id only the device knows
 
 
 class NoDrafts:
-    """The proposer that vLLM is told of: drafts come from the other model."""
+    """No-op proposer registered with vLLM; the other model supplies the drafts."""
 
     def __init__(self, vllm_config: Any) -> None:
         pass
@@ -84,47 +43,6 @@ class NoDrafts:
         return [[] for _ in sampled_token_ids]
 
 
-def require_vllm() -> str:
-    """The version of the installed vLLM.
-
-    Raises:
-        MissingExtra: vLLM is not installed.
-        UnsupportedVersion: a version that this module does not know.
-    """
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    # Both must be set before vLLM reads them: engine cores in this process, and the model runner that is known here.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    version = str(require("vllm", "vllm").__version__)
-    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
-    if not OLDEST <= numbers <= NEWEST:
-        known = " to ".join(".".join(map(str, v)) for v in (OLDEST, NEWEST))
-        raise UnsupportedVersion(
-            f"vLLM {version} is installed; the in-process engine knows {known}.", "Run: pip install 'vllm==0.32.*'"
-        )
-    return version
-
-
-def reads_drafts(version: str) -> bool:
-    """Whether this vLLM reads drafts here; the CPU kernels of 0.24 lack an argument that its own warm-up gives them."""
-    return torch.cuda.is_available() or not version.startswith("0.24.")
-
-
-def require_options(options: Mapping[str, Any]) -> None:
-    """Checks options that go to vLLM's EngineArgs.
-
-    Raises:
-        InvalidRequest: an option that two engines in lock-step cannot honour, or that vLLM does not have.
-    """
-    from vllm.engine.arg_utils import EngineArgs
-
-    for name in options:
-        if name in REFUSED:
-            raise InvalidRequest(f"The vLLM option {name} cannot be used here: {REFUSED[name]}.")
-        if name not in EngineArgs.__dataclass_fields__:
-            raise InvalidRequest(f"vLLM has no option {name!r}.", "Use the names of vLLM's EngineArgs.")
-
-
 class Core:
     """One model in one vLLM engine core.
 
@@ -132,10 +50,14 @@ class Core:
         model: folder or hub id.
         dtype: as vLLM names it.
         kv_cache_bytes: size of the KV cache.
-        memory_share: of the device, that weights, activations and cache together may take; vLLM checks it is free.
-        max_num_seqs: most sequences that run at once. max_model_len: most tokens of a sequence, None for the model's.
-        reads: the numbers of drafts that one step may read besides none, in order; empty for a side that reads none.
+        memory_share: share of the device for weights, activations and cache together; vLLM checks that it is free.
+        max_num_seqs: most sequences that run at once.
+        max_model_len: most tokens of a sequence, None for the model's own limit.
+        draft_lengths: the numbers of drafts above 0 that a step may verify, in order; empty for a drafting core.
         options: further EngineArgs.
+
+    Attributes:
+        clock: times the four parts of a step, while it is on.
 
     Raises:
         ModelUnavailable: vLLM cannot load or run the model, in its own words.
@@ -151,18 +73,11 @@ class Core:
         memory_share: float,
         max_num_seqs: int,
         max_model_len: int | None,
-        reads: Sequence[int],
+        draft_lengths: Sequence[int],
         options: Mapping[str, Any],
     ) -> None:
-        from vllm import SamplingParams
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.core.sched.async_scheduler import AsyncScheduler
         from vllm.v1.core.sched.interface import PauseState
-        from vllm.v1.engine.core import EngineCore
-        from vllm.v1.executor import Executor
-        from vllm.v1.outputs import SamplerOutput
-        from vllm.v1.request import Request
         from vllm.v1.worker import workspace
 
         arguments = {
@@ -171,93 +86,83 @@ class Core:
             "kv_cache_memory_bytes": kv_cache_bytes,
             "max_num_seqs": max_num_seqs,
             "max_model_len": max_model_len,
-            "async_scheduling": False,  # of the runner: tokens come from here, not from its own sampler
+            "async_scheduling": False,  # the model runner's: tokens come from here, not its own sampler
             "scheduler_cls": AsyncScheduler,
             "disable_log_stats": True,
             "skip_tokenizer_init": True,
         }
-        if reads:
-            proposer = f"{NoDrafts.__module__}.{NoDrafts.__qualname__}"
+        if draft_lengths:
             arguments["speculative_config"] = {
-                "method": "custom_class", "model": proposer, "num_speculative_tokens": reads[-1],
-            }  # fmt: skip
-        try:
-            config = EngineArgs(model=model, **{**arguments, **options}).create_engine_config(UsageContext.LLM_CLASS)
-            self._core: Any = EngineCore(config, Executor.get_class(config), log_stats=False)
-        except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelUnavailable(f"vLLM cannot run {model}: {reason}") from error
-        self.max_model_len = int(config.model_config.max_model_len)
-        self._make_request, self._make_params, self._make_sampled = Request, SamplingParams, SamplerOutput
-        self._scheduler, self._pause = self._core.scheduler, PauseState
+                "method": "custom_class",
+                "model": f"{NoDrafts.__module__}.{NoDrafts.__qualname__}",
+                "num_speculative_tokens": draft_lengths[-1],
+            }
+        self._core = _make_engine_core(model, {**arguments, **options})
+        self._scheduler, self._pause_states = self._core.scheduler, PauseState
         self._executor = self._core.model_executor
         self._runner = self._executor.driver_worker.worker.model_runner
         self._require_internals()
-        # vLLM keeps one workspace a process, and the engine that is made last replaces it.
+
+        # vLLM keeps one workspace per process, and the engine that is made last replaces it.
         self._workspaces, self._workspace = workspace, workspace._manager
-        self._tokens_RW: Tensor | None = None
-        self._runner._sample = lambda logits, metadata: self._make_sampled(self._tokens_RW, None)
-        self._runner._to_list = Tensor.tolist  # the tokens are in main memory; vLLM's own would wait for the device
-        self._planned: Any = None  # vLLM's SchedulerOutput of the next step, of the launched one, of the taken one
-        self._launched: Any = None
-        self._taken: tuple[Any, Any] = None, None
-        self._output: Any = None  # vLLM's ModelRunnerOutput of the launched step, once there is one
-        self._ready: dict[str, int] = {}
-        self._planned_drafts = 0
-        self._provisional = 0  # steps since the last that the scheduler was told of
-        self._fed: Fed | None = None
-        self._fill_inputs, self._runner._prepare_input_ids = self._runner._prepare_input_ids, self._feed
+        self._sampled_RW: Tensor | None = None  # tokens for vLLM's sampler to return
+        self._replace_sampler()
+        self._inputs = InputTokens(self._runner)
+
         # Draft slots are asked for step by step, not by the scheduler itself.
         self._scheduler.num_spec_tokens = 0
         self._scheduler._spec_token_placeholders = []
-        if self.device.type == "cuda":
-            # Guards the buffers that a forward's inputs are copied from, of which a drafting side is several ahead.
-            self._runner.prepare_inputs_event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._graphs = {self._runner.uniform_decode_query_len: self._runner.cudagraph_dispatcher}
-        for drafts in (0, *reads)[:-1]:
-            self._capture(1 + drafts, max_num_seqs)
-
-    def _capture(self, tokens: int, max_num_seqs: int) -> None:
-        """Captures CUDA graphs for steps of so many tokens a sequence; vLLM has them for one number."""
-        runner, known = self._runner, self._runner.cudagraph_dispatcher
-        mode = known.cudagraph_mode
-        if mode.decode_mode().name != "FULL" or not mode.separate_routine():
-            return
-        dispatcher = type(known)(runner.vllm_config)
-        config = dispatcher.compilation_config = copy.copy(known.compilation_config)
-        most = known.compilation_config.max_cudagraph_capture_size
-        sizes = [tokens * batch for batch in BATCHES if batch <= max_num_seqs and tokens * batch <= most]
-        config.cudagraph_capture_sizes, config.max_cudagraph_capture_size = sizes, sizes[-1]
-        dispatcher.uniform_decode_query_len = tokens
-        dispatcher.initialize_cudagraph_keys(mode, tokens)
-        for kind, keys in dispatcher.cudagraph_keys.items():
-            if kind.name == "PIECEWISE":
-                keys.clear()  # vLLM has those
-        self._graphs[tokens] = dispatcher
-        with self._graphs_of(tokens):
-            runner.capture_model()
+        # The largest number of drafts has vLLM's own graphs.
+        further_lengths = [1 + n for n in (0, *draft_lengths)[:-1]]
+        self._graphs = DecodeGraphs(self._runner, further_lengths, max_num_seqs)
+        self.clock = StepClock()
 
     def _require_internals(self) -> None:
-        """Checks by name what the methods below lean on."""
+        """Checks by name all internals of vLLM that this folder uses.
+
+        Raises:
+            UnsupportedVersion: one is missing.
+        """
         used = {
-            "EngineCore": (self._core, "add_request", "abort_requests", "request_block_hasher", "shutdown"),
-            "Scheduler": (self._scheduler, "schedule", "update_from_output", "requests", "running", "waiting"),
+            "EngineCore": (
+                self._core, "add_request", "abort_requests", "request_block_hasher", "shutdown",
+            ),
+            "Scheduler": (
+                self._scheduler, "schedule", "update_from_output", "requests", "running", "waiting",
+                "set_pause_state",
+            ),
             "Executor": (self._executor, "execute_model", "sample_tokens"),
             "GPUModelRunner": (
-                self._runner, "execute_model_state", "input_batch", "discard_request_mask", "_sample", "_to_list",
-                "_prepare_input_ids", "input_ids", "requests", "cudagraph_dispatcher", "uniform_decode_query_len",
-                "prepare_inputs_event", "num_computed_tokens", "seq_lens", "positions", "req_indices",
-                "query_start_loc", "use_async_spec_decode",
+                self._runner, "execute_model_state", "input_batch", "discard_request_mask", "_sample",
+                "_to_list", "_prepare_input_ids", "input_ids", "requests", "cudagraph_dispatcher",
+                "uniform_decode_query_len", "prepare_inputs_event", "num_computed_tokens", "seq_lens",
+                "positions", "req_indices", "query_start_loc", "use_async_spec_decode",
             ),
         }  # fmt: skip
-        missing = [f"{owner}.{n}" for owner, (thing, *names) in used.items() for n in names if not hasattr(thing, n)]
+        missing = [
+            f"{owner}.{name}" for owner, (thing, *names) in used.items() for name in names if not hasattr(thing, name)
+        ]
         if missing or self._core.async_scheduling or self._core.batch_queue is not None:
             found = ", ".join(missing) or "synchronous scheduling"
             raise UnsupportedVersion(f"This vLLM lacks {found}.", "Run: pip install 'vllm==0.32.*'")
 
+    def _replace_sampler(self) -> None:
+        """Makes the model runner take its tokens from `sample`."""
+        from vllm.v1.outputs import SamplerOutput
+
+        self._runner._sample = lambda logits, metadata: SamplerOutput(self._sampled_RW, None)
+        # The tokens are in main memory; vLLM's own method would wait for the device.
+        self._runner._to_list = Tensor.tolist
+
     @property
     def device(self) -> torch.device:
         return torch.device(self._runner.device)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the scheduler holds no request, waiting or running."""
+        scheduler = self._scheduler
+        return not (scheduler.requests or scheduler.running or len(scheduler.waiting))
 
     @property
     def free_blocks(self) -> int:
@@ -267,163 +172,107 @@ class Core:
     @property
     def blocks(self) -> int:
         """KV cache blocks in all that requests can hold."""
-        return int(self._scheduler.kv_cache_manager.block_pool.num_gpu_blocks) - 1  # vLLM keeps one for itself
+        block_pool = self._scheduler.kv_cache_manager.block_pool
+        return int(block_pool.num_gpu_blocks) - 1  # vLLM keeps one for itself
+
+    @property
+    def running_keys(self) -> set[str]:
+        """The running requests."""
+        return {request.request_id for request in self._scheduler.running}
 
     def add(self, key: str, prompt_ids: Collection[int], max_tokens: int) -> None:
-        """Takes a request into the waiting line; vLLM itself ends it after `max_tokens` tokens."""
-        params = self._make_params(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
-        request = self._make_request(
+        """Adds a request to the waiting queue; vLLM itself ends it after `max_tokens` tokens."""
+        from vllm import SamplingParams
+        from vllm.v1.request import Request
+
+        request = Request(
             request_id=key,
             prompt_token_ids=list(prompt_ids),
-            sampling_params=params,
+            sampling_params=SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False),
             pooling_params=None,
             block_hasher=self._core.request_block_hasher,
         )
         self._core.add_request(request)
 
     def abort(self, keys: Collection[str]) -> None:
-        """Ends requests, waiting or running; those that have ended already are left out."""
+        """Ends requests, waiting or running; leaves out those that have already ended."""
         if keys:
             self._core.abort_requests(list(keys))
 
-    @property
-    def keys(self) -> set[str]:
-        """The running requests."""
-        return {request.request_id for request in self._scheduler.running}
+    def can_draft(self, num_drafts: int) -> bool:
+        """Whether the next steps are certain to compute one token, then `num_drafts` drafts, of each running request.
 
-    @property
-    def computes_one_each(self) -> bool:
-        """Whether the launched step computes one token of each of its requests."""
-        return self._launched is not None and all(n == 1 for n in self._launched.num_scheduled_tokens.values())
-
-    def can_draft(self, drafts: int) -> bool:
-        """Whether the next steps surely compute one token and then so many drafts of every running request, and
-        take in no other request."""
+        They must admit no other request and preempt none.
+        """
         scheduler, running = self._scheduler, self._scheduler.running
-        full = len(running) >= scheduler.max_num_running_reqs
-        blocks = 1 + (1 + drafts) // scheduler.block_size
+        is_full = len(running) >= scheduler.max_num_running_reqs
+        blocks_each = 1 + (1 + num_drafts) // scheduler.block_size
         return (
-            (full or not scheduler.waiting)
-            and len(running) * (1 + drafts) <= scheduler.max_num_scheduled_tokens
-            and len(running) * blocks <= self.free_blocks
-            and all(r.num_tokens + r.num_output_placeholders - r.num_computed_tokens == 1 for r in running)
+            (is_full or not scheduler.waiting)
+            and len(running) * (1 + num_drafts) <= scheduler.max_num_scheduled_tokens
+            and len(running) * blocks_each <= self.free_blocks
+            and all(_remaining_tokens(request) == 1 for request in running)
         )
 
-    def plan(self, drafts: int = 0) -> None:
-        """Schedules the next step, as if every ready request that is not held got a token.
+    def schedule(self, num_drafts: int = 0) -> ScheduledStep:
+        """Schedules the next step, as if every ready request that is not deferred had got a token.
 
         Args:
-            drafts: slots for drafts behind the last token of every running request, where `can_draft`.
+            num_drafts: slots after the last token of every running request; above 0 only where `can_draft`.
         """
-        if self._planned is None and self._scheduler.has_requests():
-            if drafts:
+        with self.clock.part("schedule"):
+            if num_drafts:
                 for request in self._scheduler.running:
-                    request.spec_token_ids = [0] * drafts
-            self._planned = self._scheduler.schedule()
-            self._planned_drafts = drafts
+                    request.spec_token_ids = [0] * num_drafts
+            return ScheduledStep(self._scheduler.schedule(), num_drafts)
 
-    def launch(self, fed: Fed | None = None) -> dict[str, int]:
-        """Enqueues the forward of the planned step, without waiting for it.
+    def schedule_running(self) -> ScheduledStep:
+        """Like `schedule`, for the running requests only: it admits none."""
+        self._scheduler.set_pause_state(self._pause_states.PAUSED_NEW)
+        step = self.schedule()
+        self._scheduler.set_pause_state(self._pause_states.UNPAUSED)
+        return step
+
+    def execute(self, step: ScheduledStep, device_tokens: DeviceTokens | None = None) -> ExecutedStep:
+        """Enqueues the forward pass of a step, without waiting for it.
 
         Args:
-            fed: what is not known here of its tokens.
-
-        Returns:
-            the first row of `logits` of each request that has every token but the next one computed; those behind
-            its drafts follow.
+            device_tokens: input tokens of the step whose ids are not on the host yet.
         """
-        self._workspaces._manager = self._workspace
-        self._launched, self._planned = self._planned, None
-        self._ready = {}
-        self._fed = fed
-        if self._launched is not None:
-            # Lengths known on the device alone are vLLM's own case of drafts under asynchronous scheduling.
-            self._runner.use_async_spec_decode = fed is not None and fed.surplus_N is not None
-            with self._graphs_of(1 + self._planned_drafts):
-                self._output = self._executor.execute_model(self._launched)
-            if self._output is None:  # else nothing was scheduled
-                unready = self._runner.discard_request_mask.np
-                row = 0
-                for place, key in enumerate(self._runner.input_batch.req_ids):
-                    if not unready[place]:
-                        self._ready[key] = row
-                    row += 1 + len(self._launched.scheduled_spec_decode_tokens.get(key, ()))
-        return self._ready
+        with self.clock.part("execute"):
+            self._workspaces._manager = self._workspace
+            with self._inputs.fed(device_tokens), self._graphs.selected(1 + step.num_drafts):
+                runner_output = self._executor.execute_model(step.scheduler_output)
 
-    @contextmanager
-    def _graphs_of(self, tokens: int) -> Iterator[None]:
-        """Has the runner use the CUDA graphs for so many tokens a sequence, where there are some."""
-        runner = self._runner
-        known = runner.cudagraph_dispatcher, runner.uniform_decode_query_len
-        if tokens in self._graphs:
-            runner.cudagraph_dispatcher, runner.uniform_decode_query_len = self._graphs[tokens], tokens
-        try:
-            yield
-        finally:
-            runner.cudagraph_dispatcher, runner.uniform_decode_query_len = known
+            # There is an output already where no token was scheduled.
+            rows = self._ready_rows(step) if runner_output is None else {}
+            return ExecutedStep(step, runner_output, rows)
 
-    def _feed(self, scheduled: Any, requests: int, total: int, ends_R: Any) -> None:
-        """vLLM's filling of a forward's input ids, and over it the tokens that only the device knows."""
-        self._fill_inputs(scheduled, requests, total, ends_R)
-        if self._fed is None:
-            return
-        tokens_NQ, surplus_N = self._fed.tokens_NQ, self._fed.surplus_N
-        number = self._runner.input_batch.req_id_to_index
-        there = [n for n, key in enumerate(self._fed.keys) if key in number]  # the others were preempted since
-        if not there:
-            return
-        if len(there) < len(tokens_NQ):
-            chosen = self._sent(np.asarray(there, dtype=np.int64))
-            tokens_NQ, surplus_N = tokens_NQ[chosen], None if surplus_N is None else surplus_N[chosen]
-        rows_N = np.asarray([number[self._fed.keys[n]] for n in there], dtype=np.int64)
-        places = (ends_R[rows_N][:, None] - tokens_NQ.shape[1] + np.arange(tokens_NQ.shape[1])).ravel()
-        inputs, span = self._runner.input_ids.gpu, slice(places[0], places[0] + len(places))
-        if np.array_equal(places, np.arange(span.start, span.stop)):  # as in most drafting steps: nothing to send
-            inputs[span] = tokens_NQ.reshape(-1)
-        else:
-            inputs[self._sent(places)] = tokens_NQ.reshape(-1).to(inputs.dtype)
-        if surplus_N is not None:
-            self._move_back(self._sent(rows_N), surplus_N, requests, total)
+    def _ready_rows(self, step: ScheduledStep) -> dict[str, int]:
+        """The first row of logits of each ready request."""
+        is_unready = self._runner.discard_request_mask.np
+        drafts = step.scheduler_output.scheduled_spec_decode_tokens
+        rows, row = {}, 0
+        for place, key in enumerate(self._runner.input_batch.req_ids):
+            if not is_unready[place]:
+                rows[key] = row
+            row += 1 + len(drafts.get(key, ()))
+        return rows
 
-    def _move_back(self, rows_N: Tensor, surplus_N: Tensor, requests: int, total: int) -> None:
-        """Has the forward that is being prepared compute tokens of some rows so many places earlier."""
-        runner = self._runner
-        surplus_R = torch.zeros(requests, dtype=runner.num_computed_tokens.dtype, device=self.device)
-        surplus_R[rows_N] = surplus_N.to(surplus_R.dtype)
-        runner.num_computed_tokens[:requests] -= surplus_R
-        runner.seq_lens[:requests] -= surplus_R
-        runner.positions[:total] -= surplus_R[runner.req_indices.gpu[:total]]
-        starts_R = runner.query_start_loc.gpu[: requests + 1]
-        runner.input_batch.block_table.compute_slot_mapping(requests, starts_R, runner.positions[:total])
+    def logit_rows(self, step: ExecutedStep, keys: Sequence[str], offset: int = 0) -> LogitRows:
+        """The raw logits of ready requests of the step that was executed last, until it is sampled.
 
-    def _sent(self, numbers: Any) -> Tensor:
-        """An array on the device, sent without waiting for it."""
-        there: Tensor = torch.from_numpy(numbers)
-        return there.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else there
+        Args:
+            offset: number of drafts before the row, for each request.
+        """
+        rows = [step.rows[key] + offset for key in keys]
+        return LogitRows(self._runner.execute_model_state.logits, rows)
 
-    @property
-    def is_planned(self) -> bool:
-        """Whether the next step is planned."""
-        return self._planned is not None
+    def defer(self, keys: Collection[str]) -> None:
+        """Takes ready requests of the executed step back, which get no token: their last token is computed again.
 
-    @property
-    def is_launched(self) -> bool:
-        """Whether a step is launched of which no tokens were taken."""
-        return self._launched is not None
-
-    @property
-    def ready(self) -> dict[str, int]:
-        """The first rows of the launched step, as `launch` returned them."""
-        return self._ready
-
-    @property
-    def logits(self) -> Tensor:
-        """Logits [requests, vocabulary] of the launched step, in the model's dtype."""
-        logits_RV: Tensor = self._runner.execute_model_state.logits
-        return logits_RV
-
-    def hold(self, keys: Collection[str]) -> None:
-        """Puts ready requests of the launched step back; before the next one is planned."""
+        Comes before the next step is scheduled.
+        """
         for key in keys:
             request = self._scheduler.requests.get(key)
             # A preempted request starts over anyway.
@@ -431,62 +280,87 @@ class Core:
                 request.num_computed_tokens -= 1
                 request.num_output_placeholders -= 1
 
-    def take(self, tokens: Mapping[str, Sequence[int]]) -> None:
-        """Hands the launched step's tokens to the model runner; a ready request without any gets none."""
-        if self._launched is not None and self._output is None:
-            batch, unready = self._runner.input_batch, self._runner.discard_request_mask.np
-            width = max(map(len, tokens.values()), default=1)
-            drawn_RW = np.full((len(batch.req_ids), width), -1, dtype=np.int32)
-            for place, key in enumerate(batch.req_ids):
-                if key in self._ready:
-                    unready[place] = key not in tokens
-                    drawn_RW[place, : len(tokens.get(key, ()))] = tokens.get(key, ())
-            self._tokens_RW = torch.from_numpy(drawn_RW)
-            self._output = self._executor.sample_tokens(None)
-        self._taken = self._launched, self._output
-        self._launched = self._output = None
+    def sample(self, step: ExecutedStep, tokens: Mapping[str, Sequence[int]]) -> SampledStep:
+        """Gives the model runner the tokens of a step; a ready request without tokens gets none."""
+        with self.clock.part("sample"):
+            output = step.runner_output
+            if output is None:
+                batch, is_unready = self._runner.input_batch, self._runner.discard_request_mask.np
+                width = max(map(len, tokens.values()), default=1)
+                sampled_RW = np.full((len(batch.req_ids), width), -1, dtype=np.int32)
+                for place, key in enumerate(batch.req_ids):
+                    if key in step.rows:
+                        is_unready[place] = key not in tokens
+                        sampled_RW[place, : len(tokens.get(key, ()))] = tokens.get(key, ())
 
-    def go_on(self, keys: Collection[str]) -> None:
-        """Takes a provisional token for these requests, so that a step can follow that is fed the real one."""
-        self._provisional += 1
-        self.take(dict.fromkeys(keys, PROVISIONAL))
+                self._sampled_RW = torch.from_numpy(sampled_RW)
+                output = self._executor.sample_tokens(None)
+            return SampledStep(step.scheduled, output)
 
-    def plan_on(self) -> None:
-        """`plan` for the requests that go on, and no others."""
-        self._scheduler.set_pause_state(self._pause.PAUSED_NEW)
-        self.plan()
-        self._scheduler.set_pause_state(self._pause.UNPAUSED)
+    def sample_placeholder(self, step: ExecutedStep, keys: Collection[str]) -> SampledStep:
+        """Samples a placeholder for these requests, so that a step can follow that is fed the real token.
 
-    def correct(self, tokens: Mapping[str, Sequence[int]]) -> None:
-        """Puts what was drawn in the place of what the steps that went on took provisionally; `settle` follows.
-
-        The step behind them may be launched already.
+        Of successive steps that sample placeholders only the last is updated, after `replace_placeholders`.
         """
-        steps, self._provisional = self._provisional, 0
-        scheduled, output = self._taken
-        batch = self._runner.input_batch
-        for place, key in enumerate(output.req_ids if steps else ()):
-            if output.sampled_token_ids[place]:  # else none was taken
-                drawn = list(tokens.get(key, ()))
-                output.sampled_token_ids[place] = drawn
-                # To the scheduler it was one step that read its drafts.
-                scheduled.num_scheduled_tokens[key] += steps - 1
-                scheduled.scheduled_spec_decode_tokens[key] = [0] * (steps - 1)
-                known = self._runner.requests[key].output_token_ids
-                known[len(known) - steps :] = drawn
-                row = batch.req_id_to_index.get(key)
-                if row is not None:  # else it was preempted since
-                    start = batch.num_tokens_no_spec[row] - steps
-                    batch.token_ids_cpu[row, start : start + len(drawn)] = drawn
-                    batch.num_tokens_no_spec[row] = start + len(drawn)
+        return self.sample(step, dict.fromkeys(keys, PLACEHOLDER))
 
-    def settle(self) -> None:
-        """Tells the scheduler of the tokens that were taken."""
-        scheduled, output = self._taken
-        if scheduled is not None:
-            self._scheduler.update_from_output(scheduled, output)
-        self._taken = None, None
+    def replace_placeholders(self, step: SampledStep, tokens: Mapping[str, Sequence[int]], count: int) -> None:
+        """Writes tokens in the place of a step's placeholder and those of the steps before it; `update` follows.
+
+        The next step may have been executed already.
+
+        Args:
+            tokens: what was sampled for each request, from 1 to `count` tokens.
+            count: successive steps that sampled placeholders.
+        """
+        scheduled, output = step.scheduled.scheduler_output, step.runner_output
+        batch = self._runner.input_batch
+        for place, key in enumerate(output.req_ids):
+            if not output.sampled_token_ids[place]:
+                continue  # it got no placeholder
+            sampled = list(tokens.get(key, ()))
+            output.sampled_token_ids[place] = sampled
+
+            # To the scheduler it was one step that verified its drafts.
+            scheduled.num_scheduled_tokens[key] += count - 1
+            scheduled.scheduled_spec_decode_tokens[key] = [0] * (count - 1)
+
+            known_ids = self._runner.requests[key].output_token_ids
+            known_ids[len(known_ids) - count :] = sampled
+            row = batch.req_id_to_index.get(key)
+            if row is not None:  # else it was preempted since
+                start = batch.num_tokens_no_spec[row] - count
+                batch.token_ids_cpu[row, start : start + len(sampled)] = sampled
+                batch.num_tokens_no_spec[row] = start + len(sampled)
+
+    def update(self, step: SampledStep) -> None:
+        """Tells the scheduler which tokens were sampled."""
+        with self.clock.part("update"):
+            self._scheduler.update_from_output(step.scheduled.scheduler_output, step.runner_output)
 
     def close(self) -> None:
         """Frees the model."""
         self._core.shutdown()
+
+
+def _remaining_tokens(request: Any) -> int:
+    """Number of tokens of a request, placeholders included, that are not computed yet."""
+    return int(request.num_tokens + request.num_output_placeholders - request.num_computed_tokens)
+
+
+def _make_engine_core(model: str, arguments: Mapping[str, Any]) -> Any:
+    """Loads the model into vLLM's EngineCore.
+
+    Raises:
+        ModelUnavailable: vLLM cannot load or run it.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.executor import Executor
+
+    try:
+        config = EngineArgs(model=model, **arguments).create_engine_config(UsageContext.LLM_CLASS)
+        return EngineCore(config, Executor.get_class(config), log_stats=False)
+    except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
+        raise ModelUnavailable(f"vLLM cannot run {model}: {first_line(error)}") from error

@@ -1,191 +1,93 @@
-"""Two vLLM engine cores in lock-step: each step draws for every sequence that is ready on both sides.
+"""Two vLLM engine cores in lock-step: each step decides tokens for every sequence that is ready on both sides.
 
-Knows the order of the work and which rows belong together; vLLM is behind `Core`, α and the draw behind the policy.
-The base's next forward is enqueued behind a draw and fed its tokens on the device; while it runs, they come to the
-host and are handed to the teacher, whose forward and the next draw are enqueued in turn. Schedulers are told and texts
-written while the device works (docs/vllm.md). A step that drafts has several forwards of the base in it.
+Knows the order of the work and which rows belong together. `Core` knows vLLM, the decider knows α and sampling.
+
+Right after a decision is enqueued, the base's next forward pass is enqueued too and fed the tokens on the device. While
+it runs, the tokens reach the host and the teacher's runner, whose forward pass and the next decision are enqueued in
+turn. Schedulers are updated and texts written while the device works (docs/vllm.md). A step with drafts has several
+forward passes of the base.
 """
 
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from midlogit.decide import decider_for
-from midlogit.decide.base import BonusRows, Decided, LogitRows, RowSettings
+from midlogit.decide.base import Decider, RowSettings
 from midlogit.decide.transfer import HostCopy, to_device
 from midlogit.engines.base import SteppingEngine
 from midlogit.engines.draft_length import DraftLength
-from midlogit.engines.vllm.core import Core, Fed, reads_drafts, require_options, require_vllm
-from midlogit.engines.vllm.memory import Need, Split, split, split_cpu
-from midlogit.errors import InvalidRequest
-from midlogit.models.checkpoint import Checkpoint
+from midlogit.engines.vllm.core import Core
+from midlogit.engines.vllm.inputs import DeviceTokens
+from midlogit.engines.vllm.observer import Observer, StepClock, StepRecord
+from midlogit.engines.vllm.process import CorePair
+from midlogit.engines.vllm.rounds import Accept, InFlightStep, Round, TrackedSequence, num_accepted
+from midlogit.engines.vllm.steps import ExecutedStep, SampledStep
 from midlogit.requests.sequence import Sequence
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16}
-DRAFTS = (0, 2, 3, 4, 5, 6)  # γ that "auto" chooses among; the teacher has CUDA graphs for each
-SHORTEST_CONTEXT = 2048  # tokens that a cache must hold when no context is asked for
 
-_the_pair = threading.Lock()  # vLLM's CUDA graphs and process groups belong to the process: one pair at a time
-
-
-@dataclass(slots=True)
-class Running:
-    """A sequence that both cores know, and how many tokens were drawn for it."""
-
-    sequence: Sequence
-    drawn: int = 0
-
-    @property
-    def room(self) -> int:
-        """How many tokens both contexts hold beyond the drawn ones."""
-        return self.sequence.request.max_new_tokens - self.drawn
-
-    def settings_at(self, place: int) -> RowSettings:
-        """What the token so many places behind the drawn ones is drawn with; the sequence may not know of them yet."""
-        return self.sequence.settings_at(self.drawn + place)
-
-    def ends_with(self, token_id: int) -> bool:
-        """Counts a drawn token; whether it is the last, as far as ids and lengths say."""
-        self.drawn += 1
-        request = self.sequence.request
-        return token_id in request.outcomes.ending or self.drawn >= min(
-            request.params.max_tokens, request.max_new_tokens
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """A step whose draws are enqueued.
+class Arrived(NamedTuple):
+    """The tokens of the step before, now on the host.
 
     Attributes:
-        keys: its sequences, N of them. drafts: how many tokens were guessed for each.
-        alone: whether the step did nothing else, so that its time is that of the draws.
-        known: sequences whose first token was drawn before the teacher read it.
-        stood: how many of each sequence's guesses were drawn, up to the first that was not; none without drafts.
-        behind_NV: the teacher's logits behind the last guesses.
+        tokens: of each sequence, up to its last.
+        ended: sequences that end by an id or by length; steps that are scheduled already still compute them.
     """
 
-    keys: list[str]
-    drafts: int
-    decided: Decided
-    alone: bool
-    known: Collection[str] = ()
-    stood: HostCopy | None = None
-    behind_NV: Tensor | None = None
-
-    def standing(self) -> list[int]:
-        """How many of each sequence's guesses stand; waits for the device."""
-        return [0] * len(self.keys) if self.stood is None else self.stood.values()
-
-    def tokens(self) -> dict[str, list[int]]:
-        """What was drawn for each sequence: guesses as long as they stand, and the token in the place of one that does
-        not; waits for the device."""
-        drawn, count = self.decided.token_ids(), len(self.keys)
-        stood_N = zip(self.keys, self.standing(), strict=True)
-        return {key: drawn[n : (stood + 1) * count : count] for n, (key, stood) in enumerate(stood_N)}
-
-    def known_next(self) -> dict[str, int]:
-        """Sequences whose guesses all stand, so that the teacher's row behind them is known; and its number."""
-        if not self.drafts:
-            return {}
-        return {key: n for n, key in enumerate(self.keys) if self.standing()[n] == self.drafts}
-
-
-def standing(drawn_PN: Tensor, guessed_PN: Tensor) -> Tensor:
-    """How many guesses [N] of each sequence were drawn, up to the first that was not."""
-    return (drawn_PN == guessed_PN).cumprod(0).sum(0)
+    tokens: Mapping[str, list[int]]
+    ended: set[str]
 
 
 class VllmEngine(SteppingEngine[Sequence]):
-    """Two models in this process, on one device, behind two vLLM engine cores.
+    """Two models in this process, on one device, in two vLLM engine cores.
 
     Args:
-        base, teacher: what is known of the models without their weights.
-        vocabulary: columns of logits that both share.
-        dtype: as vLLM names it; "auto" is the model's own, float32 on the CPU.
-        gpu_memory_utilization: share of the device for both together.
-        kv_cache_memory_bytes: sizes of the caches of (base, teacher); None splits what is left.
-        max_num_seqs: most sequences that run at once. max_model_len: most tokens of one, None for the models' own.
-        draft_length: how many tokens to draft ahead.
-        options: further EngineArgs of vLLM, for both.
+        cores: base and teacher, on the same device; closed with the engine.
+        decider: decides rows of logits on that device.
+        draft_length: chooses γ among those that the teacher can verify.
 
-    Raises:
-        DoesNotFit: the two models and their caches are larger than the device.
-        ModelUnavailable: vLLM cannot run one of the models.
-        InvalidRequest: an option or drafts that cannot be honoured, or another pair is open in this process.
-        MissingExtra, UnsupportedVersion: no vLLM, or one that is not known.
+    Attributes:
+        accept: counts the accepted drafts of a round. Benchmarks of random weights replace it, to simulate the
+            acceptance of a real pair.
     """
 
-    def __init__(
-        self,
-        base: Checkpoint,
-        teacher: Checkpoint,
-        *,
-        vocabulary: int,
-        dtype: str,
-        gpu_memory_utilization: float,
-        kv_cache_memory_bytes: tuple[int, int] | None,
-        max_num_seqs: int,
-        max_model_len: int | None,
-        draft_length: DraftLength,
-        options: Mapping[str, Any],
-    ) -> None:
-        version = require_vllm()
-        require_options(options)
-        if draft_length.choices and not reads_drafts(version):
-            if draft_length.fixed:
-                raise InvalidRequest(
-                    f"vLLM {version} cannot read drafts on a CPU.", "Use speculation off, or a newer vLLM."
-                )
-            draft_length = DraftLength("off")
-        shares = _split(
-            base, teacher, dtype, gpu_memory_utilization, kv_cache_memory_bytes, max_num_seqs, max_model_len,
-            max(draft_length.choices, default=0),
-        )  # fmt: skip
-        common: dict[str, Any] = {
-            "max_num_seqs": max_num_seqs,
-            "max_model_len": max_model_len,
-            "options": options,
-            "dtype": dtype,
-        }
-        if not _the_pair.acquire(blocking=False):
-            raise InvalidRequest("A vLLM pair is open in this process already.", "Close it, or use another process.")
-        self._holds_process = True
-        self._cores: list[Core] = []
-        try:
-            # The larger first, while memory is in one piece.
-            for name, cache, share, reads in (
-                (teacher.name, shares.teacher_cache, shares.teacher_share, draft_length.choices),
-                (base.name, shares.base_cache, shares.base_share, ()),
-            ):
-                self._cores.insert(0, Core(name, kv_cache_bytes=cache, memory_share=share, reads=reads, **common))
-        except BaseException:
-            self._close_cores()
-            raise
-        self._base, self._teacher = self._cores
-        self._keys = map(str, itertools.count())
-        self._running: dict[str, Running] = {}
-        self._in_flight: Flight | None = None
-        self._drafts = 0  # of the step that is planned
-        self._landed: float | None = None  # when the last flight's tokens were there
-        self._decider = decider_for(vocabulary, self._base.device)
+    def __init__(self, cores: CorePair, decider: Decider, draft_length: DraftLength) -> None:
         super().__init__(draft_length)
+        self._cores, self._base, self._teacher = cores, cores.base, cores.teacher
+        self._decider = decider
+        self.accept: Accept = num_accepted
+
+        self._keys = map(str, itertools.count())
+        self._tracked: dict[str, TrackedSequence] = {}
+        self._in_flight: InFlightStep | None = None  # None before the first step
+        self._arrived_at: float | None = None  # when the last round's tokens were on the host
+
+        self._observer: Observer | None = None
+        self._clock = StepClock()
 
     @property
     def cores(self) -> tuple[Core, Core]:
         """The engine cores of base and teacher."""
         return self._base, self._teacher
 
+    @property
+    def observer(self) -> Observer | None:
+        """Called in the engine's thread at the end of every step; for benchmarks and tests, None by default."""
+        return self._observer
+
+    @observer.setter
+    def observer(self, observer: Observer | None) -> None:
+        self._observer = observer
+        for clock in (self._clock, self._base.clock, self._teacher.clock):
+            clock.is_on = observer is not None
+
     def _run(self) -> None:
-        torch.get_num_threads()  # gives this thread torch's OpenMP team, which vLLM's CPU attention counts beforehand
+        # Gives this thread torch's OpenMP team, which vLLM's CPU attention counts beforehand.
+        torch.get_num_threads()
         super()._run()
 
     def submit(self, sequence: Sequence) -> None:
@@ -199,220 +101,251 @@ class VllmEngine(SteppingEngine[Sequence]):
         key = next(self._keys)
         self._base.add(key, request.base_ids, request.max_new_tokens)
         self._teacher.add(key, request.teacher_ids, request.max_new_tokens)
-        self._running[key] = Running(job)
+        self._tracked[key] = TrackedSequence(job)
 
     def remove(self, job: Sequence) -> None:
-        self._leave([key for key, running in self._running.items() if running.sequence is job])
+        self._forget([key for key, tracked in self._tracked.items() if tracked.sequence is job])
 
     def close(self) -> None:
         super().close()
-        self._close_cores()
-
-    def _close_cores(self) -> None:
-        if self._holds_process:
-            self._holds_process = False
-            while self._cores:
-                self._cores.pop().close()
-            _the_pair.release()
+        self._cores.close()
 
     @torch.inference_mode()
     def step(self) -> None:
-        previous, self._in_flight = self._in_flight, None
-        tokens: dict[str, list[int]] = {}
-        if previous is not None:
-            tokens = previous.tokens()  # waits for the device
-            self._measure(previous)
-        ended = self._count(tokens)
-        # Planned ahead, as behind a single draw: then the schedulers learn of what was drawn while the devices work.
-        planned = self._teacher.is_planned
-        if not planned:
-            self._correct(tokens, ended)
-            if not self._base.is_launched:
-                self._base.plan()
-                self._base.launch()
-            self._drafts = self._choose(ended)
-        # Sequences that have ended since the step was planned are among its rows.
-        keys = [key for key in self._base.ready if key in self._running and key not in ended]
-        if self._drafts and keys:
-            if planned:
-                self._correct(tokens, ended)
-            self._draft(previous, keys, tokens, ended)
+        start = time.perf_counter()
+        previous = self._in_flight or self._first_step()
+        arrived = self._receive(previous.round)
+
+        if previous.teacher_scheduled is not None:
+            num_drafts = previous.teacher_scheduled.num_drafts
+        else:  # after a round with drafts: what fits now depends on how many were accepted
+            self._update_base(previous, arrived)
+            num_drafts = self._choose_drafts(arrived.ended)
+
+        ready = previous.base_executed.rows
+        keys = [key for key in ready if key in self._tracked and key not in arrived.ended]
+        if num_drafts and keys:
+            self._in_flight = self._speculative_round(previous, arrived, keys, num_drafts)
         else:
-            self._draw(keys, tokens, ended, planned)
-        if previous is not None:
-            self._publish(previous, tokens)
+            self._in_flight = self._lockstep_round(previous, arrived, keys)
 
-    def _draw(self, keys: list[str], tokens: Mapping[str, list[int]], ended: set[str], planned: bool) -> None:
-        """Draws one token for each sequence that the teacher is ready for too, and plans the next step of both.
+        if previous.round is not None:
+            self._publish(previous.round, arrived.tokens)
+        observer = self._observer
+        if observer is not None:
+            observer(self._record(previous.round, arrived, time.perf_counter() - start))
 
-        Args:
-            tokens, ended: of the step before. planned: whether this step was planned before they were known.
-        """
-        self._teacher.take(tokens)
-        if not planned:
-            self._tell(self._teacher, ended)
-            self._teacher.plan()
-        base_rows, teacher_rows = self._base.ready, self._teacher.launch()
-        keys = [key for key in keys if key in teacher_rows]
-        if keys:
-            base = LogitRows(self._base.logits, [base_rows[key] for key in keys])
-            teacher = LogitRows(self._teacher.logits, [teacher_rows[key] for key in keys])
-            decided = self._decider.decide(base, teacher, self._settings(keys, 1))
-            alone = len(keys) == len(self._running) and all(core.computes_one_each for core in self.cores)
-            self._in_flight = Flight(keys, 0, decided, alone)
-        self._base.hold(base_rows.keys() - teacher_rows.keys())
-        self._teacher.hold(teacher_rows.keys() - base_rows.keys())
-        if planned:
-            self._correct(tokens, ended)
-            self._tell(self._teacher, ended)
-        self._drafts = self._choose(set())
-        self._base.plan()
-        self._teacher.plan(self._drafts)
-        self._base.go_on(keys)
-        self._base.launch(Fed(keys, self._in_flight.decided.tokens_N[:, None]) if self._in_flight else None)
+    def _first_step(self) -> InFlightStep:
+        """Begins with the base, so that later steps always find a forward pass of it."""
+        return InFlightStep(self._base.execute(self._base.schedule()))
 
-    def _draft(
-        self, previous: Flight | None, keys: list[str], tokens: Mapping[str, list[int]], ended: set[str]
-    ) -> None:
-        """Goes on with the base over its guesses, has the teacher read them all at once, and the base begin anew.
+    def _lockstep_round(self, previous: InFlightStep, arrived: Arrived, keys: list[str]) -> InFlightStep:
+        """Decides one token for each sequence that the teacher is ready for too, and schedules the next step of both.
+
+        Where the teacher's step was scheduled ahead, the schedulers learn of the tokens that arrived while the device
+        works.
 
         Args:
-            previous, tokens, ended: of the step before, which the teacher learns of while the base's last forward runs.
+            keys: sequences that are ready on the base's side.
         """
-        drafts = self._drafts
-        draft_round = self._decider.start_round(self._settings(keys, drafts), len(keys))
-        known = self._known(previous, keys)
-        guessed: list[Tensor] = []
-        for place in range(drafts):
-            if place:
-                self._go_on(Fed(keys, guessed[-1][:, None]))
-            base = LogitRows(self._base.logits, [self._base.ready[key] for key in keys])
-            guessed.append(draft_round.draft(base, None if place else known))
-        self._teacher.take(tokens)
-        self._tell(self._teacher, ended)
-        self._teacher.plan(drafts)  # nothing, if it was planned ahead
-        guessed_PN = torch.stack(guessed)
-        teacher_rows = self._teacher.launch(Fed(keys, guessed_PN.T))
-        decided = draft_round.decide(LogitRows(self._teacher.logits, [teacher_rows[key] for key in keys]))
-        behind = to_device([teacher_rows[key] + drafts for key in keys], self._teacher.device)
-        drawn_PN = decided.tokens_N.view(drafts, len(keys))
-        stood_N = standing(drawn_PN, guessed_PN)
-        self._in_flight = Flight(
-            keys,
-            drafts,
-            decided,
-            alone=True,
-            known={keys[n] for n in known.sequences} if known else (),
-            stood=HostCopy(stood_N),
-            behind_NV=self._teacher.logits[behind],
+        base, scheduled_ahead = previous.base_executed, previous.teacher_scheduled
+        teacher_sampled = self._sample_teacher(previous, arrived)
+        if scheduled_ahead is None:
+            self._update(self._teacher, teacher_sampled, arrived)
+        teacher = self._teacher.execute(scheduled_ahead or self._teacher.schedule())
+
+        keys = [key for key in keys if key in teacher.rows]
+        this_round = self._decide(base, teacher, keys) if keys else None
+        self._base.defer(base.rows.keys() - teacher.rows.keys())
+        self._teacher.defer(teacher.rows.keys() - base.rows.keys())
+
+        if scheduled_ahead is not None:
+            self._update_base(previous, arrived)
+            self._update(self._teacher, teacher_sampled, arrived)
+        num_drafts = self._choose_drafts()
+        base_scheduled = self._base.schedule()
+        teacher_scheduled = self._teacher.schedule(num_drafts)
+
+        base_sampled = self._base.sample_placeholder(base, keys)
+        tokens = DeviceTokens(keys, this_round.decided.tokens_N[:, None]) if this_round else None
+        base_executed = self._base.execute(base_scheduled, tokens)
+        return InFlightStep(base_executed, base_sampled, teacher, teacher_scheduled, this_round)
+
+    def _decide(self, base: ExecutedStep, teacher: ExecutedStep, keys: list[str]) -> Round:
+        """Enqueues the decision of one token per sequence."""
+        with self._clock.part("decide"):
+            rows = self._base.logit_rows(base, keys), self._teacher.logit_rows(teacher, keys)
+            decided = self._decider.decide(*rows, self._settings(keys, 1))
+
+        decode_only = (
+            len(keys) == len(self._tracked) and base.scheduled.computes_one_each and teacher.scheduled.computes_one_each
         )
-        last_N = stood_N.clamp(max=drafts - 1)
-        self._go_on(Fed(keys, drawn_PN.gather(0, last_N[None]).T, surplus_N=drafts - 1 - last_N))
+        return Round(keys, 0, decided, decode_only)
 
-    def _go_on(self, fed: Fed) -> None:
-        """Enqueues the base's next forward over tokens that only the device knows."""
-        self._base.go_on(fed.keys)
-        self._base.plan_on()
-        self._base.launch(fed)
-
-    def _known(self, previous: Flight | None, keys: list[str]) -> BonusRows | None:
-        """The teacher's rows behind some of these sequences, which the round before has left."""
-        left = {} if previous is None else previous.known_next()
-        numbers = [n for n, key in enumerate(keys) if key in left]
-        if previous is None or previous.behind_NV is None or not numbers:
-            return None
-        return BonusRows(numbers, previous.behind_NV[to_device([left[keys[n]] for n in numbers], self._teacher.device)])
-
-    def _correct(self, tokens: Mapping[str, list[int]], ended: set[str]) -> None:
-        """Tells the base's runner and scheduler what was drawn behind the steps that went on."""
-        self._base.correct(tokens)
-        self._tell(self._base, ended)
-
-    def _tell(self, core: Core, ended: set[str]) -> None:
-        """Tells a scheduler what was drawn and what has ended."""
-        core.settle()
-        core.abort(ended)
-
-    def _choose(self, ended: set[str]) -> int:
-        """How many tokens to draft in the next step, or in the one of which the base has begun.
+    def _speculative_round(
+        self, previous: InFlightStep, arrived: Arrived, keys: list[str], num_drafts: int
+    ) -> InFlightStep:
+        """Drafts with the base, verifies all drafts in one forward pass of the teacher, and lets the base go on.
 
         Args:
-            ended: sequences of which the teacher has not been told yet that they ended.
+            keys: sequences that are ready on the base's side, and on the teacher's as soon as its step is executed.
         """
-        base, teacher = self.cores
-        keys = base.keys
-        if not keys or keys != teacher.keys - ended:
-            return 0
-        drafts = min(self.draft_length.next(len(keys)), min(self._running[key].room for key in keys) - 1)
-        return drafts if drafts > 0 and base.can_draft(drafts) and teacher.can_draft(drafts) else 0
+        if previous.teacher_scheduled is not None:
+            self._update_base(previous, arrived)
+        base = previous.base_executed
 
-    def _measure(self, flight: Flight) -> None:
-        """Counts drafts that stood, and the time since the flight before."""
-        now, before = time.perf_counter(), self._landed
-        self._landed = now
-        first_N = [int(key in flight.known) for key in flight.keys]  # a known token is no draft
-        stood_N = [max(stood - first, 0) for stood, first in zip(flight.standing(), first_N, strict=True)]
-        checked_N = [min(s + 1, flight.drafts - first) for s, first in zip(stood_N, first_N, strict=True)]
-        self.draft_length.record_acceptance(flight.drafts, stood_N, checked_N)
-        if flight.alone and before is not None:
-            self.draft_length.record_time(len(flight.keys), flight.drafts, now - before)
+        # Draft: the base is fed each draft on the device.
+        with self._clock.part("decide"):
+            draft_round = self._decider.start_round(self._settings(keys, num_drafts), len(keys))
+            bonus = previous.round.bonus_rows(keys) if previous.round else None
+            drafted = [draft_round.draft(self._base.logit_rows(base, keys), bonus)]
+        for _ in range(1, num_drafts):
+            _, base = self._continue_base(base, DeviceTokens(keys, drafted[-1][:, None]))
+            with self._clock.part("decide"):
+                drafted.append(draft_round.draft(self._base.logit_rows(base, keys)))
 
-    def _count(self, tokens: dict[str, list[int]]) -> set[str]:
-        """Counts the drawn tokens, and drops those behind a last one.
+        # Verify: the teacher learns of the tokens that arrived while the base's last forward pass runs.
+        teacher_sampled = self._sample_teacher(previous, arrived)
+        self._update(self._teacher, teacher_sampled, arrived)
+        teacher_scheduled = previous.teacher_scheduled or self._teacher.schedule(num_drafts)
+        drafted_PN = torch.stack(drafted)
+        teacher = self._teacher.execute(teacher_scheduled, DeviceTokens(keys, drafted_PN.T))
+
+        with self._clock.part("decide"):
+            decided = draft_round.decide(self._teacher.logit_rows(teacher, keys))
+            last_rows = self._teacher.logit_rows(teacher, keys, offset=num_drafts)
+            bonus_rows_N = to_device(last_rows.rows, self._teacher.device)
+            sampled_PN = decided.tokens_N.view(num_drafts, len(keys))
+            accepted_N = self.accept(drafted_PN, sampled_PN, bonus.sequences if bonus else ())
+            this_round = Round(
+                keys,
+                num_drafts,
+                decided,
+                decode_only=True,
+                bonus_keys={keys[n] for n in bonus.sequences} if bonus else (),
+                num_accepted=HostCopy(accepted_N),
+                bonus_logits_NV=last_rows.logits_RV[bonus_rows_N],
+            )
+
+        # The base goes on with the last sampled token of each sequence, at a position that only the device knows.
+        last_N = accepted_N.clamp(max=num_drafts - 1)
+        last_tokens_N1 = sampled_PN.gather(0, last_N[None]).T
+        tokens = DeviceTokens(keys, last_tokens_N1, num_rejected_N=num_drafts - 1 - last_N)
+        base_sampled, base_executed = self._continue_base(base, tokens)
+        return InFlightStep(base_executed, base_sampled, teacher, None, this_round)
+
+    def _continue_base(self, base: ExecutedStep, tokens: DeviceTokens) -> tuple[SampledStep, ExecutedStep]:
+        """Enqueues the base's next forward pass over tokens that only the device knows."""
+        sampled = self._base.sample_placeholder(base, tokens.keys)
+        return sampled, self._base.execute(self._base.schedule_running(), tokens)
+
+    def _sample_teacher(self, previous: InFlightStep, arrived: Arrived) -> SampledStep | None:
+        """Gives the teacher's runner the tokens of the step before."""
+        executed = previous.teacher_executed
+        return None if executed is None else self._teacher.sample(executed, arrived.tokens)
+
+    def _update_base(self, previous: InFlightStep, arrived: Arrived) -> None:
+        """Replaces the base's placeholders and tells its scheduler."""
+        if previous.base_sampled is not None and previous.round is not None:
+            num_placeholders = max(previous.round.num_drafts, 1)
+            self._base.replace_placeholders(previous.base_sampled, arrived.tokens, num_placeholders)
+        self._update(self._base, previous.base_sampled, arrived)
+
+    def _update(self, core: Core, sampled: SampledStep | None, arrived: Arrived) -> None:
+        """Tells a scheduler which tokens arrived and which sequences ended."""
+        if sampled is not None:
+            core.update(sampled)
+        core.abort(arrived.ended)
+
+    def _choose_drafts(self, ended: Collection[str] = ()) -> int:
+        """Chooses γ for the next step.
+
+        Args:
+            ended: sequences that have ended, which the teacher's scheduler does not know yet.
 
         Returns:
-            the keys of sequences that end by an id or by length; stop strings are found when the text is written.
+            0 unless every running sequence needs one token on both sides and the drafts of all fit.
         """
+        base, teacher = self._base, self._teacher
+        keys = base.running_keys
+        if not keys or keys != teacher.running_keys - set(ended):
+            return 0
+        most = min(self._tracked[key].remaining_context for key in keys) - 1
+        num_drafts = min(self.draft_length.next(len(keys)), most)
+        if num_drafts > 0 and base.can_draft(num_drafts) and teacher.can_draft(num_drafts):
+            return num_drafts
+        return 0
+
+    def _settings(self, keys: list[str], num_positions: int) -> list[RowSettings]:
+        """Sampling settings of the sequences at their next positions, position by position."""
+        tracked = [self._tracked[key] for key in keys]
+        return [one.settings_at(offset) for offset in range(num_positions) for one in tracked]
+
+    def _receive(self, last: Round | None) -> Arrived:
+        """Waits for the tokens of the last round and counts them; drops tokens after a sequence's last."""
+        if last is None:
+            return Arrived({}, set())
+        with self._clock.part("wait for the device"):
+            tokens = last.token_ids()
+        with self._clock.part("counts"):
+            self._record_round(last)
+
         ended = set()
-        for key, drawn in tokens.items():
-            running = self._running.get(key)
-            for place, token in enumerate(drawn):
-                if running is not None and running.ends_with(token):
+        for key, sampled in tokens.items():
+            tracked = self._tracked.get(key)
+            for place, token_id in enumerate(sampled):
+                if tracked is not None and tracked.advance(token_id):
                     ended.add(key)
-                    del drawn[place + 1 :]
+                    del sampled[place + 1 :]
                     break
-        return ended
+        return Arrived(tokens, ended)
 
-    def _settings(self, keys: list[str], places: int) -> list[RowSettings]:
-        """The settings of some sequences at their next places, place by place."""
-        return [self._running[key].settings_at(place) for place in range(places) for key in keys]
+    def _record_round(self, last: Round) -> None:
+        """Counts verified and accepted drafts, and the time since the round before."""
+        now, before = time.perf_counter(), self._arrived_at
+        self._arrived_at = now
 
-    def _publish(self, flight: Flight, tokens: Mapping[str, list[int]]) -> None:
-        """Gives each sequence its tokens, unless it ended since the draw."""
-        decisions = flight.decided.decisions()
-        for n, key in enumerate(flight.keys):
-            running = self._running.get(key)
-            if running is not None:
-                for decision in decisions[n :: len(flight.keys)][: len(tokens[key])]:
-                    if not running.sequence.is_finished:
-                        running.sequence.append(decision)
-        self._leave([key for key in flight.keys if key in self._running and self._running[key].sequence.is_finished])
+        accepted_N, verified_N = [], []
+        for key, accepted in zip(last.keys, last.accepted(), strict=True):
+            num_bonus = int(key in last.bonus_keys)  # a bonus token is no draft
+            accepted_N.append(max(accepted - num_bonus, 0))
+            verified_N.append(min(accepted_N[-1] + 1, last.num_drafts - num_bonus))
+        self.draft_length.record_acceptance(last.num_drafts, accepted_N, verified_N)
+        if last.decode_only and before is not None:
+            self.draft_length.record_time(len(last.keys), last.num_drafts, now - before)
 
-    def _leave(self, keys: list[str]) -> None:
+    def _publish(self, last: Round, tokens: Mapping[str, list[int]]) -> None:
+        """Gives each sequence its tokens, unless it has ended since they were decided."""
+        with self._clock.part("text"):
+            decisions = last.decided.decisions()
+            for n, key in enumerate(last.keys):
+                tracked = self._tracked.get(key)
+                if tracked is None:
+                    continue
+                for decision in decisions[n :: len(last.keys)][: len(tokens[key])]:
+                    if not tracked.sequence.is_finished:
+                        tracked.sequence.append(decision)
+            tracked_keys = [key for key in last.keys if key in self._tracked]
+            self._forget([key for key in tracked_keys if self._tracked[key].sequence.is_finished])
+
+    def _forget(self, keys: list[str]) -> None:
         for core in self.cores:
             core.abort(keys)
         for key in keys:
-            del self._running[key]
+            del self._tracked[key]
 
+    def _record(self, last: Round | None, arrived: Arrived, step_seconds: float) -> StepRecord:
+        """Describes a step to the observer."""
+        seconds = self._clock.take()
+        for side, core in zip(("base", "teacher"), self.cores, strict=True):
+            seconds |= {f"{side} {part}": spent for part, spent in core.clock.take().items()}
+        seconds["rest of the step"] = step_seconds - sum(seconds.values())
 
-def _split(
-    base: Checkpoint,
-    teacher: Checkpoint,
-    dtype: str,
-    utilization: float,
-    given: tuple[int, int] | None,
-    max_num_seqs: int,
-    max_model_len: int | None,
-    drafts: int,
-) -> Split:
-    base_need, teacher_need = (Need.of(c, _dtype_of(c, dtype), max_num_seqs, drafts) for c in (base, teacher))
-    if not torch.cuda.is_available():
-        return split_cpu(base_need, teacher_need, given)
-    free, total = torch.cuda.mem_get_info()
-    context = max_model_len or min(base.max_context, teacher.max_context, SHORTEST_CONTEXT)
-    return split(base_need, teacher_need, utilization=utilization, context=context, total=total, free=free, given=given)
-
-
-def _dtype_of(checkpoint: Checkpoint, dtype: str) -> torch.dtype:
-    own = getattr(checkpoint.config, "dtype", None)
-    return DTYPES.get(dtype, own if isinstance(own, torch.dtype) else torch.bfloat16)
+        return StepRecord(
+            time=self._arrived_at if last and self._arrived_at else time.perf_counter(),
+            batch_size=len(last.keys) if last else 0,
+            num_drafts=last.num_drafts if last else 0,
+            num_tokens=sum(map(len, arrived.tokens.values())),
+            num_bonus=len(last.bonus_keys) if last else 0,
+            seconds=seconds,
+        )

@@ -1,6 +1,6 @@
-"""How the memory of one device is split between two engines; knows sizes of models, runs nothing.
+"""Splits the memory of one device between two engines; knows sizes of models, runs nothing.
 
-vLLM's own profiling measures one engine a process, so both caches are given as numbers (docs/vllm.md).
+vLLM's own profiling measures one engine per process, so both caches are given as numbers (docs/vllm.md).
 """
 
 from __future__ import annotations
@@ -14,17 +14,25 @@ from midlogit.errors import DoesNotFit
 from midlogit.models.checkpoint import Checkpoint
 
 GIB = 2**30
-FORWARD_TOKENS = 16384  # most tokens that vLLM's default batches into one forward on large cards
-GRAPHS_BYTES = GIB  # CUDA graphs and workspaces of one engine, with room
-CPU_CACHE_GIB = 1.0  # of both caches together on the CPU, unless VLLM_CPU_KVCACHE_SPACE says otherwise
+FORWARD_TOKENS = 16384  # most tokens of one forward pass, by vLLM's default on large cards
+GRAPHS_BYTES = GIB  # CUDA graphs and workspaces of one engine, generously
+CPU_CACHE_GIB = 1.0  # both caches on a CPU, unless VLLM_CPU_KVCACHE_SPACE says otherwise
+SHORTEST_CONTEXT = 2048  # tokens that a cache must hold when no context is asked for
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "half": torch.float16,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one engine takes of the device, in bytes.
+    """Memory that one engine needs, in bytes.
 
     Attributes:
-        weights: of the model. forward: activations of the largest forward, logits, CUDA graphs.
+        weights: of the model.
+        forward: activations of the largest forward pass, logits, CUDA graphs.
         token: of the KV cache for one token.
     """
 
@@ -35,10 +43,10 @@ class Need:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, dtype: torch.dtype, max_num_seqs: int, drafts: int) -> Need:
-        """By the checkpoint's configuration; quantised weights count by their files.
+        """Estimates it from the checkpoint's configuration; quantised weights count by their files.
 
         Args:
-            drafts: the most that a step has.
+            drafts: the largest number of drafts per step.
         """
         config, width = checkpoint.config, dtype.itemsize
         inner = int(getattr(config, "intermediate_size", 4 * config.hidden_size))
@@ -57,7 +65,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What each engine gets: bytes of KV cache, and the share of the device that it may take in all."""
+    """Bytes of KV cache for each engine, and the share of the device that it may take in all."""
 
     base_cache: int
     teacher_cache: int
@@ -65,27 +73,76 @@ class Split:
     teacher_share: float
 
 
+def split_device(
+    base: Checkpoint,
+    teacher: Checkpoint,
+    *,
+    dtype: str,
+    utilization: float,
+    given: tuple[int, int] | None,
+    max_num_seqs: int,
+    max_model_len: int | None,
+    drafts: int,
+) -> Split:
+    """Splits the device of this process between two models.
+
+    Args:
+        dtype: as vLLM names it.
+        utilization: share of the device for both together.
+        given: sizes of the caches (base, teacher); None splits what is left.
+        max_num_seqs: most sequences that run at once.
+        max_model_len: most tokens of a sequence, None for the models' own limit.
+        drafts: the largest number of drafts per step.
+
+    Raises:
+        DoesNotFit: the two models and their caches are larger than the device.
+    """
+    base_need = Need.of(base, _dtype_of(base, dtype), max_num_seqs, drafts)
+    teacher_need = Need.of(teacher, _dtype_of(teacher, dtype), max_num_seqs, drafts)
+    if not torch.cuda.is_available():
+        return split_cpu(base_need, teacher_need, given)
+
+    free, total = torch.cuda.mem_get_info()
+    context = max_model_len or min(base.max_context, teacher.max_context, SHORTEST_CONTEXT)
+    return split(
+        base_need,
+        teacher_need,
+        utilization=utilization,
+        context=context,
+        total=total,
+        free=free,
+        given=given,
+    )
+
+
 def split(
-    base: Need, teacher: Need, *, utilization: float, context: int, total: int, free: int, given: tuple[int, int] | None
+    base: Need,
+    teacher: Need,
+    *,
+    utilization: float,
+    context: int,
+    total: int,
+    free: int,
+    given: tuple[int, int] | None,
 ) -> Split:
     """Splits a device so that both caches hold the same number of tokens.
 
     Args:
-        utilization: the share of the device for both together. context: tokens that each cache must hold at least.
-        total, free: bytes of the device. given: sizes of the caches (base, teacher), to be taken as they are.
+        utilization: share of the device for both together.
+        context: tokens that each cache must hold at least.
+        total, free: bytes of the device.
+        given: sizes of the caches (base, teacher); None chooses them.
 
     Raises:
-        DoesNotFit: the two do not fit; says how much each needs and what is free.
+        DoesNotFit: the two do not fit; the error says how much each needs and what is free.
     """
     fixed = base.weights + base.forward + teacher.weights + teacher.forward
     budget = min(int(utilization * total), free)
-    room = budget - fixed
-    base_cache, teacher_cache = given or (
-        room * base.token // (base.token + teacher.token),
-        room * teacher.token // (base.token + teacher.token),
-    )
+    remaining = budget - fixed
+    base_cache, teacher_cache = given or _equal_tokens(base, teacher, remaining)
+
     if (
-        base_cache + teacher_cache > room
+        base_cache + teacher_cache > remaining
         or base_cache < context * base.token
         or teacher_cache < context * teacher.token
     ):
@@ -105,10 +162,18 @@ def split(
 
 
 def split_cpu(base: Need, teacher: Need, given: tuple[int, int] | None) -> Split:
-    """The same on the CPU, where weights and activations are ordinary memory and only the caches are sized."""
+    """Splits the cache space of a CPU, where weights and activations are ordinary memory."""
     both = int(float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)) * GIB)
-    base_cache, teacher_cache = given or (
-        both * base.token // (base.token + teacher.token),
-        both * teacher.token // (base.token + teacher.token),
-    )
+    base_cache, teacher_cache = given or _equal_tokens(base, teacher, both)
     return Split(base_cache, teacher_cache, 0.4, 0.4)
+
+
+def _equal_tokens(base: Need, teacher: Need, size: int) -> tuple[int, int]:
+    """Divides bytes so that both caches hold the same number of tokens."""
+    both = base.token + teacher.token
+    return size * base.token // both, size * teacher.token // both
+
+
+def _dtype_of(checkpoint: Checkpoint, dtype: str) -> torch.dtype:
+    own = getattr(checkpoint.config, "dtype", None)
+    return DTYPES.get(dtype, own if isinstance(own, torch.dtype) else torch.bfloat16)

@@ -7,10 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midlogit.engines.draft_length import DraftLength, SpeculationOption, require_speculation
+from midlogit.engines.draft_length import SpeculationOption
+from midlogit.engines.vllm.options import (
+    draft_length,
+    require_options,
+    require_vllm,
+    supported_draft_length,
+)
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
-from midlogit.models.checkpoint import TemplateNames, open_checkpoints
+from midlogit.models.checkpoint import Checkpoint, TemplateNames, open_checkpoints
 from midlogit.models.mixing import Mixing
 
 if TYPE_CHECKING:
@@ -35,37 +41,59 @@ def open_pair(
         raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
     if not 0 < gpu_memory_utilization <= 1:
         raise InvalidRequest(
-            f"gpu_memory_utilization is {gpu_memory_utilization}.", "It is a share of the device, in (0, 1]."
+            f"gpu_memory_utilization is {gpu_memory_utilization}.",
+            "It is a share of the device, in (0, 1].",
         )
-    require_speculation(speculation)
+    wanted = draft_length(speculation)
 
-    checkpoints = open_checkpoints(base, teacher, chat_template)
+    checkpoints = _limit_context(open_checkpoints(base, teacher, chat_template), max_model_len)
+    mixing = Mixing(*checkpoints)
+    mixing.require_mixable()
+
+    torch = require("torch", "local")
+    version = require_vllm()
+    require_options(options)
+    lengths = supported_draft_length(wanted, version, on_gpu=torch.cuda.is_available())
+
+    from midlogit.decide import decider_for
+    from midlogit.engines.vllm.engine import VllmEngine
+    from midlogit.engines.vllm.memory import split_device
+    from midlogit.engines.vllm.process import CorePair
+
+    limits: dict[str, Any] = {
+        "dtype": dtype,
+        "max_num_seqs": max_num_seqs,
+        "max_model_len": max_model_len,
+    }
+    shares = split_device(
+        *checkpoints,
+        utilization=gpu_memory_utilization,
+        given=kv_cache_memory_bytes,
+        drafts=max(lengths.choices, default=0),
+        **limits,
+    )
+    cores = CorePair(*checkpoints, shares, lengths.choices, options=options, **limits)
+    engine = VllmEngine(cores, decider_for(mixing.alignment.size, cores.base.device), lengths)
+    engine.start()
+    return mixing, engine
+
+
+def _limit_context(
+    checkpoints: tuple[Checkpoint, Checkpoint], max_model_len: int | None
+) -> tuple[Checkpoint, Checkpoint]:
+    """Limits both models to `max_model_len` tokens.
+
+    Raises:
+        InvalidRequest: a model does not take that many.
+    """
     for side, checkpoint in zip(("base", "teacher"), checkpoints, strict=True):
         if max_model_len is not None and not 1 <= max_model_len <= checkpoint.max_context:
             raise InvalidRequest(
                 f"max_model_len is {max_model_len}.",
                 f"The {side} {checkpoint.name} takes 1 to {checkpoint.max_context} tokens.",
             )
-    limited = (
-        replace(checkpoints[0], max_context=max_model_len or checkpoints[0].max_context),
-        replace(checkpoints[1], max_context=max_model_len or checkpoints[1].max_context),
-    )
-    mixing = Mixing(*limited)
-    mixing.require_mixable()
 
-    require("torch", "local")
-    from midlogit.engines.vllm.engine import DRAFTS, VllmEngine
-
-    engine = VllmEngine(
-        *limited,
-        vocabulary=mixing.alignment.size,
-        dtype=dtype,
-        gpu_memory_utilization=gpu_memory_utilization,
-        kv_cache_memory_bytes=kv_cache_memory_bytes,
-        max_num_seqs=max_num_seqs,
-        max_model_len=max_model_len,
-        draft_length=DraftLength(speculation, DRAFTS, reuses_bonus_row=True),
-        options=options,
-    )
-    engine.start()
-    return mixing, engine
+    base, teacher = checkpoints
+    if max_model_len is None:
+        return base, teacher
+    return replace(base, max_context=max_model_len), replace(teacher, max_context=max_model_len)

@@ -21,7 +21,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 CONTEXT = 256
 BLOCK = 32  # tokens of a KV cache block
-BASE_TOKEN, TEACHER_TOKEN = 2 * 4 * 3 * 64 * 4, 2 * 8 * 2 * 64 * 4  # bytes of cache a token, float32
+BASE_TOKEN, TEACHER_TOKEN = 2 * 4 * 3 * 64 * 4, 2 * 8 * 2 * 64 * 4  # bytes of cache per token, float32
 
 
 def open_pair(**changes: Any) -> Pair:

@@ -1,4 +1,4 @@
-"""What a user can get wrong: typed errors before any work, and an engine that dies in the middle."""
+"""User errors are typed errors before any work; an engine that dies in the middle."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_models_that_do_not_fit_say_what_they_need() -> None:
     room = {"utilization": 0.9, "context": 2048, "total": 80 * GIB, "free": 79 * GIB, "given": None}
     fits = split(need, larger, **room)
     spare = 0.9 * 80 * GIB - need.weights - larger.weights - need.forward - larger.forward
-    assert fits.base_cache == pytest.approx(spare / 2, rel=1e-6)  # the same cache a token on both sides
+    assert fits.base_cache == pytest.approx(spare / 2, rel=1e-6)  # the same cache per token on both sides
     assert fits.base_share + fits.teacher_share == pytest.approx(0.9, rel=1e-6)
     with pytest.raises(DoesNotFit, match=r"large needs 7\d\.\d GiB without its cache.*79\.0 GiB of 80\.0 are free"):
         split(need, replace(larger, weights=70 * GIB), **room)
@@ -125,12 +125,12 @@ def test_text_cannot_be_scored_here(crowded: Pair) -> None:
         crowded.score(QUESTIONS[:1])
 
 
-def test_one_pair_a_process(crowded: Pair) -> None:
+def test_one_pair_per_process(crowded: Pair) -> None:
     with pytest.raises(InvalidRequest, match="open in this process already"):
         open_pair()
 
 
-def test_an_engine_that_dies_returns_what_was_drawn(crowded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_dies_returns_the_tokens_so_far(crowded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last test of the module: the pair is of no use after it."""
     executed = 0
     execute = Core.execute

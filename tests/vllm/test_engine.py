@@ -1,4 +1,4 @@
-"""vLLM against the local engine, in lock-step and drafting: token by token, nothing left behind."""
+"""vLLM against the local engine, in lock-step and drafting: the same tokens, and nothing is left over."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_greedy_equals_the_local_engine_in_chunks_and_preempted(pair: Pair, crow
 
 
 def test_drafts_are_accepted_among_chunks_and_preemptions(pair: Pair, crowded: Pair) -> None:
-    """What the other tests rely on: with speculation most drafts are accepted, without it there are none.
+    """The premise of the other tests: with speculation most drafts are accepted, without it there are none.
 
     After a round whose drafts were all accepted, the teacher's last row decides the next token.
     """

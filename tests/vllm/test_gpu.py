@@ -1,4 +1,4 @@
-"""vLLM on the GPU, CUDA graphs and all: each sequence was drawn from its own rows."""
+"""vLLM on the GPU, CUDA graphs and all: each sequence was sampled from its own rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.gpu
 
 @torch.inference_mode()
 def logprobs_alone(prompt: list[int], tokens: list[int], model) -> list[float]:
-    """log-probabilities of the tokens behind the prompt by one plain float32 forward."""
+    """log-probabilities of the tokens after the prompt by one plain float32 forward."""
     rows = model(torch.tensor([prompt + tokens], device="cuda")).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     return rows[range(len(tokens)), tokens].tolist()
 

@@ -1,4 +1,4 @@
-"""What vLLM draws has the law that it should: one token against q* itself, whole texts in lock-step and drafted."""
+"""Tokens of the vLLM engine follow q*: single tokens by chi-square, whole texts in lock-step and drafted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def open_wide(speculation: int | str) -> Pair:
 
 @torch.inference_mode()
 def test_the_draw_is_exact(models) -> None:
-    """Chi-square of 20,000 first tokens against the float64 reference on whole rows; a first one is never drafted.
+    """Chi-square of 20,000 first tokens against the float64 reference on whole rows; the first token is never drafted.
 
     The prompts are longer than a block of the cache, so that most of each is read once.
     """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget, parse_rule
+    from midlogit.engines.http.upstream import Upstream
     from midlogit.errors import (
         EngineFailure,
         Interrupted,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "midlogit.core.rules": ("AlphaRule", "EqualKL", "FixedAlpha", "KLBudget", "parse_rule"),
+    "midlogit.engines.http.upstream": ("Upstream",),
     "midlogit.errors": (
         "EngineFailure",
         "Interrupted",
@@ -80,6 +82,7 @@ __all__ = [
     "Statistics",
     "Token",
     "Top",
+    "Upstream",
     "Usage",
     "parse_rule",
 ]

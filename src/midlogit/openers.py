@@ -12,7 +12,8 @@ from typing import Any, Literal, Self
 
 from midlogit.engines.base import Engine
 from midlogit.engines.draft_length import SpeculationOption
-from midlogit.models.checkpoint import TemplateNames, names_of_sides
+from midlogit.engines.http.upstream import Upstream
+from midlogit.models.checkpoint import TemplateNames
 from midlogit.models.mixing import Mixing
 
 
@@ -69,19 +70,12 @@ class Openers(ABC):
     @classmethod
     def http(
         cls,
-        base: str | Sequence[str],
-        teacher: str | Sequence[str],
+        base: str | Sequence[str] | Upstream,
+        teacher: str | Sequence[str] | Upstream,
         *,
         top_k: int | Literal["auto"] = 20,
         tolerance: float = 0.05,
         speculation: SpeculationOption = "auto",
-        base_model: str | None = None,
-        teacher_model: str | None = None,
-        base_tokenizer: str | Path | None = None,
-        teacher_tokenizer: str | Path | None = None,
-        chat_template: TemplateNames = None,
-        base_api_key: str | None = None,
-        teacher_api_key: str | None = None,
         connection_pool_size: int = 100,
         max_retries: int = 3,
         timeout: float = 120.0,
@@ -89,18 +83,13 @@ class Openers(ABC):
         """Two vLLM servers; everything that makes them unusable is raised here, before anything is generated.
 
         Args:
-            base, teacher: the server's OpenAI URL, ending in /v1; several for replicas of one model.
+            base, teacher: the server's OpenAI URL, ending in /v1; several for replicas of one model. An `Upstream`
+                also names the model, its tokenizer files, the API key or a chat template.
             top_k: log-probabilities to ask of each side, or "auto" to ask for more where the certified bound
                 on the total variation exceeds `tolerance`.
-            speculation: tokens that the base's server drafts ahead for the teacher's to check in one call; "auto"
+            speculation: tokens that the base's server drafts for the teacher's to verify in one call; "auto"
                 chooses as many as measured times say pay, and drafts none for requests that give a seed: over
                 HTTP the tokens at a seed depend on the number, their distribution does not (docs/speculation.md).
-            base_model, teacher_model: the name served there; by default the server's first.
-            base_tokenizer, teacher_tokenizer: folder or hub id of the tokenizer files; by default the folder
-                that the server was started with, if it is on this machine, else the server is asked.
-            chat_template: as of `Pair.local`, for sides whose tokenizer files are here.
-            base_api_key, teacher_api_key: by default MIDLOGIT_BASE_API_KEY and MIDLOGIT_TEACHER_API_KEY of the
-                environment, else OPENAI_API_KEY.
             connection_pool_size: most connections at once. max_retries: of a call that failed.
             timeout: seconds for one call; no request outlives (max_retries + 1) of them and the waits between.
 
@@ -111,12 +100,10 @@ class Openers(ABC):
             MissingExtra: aiohttp is not installed.
         """
         from midlogit.engines.http.opening import open_pair
-        from midlogit.engines.http.upstream import Upstream
 
-        names = names_of_sides(chat_template)
         mixing, engine = open_pair(
-            Upstream(base, base_model, base_tokenizer, base_api_key, names[0]),
-            Upstream(teacher, teacher_model, teacher_tokenizer, teacher_api_key, names[1]),
+            base if isinstance(base, Upstream) else Upstream(base),
+            teacher if isinstance(teacher, Upstream) else Upstream(teacher),
             top_k=top_k,
             tolerance=tolerance,
             speculation=speculation,

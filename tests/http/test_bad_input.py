@@ -11,7 +11,7 @@ from shutil import copytree
 
 import pytest
 
-from midlogit import InvalidRequest, ModelUnavailable, Pair, PairMismatch, PromptTooLong, SamplingParams
+from midlogit import InvalidRequest, ModelUnavailable, Pair, PairMismatch, PromptTooLong, SamplingParams, Upstream
 from midlogit.cli.main import app
 from midlogit.errors import ServerUnavailable
 from midlogit.models.checkpoint import bundled
@@ -19,7 +19,7 @@ from tests.http.conftest import Urls
 from tests.http.proxy import Proxy, from_elsewhere
 
 
-def refused(base: str, teacher: str, kind: type[Exception], **options: object) -> str:
+def refused(base: str | Upstream, teacher: str | Upstream, kind: type[Exception], **options: object) -> str:
     with pytest.raises(kind) as caught:
         Pair.http(base, teacher, **options).close()  # type: ignore[arg-type]
     assert isinstance(caught.value, kind)
@@ -64,7 +64,7 @@ def test_a_redirect_is_told_not_followed(urls: Urls) -> None:
 
 
 def test_a_key_with_a_line_break(urls: Urls) -> None:
-    message = refused(urls.base, urls.teacher, InvalidRequest, teacher_api_key="sk-secret\nX: y")
+    message = refused(urls.base, Upstream(urls.teacher, api_key="sk-secret\nX: y"), InvalidRequest)
     assert "The teacher API key holds a line break" in message and "sk-" not in message
 
 
@@ -80,13 +80,13 @@ def test_wrong_key_is_named_by_its_option_and_never_shown(
         Pair.http(base.url, teacher.url).close()
         assert {"Bearer sk-of-openai", "Bearer sk-of-teacher"} == set(seen)
         base.authorize = lambda key: False
-        message = refused(base.url, teacher.url, ServerUnavailable, base_api_key="sk-secret")
+        message = refused(Upstream(base.url, api_key="sk-secret"), teacher.url, ServerUnavailable)
     assert "base http" in message and "refuses the API key" in message and "--base-api-key" in message
     assert "sk-" not in message + caplog.text
 
 
 def test_model_that_is_not_served(urls: Urls) -> None:
-    message = refused(urls.base, urls.teacher, InvalidRequest, teacher_model="nope")
+    message = refused(urls.base, Upstream(urls.teacher, model="nope"), InvalidRequest)
     assert "does not serve 'nope'" in message and "bundled/teacher" in message
 
 
@@ -129,7 +129,7 @@ def test_tokenizers_that_differ(urls: Urls, tmp_path: Path) -> None:
     for name, moved in zip(names, names[1:] + names[:1], strict=True):
         vocabulary[name] = 100 + names.index(moved)
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    message = refused(urls.base, urls.teacher, PairMismatch, teacher_tokenizer=str(other))
+    message = refused(urls.base, Upstream(urls.teacher, tokenizer=other), PairMismatch)
     assert "not those of the teacher" in message
     # And where the server itself has the other tokenizer.
     with Proxy(urls.teacher) as teacher:

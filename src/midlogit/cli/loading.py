@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -91,14 +91,14 @@ class PairOptions:
         """
         return are_urls(self.base, self.teacher)
 
-    def parsed_top_k(self) -> int | str:
+    def parsed_top_k(self) -> int | Literal["auto"]:
         """`top_k` as `Pair.http` takes it.
 
         Raises:
             InvalidRequest: neither a number nor "auto".
         """
         try:
-            return self.top_k if self.top_k == "auto" else int(self.top_k)
+            return "auto" if self.top_k == "auto" else int(self.top_k)
         except ValueError:
             raise InvalidRequest(f"--top-k is {self.top_k!r}.", "Give a number or auto.") from None
 
@@ -129,9 +129,7 @@ def _open_servers(options: PairOptions) -> Pair:
     if find_spec("transformers") is not None:
         quiet_transformers()
 
-    from midlogit.engines.http.opening import open_pair as open_servers
-
-    return Pair(*open_servers(*options.upstreams, top_k=options.parsed_top_k(), speculation=options.speculation))
+    return Pair.http(*options.upstreams, top_k=options.parsed_top_k(), speculation=options.speculation)
 
 
 def _open_in_process(options: PairOptions) -> Pair:

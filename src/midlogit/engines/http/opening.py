@@ -61,12 +61,12 @@ def open_pair(
     base: Upstream,
     teacher: Upstream,
     *,
-    top_k: int | str = 20,
-    tolerance: float = 0.05,
-    speculation: SpeculationOption = "auto",
-    connection_pool_size: int = 100,
-    max_retries: int = 3,
-    timeout: float = 120.0,
+    top_k: int | str,
+    tolerance: float,
+    speculation: SpeculationOption,
+    connection_pool_size: int,
+    max_retries: int,
+    timeout: float,
 ) -> tuple[Mixing, HttpEngine]:
     """See `Pair.http`."""
     k = parse_top_k(top_k)

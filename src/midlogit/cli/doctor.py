@@ -11,6 +11,7 @@ from midlogit.cli.loading import PairOptions, quiet_transformers
 from midlogit.errors import InvalidRequest, MidlogitError
 from midlogit.models.checkpoint import Checkpoint, Model, files_of, open_checkpoints
 from midlogit.models.mixing import Mixing
+from midlogit.models.weights import kv_values_per_token, weight_count
 
 if TYPE_CHECKING:
     from midlogit.engines.http.opening import OpenedSide
@@ -104,9 +105,9 @@ def _describe(side: str, checkpoint: Checkpoint, width: int) -> None:
     print(f"{side:<11}{checkpoint.name}")
     print(f"           {checkpoint.config.model_type}, context {checkpoint.max_context}, {template}")
     print(f"           {len(checkpoint.vocabulary)} tokens, {checkpoint.logit_size} logits, stop ids: {stop}")
-    count = checkpoint.weight_count
+    count = weight_count(checkpoint)
     weights = f"{count / 1e6:.1f} M weights, {_size(count * width)}" if count else "weights not on this machine"
-    print(f"           {weights}; KV cache {_size(checkpoint.kv_values_per_token * width)} per token")
+    print(f"           {weights}; KV cache {_size(kv_values_per_token(checkpoint) * width)} per token")
 
 
 def _template(model: Model) -> str:
@@ -137,9 +138,9 @@ def _describe_mixture(mixing: Mixing) -> None:
 
 def _describe_memory(checkpoints: tuple[Checkpoint, Checkpoint], width: int) -> None:
     """Weights of both, counted once if they are one folder, and the KV caches of a full default batch."""
-    counts = [checkpoint.weight_count for checkpoint in {c.name: c for c in checkpoints}.values()]
+    counts = [weight_count(checkpoint) for checkpoint in {c.name: c for c in checkpoints}.values()]
     context = min(*(c.max_context for c in checkpoints), SHOWN_CONTEXT)
-    per_token = sum(c.kv_values_per_token for c in checkpoints)
+    per_token = sum(kv_values_per_token(c) for c in checkpoints)
     caches = _size(per_token * width * context * SHOWN_SEQUENCES)
     weights = _size(sum(c or 0 for c in counts) * width) if all(counts) else "unknown"
     print(f"memory     weights {weights}; KV caches {caches} for {SHOWN_SEQUENCES} sequences of {context} tokens")

@@ -5,7 +5,6 @@ Knows transformers' configuration and tokenizer files; loads no torch model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -179,40 +178,6 @@ class Checkpoint:
             )
         return str(templates[self.template_name or "default"])
 
-    @property
-    def weight_count(self) -> int | None:
-        """Number of weights in the folder's safetensors files, None for a hub id or other formats."""
-        files = sorted(Path(self.name).glob("*.safetensors"))
-        return sum(_weights_in(file) for file in files) or None
-
-    def weight_bytes(self, width: int) -> int:
-        """Bytes of the weights at `width` bytes each; quantised ones count by their files.
-
-        A model without files here (a hub id, a configuration alone) is counted by its architecture.
-        """
-        if getattr(self.config, "quantization_config", None) is not None:
-            files = sum(file.stat().st_size for file in Path(self.name).glob("*.safetensors"))
-            if files:
-                return files
-
-        return (self.weight_count or self._weights_of_architecture()) * width
-
-    def _weights_of_architecture(self) -> int:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self.config)
-        return sum(weight.numel() for weight in model.parameters())
-
-    @property
-    def kv_values_per_token(self) -> int:
-        """Numbers that one token adds to the KV cache."""
-        config = self.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return int(2 * config.num_hidden_layers * heads * head_dim)
-
     def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]:
         """Ids of plain text.
 
@@ -350,25 +315,3 @@ def _as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, int) else tuple(value)
-
-
-def _weights_in(file: Path) -> int:
-    """Number of weights by the header of a safetensors file.
-
-    Raises:
-        ModelUnavailable: it has none.
-    """
-    try:
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(min(size, file.stat().st_size)))
-        return sum(_product(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelUnavailable(f"{file} is no safetensors file.", "Fetch it again.") from error
-
-
-def _product(shape: list[int]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size

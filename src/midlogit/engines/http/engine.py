@@ -11,27 +11,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from midlogit.core.rejection import num_accepted
 from midlogit.decide.base import Draft, RowSettings
-from midlogit.decide.truncated.rows import SampledTokens, sample_truncated
 from midlogit.engines.base import Engine
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.http.client import CallFailed, Client
-from midlogit.engines.http.paired_sides import PairedSides, SlotPair, TopPair
+from midlogit.engines.http.paired_sides import PairedSides, SlotPair
 from midlogit.engines.http.replicas import PendingRow
 from midlogit.engines.http.rows import DraftRequest, DraftStep
+from midlogit.engines.http.sampler import SampledToken, Sampler
 from midlogit.errors import EngineFailure
-from midlogit.outputs import Decision
 from midlogit.requests.sequence import Sequence
-
-T = TypeVar("T")
 
 log = logging.getLogger("midlogit")
 
-SENDING_TURNS = 6  # turns of the loop within which aiohttp has written the calls that were requested
 WIDEN = 4  # factor by which an adaptive list grows when its bound is too wide
 SHRINK_BELOW = 0.25  # share of the tolerance below which it shrinks again
 
@@ -82,13 +77,6 @@ class PendingRound:
             future.cancel()
 
 
-class SampledToken(NamedTuple):
-    """A sampled token, None where nothing could be sampled, and its decision, computed later."""
-
-    token_id: int | None
-    decision: asyncio.Future[Decision]
-
-
 class HttpEngine(Engine):
     """Two servers, or several replicas of each.
 
@@ -116,7 +104,7 @@ class HttpEngine(Engine):
         self._width = width
         self._blocking_text = blocking_text
         self._running: dict[int, asyncio.Task[None]] = {}
-        self._ready: list[tuple[list[TopPair], list[RowSettings], asyncio.Future[list[SampledToken]]]] = []
+        self._sampler = Sampler(client.loop, sides.vocabulary, self._running, at_once=width.tolerance is not None)
         self._closed = False
         self._warned = False
 
@@ -256,12 +244,12 @@ class HttpEngine(Engine):
         narrowed = [self.sides.narrow(rows, self._width.start, s) for rows, s in zip(wide, settings, strict=True)]
         pairs, missing = [pair for pair, _ in narrowed], [ids for _, ids in narrowed]
         complete = next((n for n, ids in enumerate(missing) if any(ids)), len(pairs))
-        sampled = await self._sample(pairs[:complete], settings[:complete]) if complete else []
+        sampled = await self._sampler.sample(pairs[:complete], settings[:complete]) if complete else []
         accepted = num_accepted(drafted, [token.token_id for token in sampled])
 
         if accepted == complete:
             pairs = await self.sides.with_scores(slots, pairs, missing, drafted)
-            sampled += await self._sample(pairs[complete:], settings[complete:])
+            sampled += await self._sampler.sample(pairs[complete:], settings[complete:])
             accepted = num_accepted(drafted, [token.token_id for token in sampled])
         return sampled[: accepted + 1]
 
@@ -288,7 +276,7 @@ class HttpEngine(Engine):
             missing = self.sides.missing_ids(pairs[0], settings)
             if any(missing):
                 pairs = await self.sides.with_scores(slots, pairs, [missing])
-            token = (await self._sample(pairs, [settings]))[0]
+            token = (await self._sampler.sample(pairs, [settings]))[0]
             if width.tolerance is None:
                 return token, k
 
@@ -303,48 +291,6 @@ class HttpEngine(Engine):
         elif tv_bound <= SHRINK_BELOW * width.tolerance:
             k = max(k // 2, width.start)
         return token, k
-
-    async def _sample(self, pairs: list[TopPair], settings: list[RowSettings]) -> list[SampledToken]:
-        """Samples together with every other sequence that has its rows in this turn of the loop."""
-        sampled: asyncio.Future[list[SampledToken]] = self.client.loop.create_future()
-        self._ready.append((pairs, settings, sampled))
-        if len(self._running) == 1:  # no other sequence to wait for
-            self._sample_ready()
-        elif len(self._ready) == 1:
-            self.client.loop.call_soon(self._sample_ready)
-        return await sampled
-
-    def _sample_ready(self) -> None:
-        ready, self._ready = self._ready, []
-        waiting = [sampled for _, _, sampled in ready]
-        pairs = [pair for pairs, _, _ in ready for pair in pairs]
-        settings = [s for _, settings, _ in ready for s in settings]
-        try:
-            drawn = sample_truncated(pairs, settings, self.sides.vocabulary)
-            tokens = [SampledToken(token_id, self.client.loop.create_future()) for token_id in drawn.token_ids]
-        except Exception as error:  # it must reach the sequences that wait
-            _fail(waiting, error)
-            return
-
-        ends = [0]
-        for pairs, _, _ in ready:
-            ends.append(ends[-1] + len(pairs))
-        _resolve(waiting, [tokens[start:end] for start, end in pairwise(ends)])
-
-        turns = SENDING_TURNS if self._width.tolerance is None else 0
-        self._describe(turns, drawn, [token.decision for token in tokens])
-
-    def _describe(self, turns: int, drawn: SampledTokens, waiting: list[asyncio.Future[Decision]]) -> None:
-        """Computes the deferred decisions after `turns` iterations of the event loop."""
-        if turns:
-            self.client.loop.call_soon(self._describe, turns - 1, drawn, waiting)
-            return
-        try:
-            decisions = drawn.decisions()
-        except Exception as error:
-            _fail(waiting, error)
-        else:
-            _resolve(waiting, decisions)
 
     async def _update(self, call: Callable[..., None], *arguments: Any) -> None:
         """Makes a call that decodes text: here, or in another thread when a server decodes it."""
@@ -378,15 +324,3 @@ def _draft_of(request: DraftRequest, step: DraftStep) -> Draft | None:
     if not request.temperature or step.token_id not in step.row:
         return None
     return Draft(step.token_id, request.probs(step.row))
-
-
-def _resolve(waiting: list[asyncio.Future[T]], results: list[T]) -> None:
-    for future, result in zip(waiting, results, strict=True):
-        if not future.done():
-            future.set_result(result)
-
-
-def _fail(waiting: list[asyncio.Future[T]], error: Exception) -> None:
-    for future in waiting:
-        if not future.done():
-            future.set_exception(error)

@@ -12,6 +12,7 @@ import torch
 
 from midlogit.errors import DoesNotFit
 from midlogit.models.checkpoint import Checkpoint
+from midlogit.models.weights import kv_values_per_token, weight_bytes
 
 GIB = 2**30
 FORWARD_TOKENS = 16384  # most tokens of one forward pass, by vLLM's default on large cards
@@ -54,9 +55,9 @@ class Need:
         logits = (3 + drafts) * max_num_seqs * checkpoint.logit_size * 4
         return cls(
             checkpoint.name,
-            checkpoint.weight_bytes(width),
+            weight_bytes(checkpoint, width),
             activations + logits + GRAPHS_BYTES,
-            checkpoint.kv_values_per_token * width,
+            kv_values_per_token(checkpoint) * width,
         )
 
     def describe(self) -> str:

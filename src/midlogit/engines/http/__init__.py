@@ -1,5 +1,1 @@
-"""The HTTP engine: two OpenAI-compatible vLLM servers, sampled as one model."""
-
-from midlogit.engines.http.engine import HttpEngine
-
-__all__ = ["HttpEngine"]
+"""Two OpenAI-compatible vLLM servers, or replicas of them, sampled as one model."""

@@ -31,7 +31,7 @@ class SampledTokens:
 
     Attributes:
         token_ids: the id drawn for each row; None where nothing can be drawn.
-        decisions: computes the Decision of each row; to be called once.
+        decisions: computes the Decision of each row.
     """
 
     token_ids: list[int | None]

@@ -124,12 +124,14 @@ class Boxes:
             np.broadcast_to(STEPS, (len(alpha_N), steps)),
             bounds,
         )
+
         finer = [
             inner_N[:, None]
             + REFINEMENT * np.maximum(np.where(np.isfinite(at_N), at_N, inner_N) - inner_N, 0.0)[:, None]
             for at_N, inner_N in ((left_N, left_in_N), (right_N, right_in_N))
         ]
         finer_left_N, finer_right_N, _, _ = self._nearest(alpha_N, finer[0], finer[1], bounds)
+
         # Where nothing was certified the first time, nothing finer can be.
         low_N = alpha_N - np.where(np.isfinite(left_N), np.minimum(left_N, finer_left_N), np.inf)
         high_N = alpha_N + np.where(np.isfinite(right_N), np.minimum(right_N, finer_right_N), np.inf)
@@ -143,6 +145,7 @@ class Boxes:
         tried_NG = np.concatenate([alpha_N[:, None] - left_NG, alpha_N[:, None] + right_NG], axis=-1)
         tried_NG = np.minimum(np.maximum(tried_NG, EDGE), 1 - EDGE)
         lower_NG, upper_NG = bounds(tried_NG)
+
         rows_N = np.arange(len(alpha_N))
         found: list[Array] = []
         inner: list[Array] = []
@@ -167,6 +170,7 @@ class Boxes:
         # F′ rises: above the last α tried nothing bounds it from above, below the first nothing from below.
         upward_N = np.where(alpha_N > tried_N, np.inf, upward_N)
         downward_N = np.where(alpha_N < tried_N, np.inf, downward_N)
+
         left_N, right_N = np.maximum(alpha_N - low_N, 0.0), np.maximum(high_N - alpha_N, 0.0)
         cost_N = np.maximum(_product(left_N, upward_N), _product(right_N, downward_N))
         return self.alpha_bound(alpha_N, low_N, high_N), np.minimum(0.5 * np.sqrt(cost_N), 1.0)
@@ -180,10 +184,12 @@ class Boxes:
 
         low_N, high_N = self.interval(alpha_N, excess)
         bound_N = self.alpha_bound(alpha_N, low_N, high_N)
+
         left_N, right_N = np.minimum(low_N, alpha_N), np.maximum(high_N, alpha_N)
         tried_N2 = np.clip(np.stack([left_N, right_N], axis=1), EDGE, 1 - EDGE)
         downward_N2, upward_N2 = self._slope_range(tried_N2)
         cost_N = 0.5 * np.sqrt(bound_N * np.maximum(upward_N2[:, 1] + downward_N2[:, 0], 0.0))
+
         inside_N = (left_N >= EDGE) & (right_N <= 1 - EDGE)
         return bound_N, np.where(inside_N, np.minimum(cost_N, 1.0), np.where(bound_N == 0, 0.0, 1.0))
 
@@ -197,8 +203,10 @@ class Boxes:
         used_NU = np.exp(_mix(alpha, base_NU, teacher_NU))
         low_NU = np.exp(_mix(alpha, self.base_lo_NU, self.teacher_lo_NU))
         high_NU = np.exp(_mix(alpha, self.base_hi_NU, self.teacher_hi_NU))
+
         below_N = np.maximum(used_NU - low_NU, 0.0).sum(axis=-1)
         above_N = np.maximum(high_NU - used_NU, 0.0).sum(axis=-1) + self._tail(alpha)[:, 0]
+
         total_N = used_NU.sum(axis=-1)
         some_N = (total_N > 0) & (total_N - below_N + above_N > 0)
         total_N, exact_N = (np.where(some_N, x, 1.0) for x in (total_N, total_N - below_N + above_N))

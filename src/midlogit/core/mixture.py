@@ -61,6 +61,7 @@ class LogPair:
         both_NV = (base_NV > -xp.inf) & (teacher_NV > -xp.inf)
         ratio_NV = xp.where(both_NV, teacher_NV, 0.0) - xp.where(both_NV, base_NV, 0.0)
         common_NV = xp.where(both_NV, base_NV, -xp.inf)
+
         if rounding_N is None:
             rounding_N = xp.zeros(base_NV.shape[0], dtype=xp.float64, device=device(base_NV))
         return cls(base_NV, teacher_NV, common_NV, ratio_NV, xp.any(both_NV, axis=-1), rounding_N)
@@ -81,11 +82,13 @@ def moments(pair: LogPair, alpha_N: Array) -> tuple[Array, Array, Array]:
     """
     xp = array_namespace(pair.base_NV)
     weight_N1 = xp.astype(alpha_N, pair.base_NV.dtype, copy=False)[:, None]
+
     exponent_NV = pair.common_NV + weight_N1 * pair.ratio_NV
     peak_N = row_max(xp, exponent_NV)
     mass_NV = xp.exp(exponent_NV - peak_N[:, None])
     total_N = row_sum(xp, mass_NV)
     mass_NV = mass_NV * pair.ratio_NV
+
     mean_N = row_sum(xp, mass_NV) / total_N
     square_N = row_sum(xp, mass_NV * pair.ratio_NV) / total_N
     variance_N = xp.maximum(square_N - mean_N**2, xp.zeros_like(mean_N))

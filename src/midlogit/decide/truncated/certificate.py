@@ -93,11 +93,14 @@ def _boxes_of_nucleus(base: Weights, teacher: Weights, used_NU: Array, top_p_N: 
     needed_lo_N, needed_hi_N = (
         top_p_N * (teacher.total_N + unlisted_N) for unlisted_N in (teacher.least_N, teacher.most_N)
     )
+
     before_lo_NU, before_hi_NU = _mass_before(teacher, low_NU, high_NU)
+
     present_NU = high_NU > 0
     all_N1 = (top_p_N == 1)[:, None]  # S is the whole support, whatever rounding makes of sums
     sure_NU = present_NU & (low_NU > 0) & ((before_hi_NU < needed_lo_N[:, None]) | all_N1)
     perhaps_NU = (present_NU & ((before_lo_NU < needed_hi_N[:, None]) | all_N1)) | used_NU
+
     above_cap_N = np.where(low_NU > teacher.cap_N[:, None], low_NU, 0.0).sum(axis=-1)
     beyond_N = (teacher.most_N > 0) & (
         (above_cap_N < needed_hi_N) | (top_p_N == 1)
@@ -115,6 +118,7 @@ def _boxes_of_nucleus(base: Weights, teacher: Weights, used_NU: Array, top_p_N: 
 
     base_lo_N, base_hi_N = mass(base)
     teacher_lo_N, teacher_hi_N = mass(teacher)
+
     settled_N = ~beyond_N & (sure_NU == perhaps_NU).all(axis=-1)
     # An S that holds more than is sure holds less than top_p and one outcome that is not.
     last_N = np.max(np.where(perhaps_NU & ~sure_NU, high_NU, 0.0), axis=-1)
@@ -126,7 +130,9 @@ def _boxes_of_nucleus(base: Weights, teacher: Weights, used_NU: Array, top_p_N: 
     rest_N = np.clip(needed_hi_N + last_N - np.where(sure_NU, low_NU, 0.0).sum(axis=-1), 0.0, teacher.most_N)
 
     sound_N = (base_lo_N > 0) & (teacher_lo_N > 0)
+
     totals = [log_or_tiny(np.where(sound_N, x_N, 1.0)) for x_N in (base_lo_N, base_hi_N, teacher_lo_N, teacher_hi_N)]
+
     base_ends, teacher_ends = ends(base), ends(teacher)
     boxed = [perhaps_NU & (~beyond_N[:, None] | (weights.low_NU > LOG_ZERO)) for weights in (base, teacher)]
     boxes = Boxes(
@@ -144,14 +150,17 @@ def _mass_before(teacher: Weights, low_NU: Array, high_NU: Array) -> tuple[Array
     sorted_NU = take_columns(fixed_NU, order_NU)
     ranked_NU = np.empty_like(fixed_NU)
     np.put_along_axis(ranked_NU, order_NU, np.cumsum(sorted_NU, axis=-1) - sorted_NU, axis=-1)
+
     least_NU, most_NU = ranked_NU, ranked_NU
     # At most one listed outcome is known only within a box: a stop class of which some members are listed.
     boxed_NU = (low_NU > 0) & (low_NU < high_NU)
     lead_lo_N1, lead_hi_N1 = (np.where(boxed_NU, x_NU, 0.0).sum(axis=-1)[:, None] for x_NU in (low_NU, high_NU))
     least_NU = least_NU + np.where(lead_lo_N1 > high_NU, lead_lo_N1, 0.0)
     most_NU = most_NU + np.where((lead_hi_N1 >= low_NU) & ~boxed_NU, lead_hi_N1, 0.0)
+
     # Ids that the teacher did not list come before whatever does not exceed their cap.
     most_NU = most_NU + np.where(teacher.cap_N[:, None] >= low_NU, teacher.most_N[:, None], 0.0)
+
     # A column that is itself loose ranks after what exceeds its upper end, and before what is below its lower end.
     loose_NU = low_NU < high_NU
     if loose_NU.any():

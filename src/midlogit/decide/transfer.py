@@ -1,4 +1,4 @@
-"""A tensor on its way to main memory; knows events and streams, not what the numbers mean."""
+"""Copies between host and device without waiting; knows streams and events, not what the numbers mean."""
 
 from __future__ import annotations
 
@@ -10,28 +10,38 @@ from torch import Tensor
 
 
 class HostCopy:
-    """A small tensor that is copied to main memory behind what its stream has to do, without waiting for it."""
+    """A small tensor on its way to the host; the copy is enqueued after the work that its stream has."""
 
-    def __init__(self, there: torch.Tensor) -> None:
-        self._here = there
+    def __init__(self, source: Tensor) -> None:
+        self._copy = source
         self._event: torch.cuda.Event | None = None
-        self._numbers: list[Any] | None = None
-        if there.device.type == "cuda":
-            self._here = torch.empty(there.shape, dtype=there.dtype, pin_memory=True)
-            self._here.copy_(there, non_blocking=True)
+        self._values: list[Any] | None = None
+        if source.device.type == "cuda":
+            self._copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            self._copy.copy_(source, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(source.device))
 
     def values(self) -> list[Any]:
-        """Its numbers, as `Tensor.tolist` gives them; waits for the device once."""
-        if self._numbers is None:
+        """Its numbers as `Tensor.tolist` gives them; waits for the device once."""
+        if self._values is None:
             if self._event is not None:
                 self._event.synchronize()
-            self._numbers = self._here.tolist()
-        return self._numbers
+            self._values = self._copy.tolist()
+        return self._values
 
 
-def to_device(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """Copies numbers to a device without waiting for it."""
-    there = torch.tensor(numbers, pin_memory=device.type == "cuda")
-    return there.to(device, non_blocking=True)
+def to_device(
+    numbers: Tensor | Sequence[int] | Sequence[Sequence[float]], device: torch.device, dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """Copies numbers of the host to a device without waiting for it.
+
+    Args:
+        numbers: a tensor keeps its own dtype.
+    """
+    pinned = device.type == "cuda"
+    if not isinstance(numbers, Tensor):
+        numbers = torch.tensor(numbers, dtype=dtype, pin_memory=pinned)
+    elif pinned:
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True)

@@ -1,7 +1,7 @@
-"""The kernel that drafts, one program a row of the base; knows the base alone, and what later kernels need of it.
+"""The kernel that drafts, one program per row of the base; knows the base alone, and what later kernels need of it.
 
 The draft is drawn from D, the base after temperature, masks and merged stops, by one sweep and a second look at one
-group of tiles. The sweep also finds what the decision needs of the base row, so no kernel after it does.
+group of tiles. The sweep also finds all sums over the base's whole row, so that later kernels need none.
 """
 
 from __future__ import annotations
@@ -9,37 +9,53 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from midlogit.decide.kernels.layout import (
+    DRAFT_COLUMNS,
+    DRAFT_LOG2_MASS,
+    DRAFT_LOWEST,
+    DRAFT_LSE,
+    DRAFT_OUTCOME,
+    DRAFT_PEAK,
+    DRAFT_STOP,
+    DRAFT_STOP_RAW,
+    SETTING_ALPHABET,
+    SETTING_BASE_ROW,
+    SETTING_COLUMNS,
+    SETTING_DRAFT_UNIFORM,
+    SETTING_GREEDY,
+    SETTING_INV_TEMPERATURE,
+)
 from midlogit.decide.kernels.tiles import (
     BASE,
     FAR,
     LN2,
     LOG2E,
     LOWEST,
+    RowPair,
     column_at,
     columns,
     group_at,
-    hidden_tile,
+    hidden_ids,
     log_total,
     side_tile,
     stop_sums,
     total,
 )
 
-# base row, teacher row, alphabet, 1/T, greedy, top_p, tolerance, rule, value, forced, draft, accept, redraw
-SETTINGS = tl.constexpr(13)  # columns, float64, one row a decision
-# outcome, peak, log2 of the mass relative to it, raw log-sum-exp, lowest, stop class tempered and raw
-DRAFTS = tl.constexpr(7)  # columns, float64, one row for each row of the base's buffer
-
 
 @triton.jit
 def draft_sweep(row, width, scale, tempered, R: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr):
-    """Of the ids that are not hidden the mass of each GROUP tiles, and what is to be known of the whole row.
+    """Sums over a row of the base.
 
-    The row goes on to `width` with ids that cannot be drawn and count only as mass of the model.
+    Args:
+        row: a RowPair; its teacher is not read.
+        width: the ids from row.length to here cannot be drawn and count only as mass of the model.
+        tempered: whether the temperature is not 1.
 
     Returns:
-        For each group the largest logit met until its end and its mass relative to that; the largest logit, LOWEST
-        if there is none; the raw log-sum-exp of all ids; the smallest logit, or 0.
+        Per group of GROUP tiles, of ids that are not hidden: the largest logit up to its end, and its mass relative to
+        that. Then the largest of these logits, LOWEST if there is none; the raw log-sum-exp of all ids; the smallest
+        logit that is not hidden, or 0.
     """
     peak = tl.full((R,), LOWEST, tl.float32)
     raw = tl.zeros((R,), tl.float32)  # relative to peak, at temperature 1
@@ -48,14 +64,14 @@ def draft_sweep(row, width, scale, tempered, R: tl.constexpr, GROUP: tl.constexp
     lowest = raw
     peak_G = tl.full((GROUPS,), LOWEST, tl.float32)
     mass_G = tl.zeros((GROUPS,), tl.float64)
-    for group in range(0, row[2], GROUP * R * 8):
+    for group in range(0, row.length, GROUP * R * 8):
         mass = tl.zeros((R,), tl.float32)
-        for start in range(group, tl.minimum(group + GROUP * R * 8, row[2]), R * 8):
+        for start in range(group, tl.minimum(group + GROUP * R * 8, row.length), R * 8):
             cols = columns(start, R)
-            b = tl.load(row[0] + cols, mask=cols < row[2], other=float("-inf")).to(tl.float32)
+            b = tl.load(row.base + cols, mask=cols < row.length, other=float("-inf")).to(tl.float32)
             low = tl.min(b, axis=1)
-            if tl.load(row[4] + start // (R * 8)) != 0:
-                hide = hidden_tile(row[3], start, R)
+            if tl.load(row.hidden_tiles + start // (R * 8)) != 0:
+                hide = hidden_ids(row.hidden, start, R)
                 low = tl.min(tl.where(hide, 0.0, b), axis=1)
                 x = tl.where(hide, b, float("-inf"))
                 new = tl.maximum(shut_peak, tl.max(x, axis=1))
@@ -73,9 +89,9 @@ def draft_sweep(row, width, scale, tempered, R: tl.constexpr, GROUP: tl.constexp
         mine = tl.arange(0, GROUPS) == group // (GROUP * R * 8)
         peak_G = tl.where(mine, top, peak_G)
         mass_G = tl.where(mine, total(mass * tl.exp2((peak - top) * scale)), mass_G)
-    for start in range(row[2], width, R * 8):
+    for start in range(row.length, width, R * 8):
         cols = columns(start, R)
-        x = tl.load(row[0] + cols, mask=cols < width, other=float("-inf")).to(tl.float32)
+        x = tl.load(row.base + cols, mask=cols < width, other=float("-inf")).to(tl.float32)
         new = tl.maximum(shut_peak, tl.max(x, axis=1))
         shut = shut * tl.exp2((shut_peak - new) * LOG2E)
         shut += tl.sum(tl.exp2((x - new[:, None]) * LOG2E), axis=1)
@@ -93,36 +109,68 @@ def draft_sweep(row, width, scale, tempered, R: tl.constexpr, GROUP: tl.constexp
 
 @triton.jit(do_not_specialize=["first"])
 def draft_kernel(
-    base, base_stride, width, length, settings, first, hidden, hidden_stride, dirty, dirty_stride, stops, drafts,
+    # Logits of the base; `length` of `width` ids can be drawn.
+    base,
+    base_stride,
+    width,
+    length,
+    # Settings, from decision `first` on.
+    settings,
+    first,
+    # Alphabets.
+    hidden,
+    hidden_stride,
+    hidden_tiles,
+    hidden_tiles_stride,
+    stops,
+    # Results: the table of drafts by row of the base, ids by decision.
+    drafts,
     tokens,
-    R: tl.constexpr, STOPS: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-):  # fmt: skip
+    # Sizes: lanes of a tile, ids of a stop class, tiles of a group, groups.
+    R: tl.constexpr,
+    STOPS: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
     n = tl.program_id(0)
-    s = settings + (first + n) * SETTINGS
-    at = tl.load(s).to(tl.int64)
-    base += at * base_stride
-    alphabet = tl.load(s + 2).to(tl.int32)
-    inv_t = tl.load(s + 3)
-    scale = (inv_t / LN2).to(tl.float32)
-    greedy = tl.load(s + 4) != 0
-    uniform = tl.load(s + 10)
+    settings += (first + n) * SETTING_COLUMNS
+    base_row = tl.load(settings + SETTING_BASE_ROW).to(tl.int64)
+    base += base_row * base_stride
+    drafts += base_row * DRAFT_COLUMNS
+    alphabet = tl.load(settings + SETTING_ALPHABET).to(tl.int32)
+    inv_temperature = tl.load(settings + SETTING_INV_TEMPERATURE)
+    scale = (inv_temperature / LN2).to(tl.float32)
+    greedy = tl.load(settings + SETTING_GREEDY) != 0
+    uniform = tl.load(settings + SETTING_DRAFT_UNIFORM)
+
     stop_ids = tl.load(stops + alphabet * STOPS + tl.arange(0, STOPS))
     stop_at = tl.load(stops + alphabet * STOPS)
-    stop_raw, stop, _ = stop_sums(base, stop_ids, width, inv_t)
+    stop_raw, stop, _ = stop_sums(base, stop_ids, width, inv_temperature)
     stop32 = stop.to(tl.float32)
-    hidden += alphabet * hidden_stride
-    dirty += alphabet * dirty_stride
-    row = (base, base, length, hidden, dirty, stop_at, stop32, stop32)
+    row = RowPair(
+        base=base,
+        teacher=base,
+        length=length,
+        hidden=hidden + alphabet * hidden_stride,
+        hidden_tiles=hidden_tiles + alphabet * hidden_tiles_stride,
+        stop_at=stop_at,
+        stop_base=stop32,
+        stop_teacher=stop32,
+        tau=float("-inf"),
+        tie=FAR,
+    )
 
+    # Masses of the groups, the stop class among them.
     SPAN: tl.constexpr = GROUP * R * 8
     groups_G = tl.arange(0, GROUPS)
-    peak_G, mass_G, top, raw_lse, lowest = draft_sweep(row, width, scale, inv_t != 1.0, R, GROUP, GROUPS)
+    peak_G, mass_G, top, raw_lse, lowest = draft_sweep(row, width, scale, inv_temperature != 1.0, R, GROUP, GROUPS)
     peak = tl.maximum(top, stop32)
     mass_G *= tl.exp2((top - peak) * scale)
     stop_group = tl.where(stop_at >= 0, stop_at // SPAN, -1)
     mass_G += tl.where(groups_G == stop_group, tl.exp2((stop32 - peak) * scale), 0.0)
     mass = tl.sum(mass_G)
 
+    # The group of the draft, then its column there.
     if greedy:
         group = tl.min(tl.where(peak_G == peak, groups_G, GROUPS - 1))
         group = tl.where((stop_group >= 0) & (stop32 == peak), tl.minimum(group, stop_group), group)
@@ -147,12 +195,11 @@ def draft_kernel(
     some = mass > 0
     column = tl.where(some & (tl.abs(raw_lse) < float("inf")) & (column < length), column, 0)
 
-    out = drafts + at * DRAFTS
-    tl.store(out, column.to(tl.float64))
-    tl.store(out + 1, tl.where(some, peak, float("-inf")).to(tl.float64))
-    tl.store(out + 2, tl.where(some, tl.log(tl.where(some, mass, 1.0)) / LN2, 0.0))
-    tl.store(out + 3, raw_lse)
-    tl.store(out + 4, lowest.to(tl.float64))
-    tl.store(out + 5, stop)
-    tl.store(out + 6, stop_raw)
+    tl.store(drafts + DRAFT_OUTCOME, column.to(tl.float64))
+    tl.store(drafts + DRAFT_PEAK, tl.where(some, peak, float("-inf")).to(tl.float64))
+    tl.store(drafts + DRAFT_LOG2_MASS, tl.where(some, tl.log(tl.where(some, mass, 1.0)) / LN2, 0.0))
+    tl.store(drafts + DRAFT_LSE, raw_lse)
+    tl.store(drafts + DRAFT_LOWEST, lowest.to(tl.float64))
+    tl.store(drafts + DRAFT_STOP, stop)
+    tl.store(drafts + DRAFT_STOP_RAW, stop_raw)
     tl.store(tokens + n, column.to(tl.int64))

@@ -8,16 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from midlogit.core.rules import EqualKL, FixedAlpha, KLBudget
-from midlogit.decide.base import BROKEN, EMPTY, Decided, RowSettings
-from midlogit.decide.kernels.draft import DRAFTS, draft_kernel
-from midlogit.decide.kernels.masks import STOPS, Alphabets, Tables
-from midlogit.decide.kernels.solve import RESULTS, solve_kernel
-from midlogit.decide.kernels.teacher_scan import STATE, survey_kernel
-from midlogit.decide.transfer import HostCopy
+from midlogit.decide.base import Decided, RowSettings
+from midlogit.decide.kernels.draft import draft_kernel
+from midlogit.decide.kernels.layout import (
+    DRAFT_COLUMNS,
+    ERRORS,
+    RESULT_COLUMNS,
+    SCAN_COLUMNS,
+    SETTING_TEACHER_ROW,
+    ResultRow,
+    SettingsRow,
+)
+from midlogit.decide.kernels.masks import STOPS, Alphabets, AlphabetTables
+from midlogit.decide.kernels.solve import solve_kernel
+from midlogit.decide.kernels.teacher_scan import teacher_scan_kernel
+from midlogit.decide.transfer import HostCopy, to_device
 from midlogit.outputs import Decision
 
 LANES = 512  # lanes of a tile, eight ids each
@@ -26,9 +35,7 @@ WARPS, REGISTERS = 16, 64  # of a program: two of them share a multiprocessor
 FEW_LANES, FEW_WARPS = 128, 4  # the same for those copies
 GROUP = 4  # tiles whose mass is kept for a draw
 COARSE = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}  # low bits of a float32 that a row's type lacks
-UNCONSTRAINED = 2.0
-TEACHER_ROW = 1  # column of a prepared table
-ERRORS = (None, BROKEN, EMPTY)
+UNCONSTRAINED = 2.0  # top_p of a row without a support constraint
 
 
 def handles(settings: RowSettings) -> bool:
@@ -37,7 +44,7 @@ def handles(settings: RowSettings) -> bool:
         settings.top_logprobs == 0
         and settings.given is None
         and (not settings.outcomes.merged or len(settings.outcomes.stop_ids) <= STOPS)
-        and isinstance(settings.rule, EqualKL | FixedAlpha | KLBudget)
+        and settings.rule.kernel_code is not None
     )
 
 
@@ -52,12 +59,12 @@ class PreparedSettings:
 
     settings: Sequence[RowSettings]
     table_NC: torch.Tensor
-    tables: Tables
+    tables: AlphabetTables
     constrained: bool
 
     def set_teacher_rows(self, rows_N: torch.Tensor) -> None:
         """Sets the rows of the teacher's buffer that hold the logits, where `prepare` did not know them."""
-        self.table_NC[:, TEACHER_ROW] = rows_N
+        self.table_NC[:, SETTING_TEACHER_ROW.value] = rows_N
 
     def some(self, numbers: Sequence[int], numbers_M: torch.Tensor) -> PreparedSettings:
         """A subset of the decisions; decision i reads row i of the teacher's buffer.
@@ -87,23 +94,36 @@ class KernelDecided(Decided):
         return self._tokens_N
 
     def token_ids(self) -> list[int]:
-        return [int(row[0]) for row in self._results.values()]
+        return [int(row.token_id) for row in self._rows()]
 
     def drafted_ids(self) -> list[int]:
         """The base's draft for each decision; it was accepted where it is the decided id. Waits for the device."""
-        return [int(row[-1]) for row in self._results.values()]
+        return [int(row.draft) for row in self._rows()]
 
     def decisions(self) -> list[Decision]:
-        return [
-            Decision(
-                int(token), alpha, kl_base, kl_teacher, entropy, ess_base, ess_teacher, logprob, base, teacher,
-                s.forced, fallback > 0, s.top_p is not None, error=ERRORS[int(error)],
-            )
-            for s, (
-                token, alpha, kl_base, kl_teacher, entropy, ess_base, ess_teacher, logprob, base, teacher, fallback,
-                error, _,
-            ) in zip(self._settings, self._results.values(), strict=True)
-        ]  # fmt: skip
+        return [_decision(row, settings) for row, settings in zip(self._rows(), self._settings, strict=True)]
+
+    def _rows(self) -> list[ResultRow]:
+        return [ResultRow(*row) for row in self._results.values()]
+
+
+def _decision(row: ResultRow, settings: RowSettings) -> Decision:
+    return Decision(
+        token_id=int(row.token_id),
+        alpha=row.alpha,
+        kl_base=row.kl_base,
+        kl_teacher=row.kl_teacher,
+        entropy=row.entropy,
+        ess_base=row.ess_base,
+        ess_teacher=row.ess_teacher,
+        logprob=row.logprob,
+        base_logprob=row.base_logprob,
+        teacher_logprob=row.teacher_logprob,
+        forced=settings.forced,
+        fallback=row.fallback > 0,
+        constrained=settings.top_p is not None,
+        error=ERRORS[int(row.error)],
+    )
 
 
 class KernelLauncher:
@@ -136,33 +156,21 @@ class KernelLauncher:
         self._alphabets.make_room()
         rows = range(len(settings))
         table = [
-            (
-                base_row,
-                teacher_row,
-                self._alphabets.number(s.outcomes, s.may_end),
-                1 / (s.temperature or 1.0),
-                s.temperature == 0,
-                UNCONSTRAINED if s.top_p is None else s.top_p,
-                s.alpha_tol,
-                *_rule(s.rule),
-                s.forced,
-                *s.uniforms,
-            )
+            self._settings_row(s, base_row, teacher_row)
             for s, base_row, teacher_row in zip(settings, base_rows or rows, teacher_rows or rows, strict=True)
         ]
-        cuda = self._device.type == "cuda"
-        table_NC = torch.tensor(table, dtype=torch.float64, pin_memory=cuda).to(self._device, non_blocking=True)
+        table_NC = to_device(table, self._device, torch.float64)
         constrained = any(s.top_p is not None for s in settings)
         return PreparedSettings(settings, table_NC, self._alphabets.tables, constrained)
 
     def allocate_drafts(self, rows: int) -> torch.Tensor:
         """A table for the results of `draft` that `launch` reads, for a base buffer of `rows` rows."""
-        return torch.empty((rows, DRAFTS.value), dtype=torch.float64, device=self._device)
+        return self._empty(rows, DRAFT_COLUMNS.value)
 
     def draft(
         self, base_NV: torch.Tensor, prepared: PreparedSettings, drafts_RC: torch.Tensor, rows: slice = slice(None)
     ) -> torch.Tensor:
-        """Enqueues what the base drafts for some decisions on the current stream.
+        """Enqueues the base's drafts for some decisions on the current stream.
 
         Args:
             base_NV: as for `launch`; rows of other decisions may still be unwritten.
@@ -174,14 +182,26 @@ class KernelLauncher:
             its first id, and 0 in a row from which nothing can be drawn.
         """
         first, last, _ = rows.indices(len(prepared.settings))
-        tokens_N = torch.empty(last - first, dtype=torch.int64, device=self._device)
-        if last > first:
-            draft_kernel[(last - first,)](
-                base_NV, base_NV.stride(0), base_NV.shape[1], self._vocabulary, prepared.table_NC, first,
-                *_alphabets(prepared.tables), drafts_RC, tokens_N,
-                R=LANES, STOPS=STOPS, GROUP=GROUP, GROUPS=_groups(self._vocabulary, LANES),
-                num_warps=WARPS, maxnreg=REGISTERS,
-            )  # fmt: skip
+        tokens_N = self._empty(last - first, dtype=torch.int64)
+        self._run(
+            draft_kernel,
+            last - first,
+            base=base_NV,
+            base_stride=base_NV.stride(0),
+            width=base_NV.shape[1],
+            length=self._vocabulary,
+            settings=prepared.table_NC,
+            first=first,
+            **_alphabets(prepared.tables),
+            drafts=drafts_RC,
+            tokens=tokens_N,
+            R=LANES,
+            STOPS=STOPS,
+            GROUP=GROUP,
+            GROUPS=_groups(self._vocabulary, LANES),
+            num_warps=WARPS,
+            maxnreg=REGISTERS,
+        )
         return tokens_N
 
     def launch(
@@ -202,64 +222,102 @@ class KernelLauncher:
         if drafts_RC is None:
             drafts_RC = self.allocate_drafts(len(base_NV))
             self.draft(base_NV, prepared, drafts_RC)
-        rows, device = len(prepared.settings), self._device
-        settings_NC, alphabets = prepared.table_NC, _alphabets(prepared.tables)
-        state_NC = torch.empty((rows, STATE.value), dtype=torch.float64, device=device)
-        results_NC = torch.empty((rows, RESULTS.value), dtype=torch.float64, device=device)
-        tokens_N = torch.empty(rows, dtype=torch.int64, device=device)
-        few = (rows, CAPACITY) if prepared.constrained else (0, CAPACITY)
-        few_base_NK = torch.empty(few, dtype=torch.float32, device=device)
-        few_teacher_NK = torch.empty(few, dtype=torch.float32, device=device)
-        few_ids_NK = torch.empty(few, dtype=torch.int32, device=device)
-        coarse = COARSE[teacher_NV.dtype]
-        if rows:
-            survey_kernel[(rows,)](
-                base_NV, base_NV.stride(0), teacher_NV, teacher_NV.stride(0), teacher_NV.shape[1], self._vocabulary,
-                settings_NC,
-                *alphabets, drafts_RC, state_NC, few_base_NK, few_teacher_NK, few_ids_NK,
-                R=LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=prepared.constrained, CAPACITY=CAPACITY,
-                num_warps=WARPS, maxnreg=REGISTERS,
-            )  # fmt: skip
-            solve_kernel[(rows,)](
-                base_NV, base_NV.stride(0), teacher_NV, teacher_NV.stride(0), self._vocabulary, self._vocabulary,
-                few_ids_NK,
-                settings_NC, *alphabets, drafts_RC, state_NC, results_NC, tokens_N,
-                R=LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=prepared.constrained, FULL=True,
-                GROUP=GROUP, GROUPS=_groups(self._vocabulary, LANES),
-                num_warps=WARPS, maxnreg=REGISTERS, enable_fp_fusion=_aligned(base_NV, teacher_NV),
-            )  # fmt: skip
-        if rows and prepared.constrained:
-            solve_kernel[(rows,)](
-                few_base_NK, CAPACITY, few_teacher_NK, CAPACITY, CAPACITY, self._vocabulary, few_ids_NK,
-                settings_NC, *alphabets, drafts_RC, state_NC, results_NC, tokens_N,
-                R=FEW_LANES, STOPS=STOPS, SHIFT=coarse, NUCLEUS=True, FULL=False,
-                GROUP=GROUP, GROUPS=_groups(CAPACITY, FEW_LANES), num_warps=FEW_WARPS,
-            )  # fmt: skip
+        rows = len(prepared.settings)
+        results_NC = self._empty(rows, RESULT_COLUMNS.value)
+        tokens_N = self._empty(rows, dtype=torch.int64)
+        few_rows = rows if prepared.constrained else 0
+        few_base_NK = self._empty(few_rows, CAPACITY, dtype=torch.float32)
+        few_teacher_NK = self._empty(few_rows, CAPACITY, dtype=torch.float32)
+        few_ids_NK = self._empty(few_rows, CAPACITY, dtype=torch.int32)
+
+        tables = {
+            "settings": prepared.table_NC,
+            **_alphabets(prepared.tables),
+            "drafts": drafts_RC,
+            "scans": self._empty(rows, SCAN_COLUMNS.value),
+        }
+        sizes = {"STOPS": STOPS, "SHIFT": COARSE[teacher_NV.dtype], "NUCLEUS": prepared.constrained}
+        whole = {**_pair(base_NV, teacher_NV, self._vocabulary), **tables, **sizes}
+        whole |= {"R": LANES, "num_warps": WARPS, "maxnreg": REGISTERS}
+        copies = {**_pair(few_base_NK, few_teacher_NK, CAPACITY), **tables, **sizes}
+        copies |= {"R": FEW_LANES, "num_warps": FEW_WARPS}
+        outputs = {"ids": few_ids_NK, "vocabulary": self._vocabulary, "results": results_NC, "tokens": tokens_N}
+
+        self._run(
+            teacher_scan_kernel,
+            rows,
+            **whole,
+            width=teacher_NV.shape[1],
+            few_base=few_base_NK,
+            few_teacher=few_teacher_NK,
+            few_ids=few_ids_NK,
+            CAPACITY=CAPACITY,
+        )
+        groups = {"GROUP": GROUP, "GROUPS": _groups(self._vocabulary, LANES)}
+        fusion = _aligned(base_NV, teacher_NV)
+        self._run(solve_kernel, rows, **whole, **outputs, **groups, FULL=True, enable_fp_fusion=fusion)
+        groups = {"GROUP": GROUP, "GROUPS": _groups(CAPACITY, FEW_LANES)}
+        self._run(solve_kernel, few_rows, **copies, **outputs, **groups, FULL=False)
         return KernelDecided(prepared.settings, tokens_N, results_NC)
+
+    def _run(self, kernel: Any, programs: int, **arguments: Any) -> None:
+        """Enqueues a kernel on the device of the logits; Triton alone would take the current one."""
+        if programs:
+            with torch.cuda.device_of(arguments["base"]):  # type: ignore[no-untyped-call]
+                kernel[(programs,)](**arguments)
+
+    def _settings_row(self, settings: RowSettings, base_row: int, teacher_row: int) -> SettingsRow:
+        code = settings.rule.kernel_code
+        assert code is not None
+        return SettingsRow(
+            base_row=base_row,
+            teacher_row=teacher_row,
+            alphabet=self._alphabets.number(settings.outcomes, settings.may_end),
+            inv_temperature=1 / (settings.temperature or 1.0),
+            greedy=settings.temperature == 0,
+            top_p=UNCONSTRAINED if settings.top_p is None else settings.top_p,
+            tolerance=settings.alpha_tol,
+            rule=code,
+            rule_parameter=settings.rule.kernel_parameter,
+            forced=settings.forced,
+            draft_uniform=settings.uniforms.draft,
+            accept_uniform=settings.uniforms.accept,
+            redraw_uniform=settings.uniforms.redraw,
+        )
+
+    def _empty(self, *shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=self._device)
 
 
 def _aligned(*rows: torch.Tensor) -> bool:
     """Whether each thread reads several ids of a lane at once, as it does where rows begin at multiples of 16.
 
-    With one id a thread, eight threads sum a lane, and a product may be fused into each thread's own sum: they would
+    With one id per thread, eight threads sum a lane, and a product may be fused into each thread's own sum: they would
     hold sums that differ in the last digit, and which of them is used would be chance.
     """
     return all(rows_NV.stride(0) % 16 == 0 and rows_NV.data_ptr() % 16 == 0 for rows_NV in rows)
 
 
-def _alphabets(tables: Tables) -> tuple[torch.Tensor | int, ...]:
+def _pair(base_NV: torch.Tensor, teacher_NV: torch.Tensor, length: int) -> dict[str, torch.Tensor | int]:
+    """Rows of both models as the kernels take them."""
+    return {
+        "base": base_NV,
+        "base_stride": base_NV.stride(0),
+        "teacher": teacher_NV,
+        "teacher_stride": teacher_NV.stride(0),
+        "length": length,
+    }
+
+
+def _alphabets(tables: AlphabetTables) -> dict[str, torch.Tensor | int]:
     """Tables as the kernels take them."""
-    hidden_AB, dirty_AT = tables.hidden_AB, tables.dirty_AT
-    return hidden_AB, hidden_AB.stride(0), dirty_AT, dirty_AT.stride(0), tables.stops_AS
-
-
-def _rule(rule: object) -> tuple[int, float]:
-    """A rule as the kernel reads it (solve.py: EQUAL_KL, FIXED_ALPHA, KL_BUDGET)."""
-    if isinstance(rule, FixedAlpha):
-        return 1, rule.value
-    if isinstance(rule, KLBudget):
-        return 2, rule.epsilon
-    return 0, 0.0
+    return {
+        "hidden": tables.hidden_AB,
+        "hidden_stride": tables.hidden_AB.stride(0),
+        "hidden_tiles": tables.hidden_tiles_AT,
+        "hidden_tiles_stride": tables.hidden_tiles_AT.stride(0),
+        "stops": tables.stops_AS,
+    }
 
 
 def _groups(columns: int, lanes: int) -> int:

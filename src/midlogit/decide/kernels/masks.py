@@ -1,4 +1,4 @@
-"""The alphabets of a batch as tables on the device: hidden ids, stop classes; knows Outcomes, not rows.
+"""The alphabets of a batch as tables on the device: masks of hidden ids, stop classes; knows Outcomes, not rows.
 
 An alphabet is an Outcomes and whether the sequence may end. Few differ in practice, and they stay on the device.
 """
@@ -12,6 +12,7 @@ import torch
 
 from midlogit.core.arrays import Array
 from midlogit.core.outcomes import Outcomes
+from midlogit.decide.transfer import to_device
 
 STOPS = 64  # stop ids that a merged class can have
 ROWS = 64  # alphabets that the tables hold at first
@@ -19,21 +20,21 @@ FORGET = 512  # alphabets after which the tables start anew
 
 
 @dataclass(frozen=True, slots=True)
-class Tables:
+class AlphabetTables:
     """Alphabets on the device, A of them.
 
     Attributes:
-        hidden_AB: a bit for each id that cannot be drawn by itself, the members of a merged class among them.
-        dirty_AT: which tiles hold a hidden id or a stop class.
-        stops_AS: the ids of the merged class, −1 where there are no more.
+        hidden_AB: one bit per id, set where it cannot be drawn by itself; members of a merged class are hidden too.
+        hidden_tiles_AT: whether a tile has a hidden id or a stop class.
+        stops_AS: the ids of the merged class, then −1.
     """
 
     hidden_AB: torch.Tensor
-    dirty_AT: torch.Tensor
+    hidden_tiles_AT: torch.Tensor
     stops_AS: torch.Tensor
 
     @classmethod
-    def empty(cls, alphabets: int, vocabulary: int, tile: int, device: torch.device) -> Tables:
+    def empty(cls, alphabets: int, vocabulary: int, tile: int, device: torch.device) -> AlphabetTables:
         tiles = -(-vocabulary // tile)
         return cls(
             torch.zeros((alphabets, tiles * tile // 8), dtype=torch.uint8, device=device),
@@ -43,10 +44,9 @@ class Tables:
 
 
 class Alphabets:
-    """Numbers alphabets as they are met and keeps their tables.
+    """Numbers alphabets in the order of their first use and keeps their tables.
 
-    Tables once handed out are not changed where a launch may read them: new alphabets are appended, and larger
-    tables are copies.
+    The rows that a launch may read are never changed: new alphabets are appended, and larger tables are copies.
     """
 
     def __init__(self, vocabulary: int, tile: int, device: torch.device) -> None:
@@ -54,12 +54,12 @@ class Alphabets:
         self._start_anew()
 
     def _start_anew(self) -> None:
-        self.tables = Tables.empty(ROWS, self._vocabulary, self._tile, self._device)
+        self.tables = AlphabetTables.empty(ROWS, self._vocabulary, self._tile, self._device)
         self._numbers: dict[object, int] = {}
         self._known: dict[tuple[int, bool], tuple[Outcomes, int]] = {}  # holds the Outcomes, so ids stay theirs
 
     def make_room(self) -> None:
-        """Called before a batch, whose numbers all refer to the same tables."""
+        """Forgets alphabets if there are too many; to be called before a batch, whose numbers share their tables."""
         if len(self._numbers) > FORGET or len(self._known) > 16 * FORGET:
             self._start_anew()
 
@@ -75,11 +75,12 @@ class Alphabets:
 
     def _add(self, outcomes: Outcomes, may_end: bool, number: int) -> None:
         if number == len(self.tables.hidden_AB):
-            larger = Tables.empty(2 * number, self._vocabulary, self._tile, self._device)
+            larger = AlphabetTables.empty(2 * number, self._vocabulary, self._tile, self._device)
             larger.hidden_AB[:number] = self.tables.hidden_AB
-            larger.dirty_AT[:number] = self.tables.dirty_AT
+            larger.hidden_tiles_AT[:number] = self.tables.hidden_tiles_AT
             larger.stops_AS[:number] = self.tables.stops_AS
             self.tables = larger
+
         hidden_V = np.zeros(8 * self.tables.hidden_AB.shape[1], dtype=bool)
         hidden = set(outcomes.masked if may_end else outcomes.masked_before_end)
         merged = outcomes.merged and may_end
@@ -87,13 +88,15 @@ class Alphabets:
             hidden |= set(outcomes.stop_ids)
         hidden_V[[i for i in hidden if i < self._vocabulary]] = True
         hidden_V[self._vocabulary :] = True
+
         stops_S = np.full(STOPS, -1, dtype=np.int32)
         if merged:
             stops_S[: len(outcomes.stop_ids)] = outcomes.stop_ids
-        self._send(self.tables.hidden_AB[number], np.packbits(hidden_V, bitorder="little"))
-        self._send(self.tables.dirty_AT[number], hidden_V.reshape(-1, self._tile).any(axis=1).astype(np.uint8))
-        self._send(self.tables.stops_AS[number], stops_S)
 
-    def _send(self, row: torch.Tensor, values: Array) -> None:
-        source = torch.from_numpy(values)
-        row.copy_(source.pin_memory() if self._device.type == "cuda" else source, non_blocking=True)
+        hidden_tiles_T = hidden_V.reshape(-1, self._tile).any(axis=1).astype(np.uint8)
+        self.tables.hidden_AB[number] = self._send(np.packbits(hidden_V, bitorder="little"))
+        self.tables.hidden_tiles_AT[number] = self._send(hidden_tiles_T)
+        self.tables.stops_AS[number] = self._send(stops_S)
+
+    def _send(self, values: Array) -> torch.Tensor:
+        return to_device(torch.from_numpy(values), self._device)

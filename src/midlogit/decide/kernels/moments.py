@@ -6,6 +6,8 @@ which is exact for rows that nearly agree, so nothing small is the difference of
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -27,7 +29,7 @@ def log_ratio(b, t, at, scale, c, HOLES: tl.constexpr):
 
 @triton.jit
 def anchors(b_peak, t_peak):
-    """What to take off b, off t and off their difference so that ℓ + c loses no digits.
+    """Offsets to subtract from b, t and their difference, so that ℓ + c loses no digits.
 
     Rows at about the same height are subtracted first (exact where they nearly agree), rows far apart each from
     its own peak.
@@ -48,16 +50,36 @@ def curvature(x):
     return 0.5 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x * (1 / 720))))
 
 
+class Landmarks(NamedTuple):
+    """Sums over a row pair at α = 0 (the base p), ½ (the middle w) and 1 (the teacher t), relative to both peaks.
+
+    Attributes:
+        p0, p1, p2: Σ p and the unnormalised first two moments of ℓ + c, on the common support; w0 to t2 likewise.
+        p_off, t_off: masses off the common support.
+        gap: Σ (t − p), whose terms cancel where the rows agree.
+        size: Σ w |ℓ + c|.
+    """
+
+    p0: Any
+    p1: Any
+    p2: Any
+    w0: Any
+    w1: Any
+    w2: Any
+    t0: Any
+    t1: Any
+    t2: Any
+    p_off: Any
+    t_off: Any
+    gap: Any
+    size: Any
+
+
 @triton.jit
 def landmarks(
     row, b_peak, t_peak, scale, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, HOLES: tl.constexpr
 ):
-    """Moments of ℓ + c at α = 0, ½ and 1, relative to both peaks, on the common support.
-
-    Returns:
-        Σ and the first two moments (unnormalised) of base, middle and teacher; the mass of base and of teacher
-        off the common support; Σ (t − p), whose terms cancel where the rows agree; and the middle's Σ |ℓ + c|.
-    """
+    """The Landmarks of a row pair."""
     p0 = tl.zeros((R,), tl.float32)
     p1 = p0
     p2 = p0
@@ -73,7 +95,7 @@ def landmarks(
     size = p0
     at = anchors(b_peak, t_peak)
     half = 0.5 * scale
-    for start in range(0, row[2], R * 8):
+    for start in range(0, row.length, R * 8):
         b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS, HOLES)
         ratio, common = log_ratio(b, t, at, scale, 0.0, HOLES)
         p = tl.exp2((b - b_peak) * half)
@@ -103,17 +125,36 @@ def landmarks(
         p2 += tl.sum(pc * ratio, axis=1)
         w2 += tl.sum(w * ratio, axis=1)
         t2 += tl.sum(qc * ratio, axis=1)
-    return (
-        total(p0), total(p1), total(p2), total(w0), total(w1), total(w2), total(t0), total(t1), total(t2),
-        total(p_off), total(t_off), total(gap), total(size),
-    )  # fmt: skip
+    return Landmarks(
+        p0=total(p0),
+        p1=total(p1),
+        p2=total(p2),
+        w0=total(w0),
+        w1=total(w1),
+        w2=total(w2),
+        t0=total(t0),
+        t1=total(t1),
+        t2=total(t2),
+        p_off=total(p_off),
+        t_off=total(t_off),
+        gap=total(gap),
+        size=total(size),
+    )
 
 
 @triton.jit
 def moments(
-    row, b_peak, t_peak, scale, c, alpha,
-    R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, HOLES: tl.constexpr,
-):  # fmt: skip
+    row,
+    b_peak,
+    t_peak,
+    scale,
+    c,
+    alpha,
+    R: tl.constexpr,
+    FULL: tl.constexpr,
+    NUCLEUS: tl.constexpr,
+    HOLES: tl.constexpr,
+):
     """log2 Σ p^(1-α) t^α over the common support, with p relative to its peak and t/p normalised, and E[ℓ^k].
 
     Weights are relative to the largest met so far, so that no α and no pair of rows underflows as a whole;
@@ -125,7 +166,7 @@ def moments(
     s2 = s0
     s3 = s0
     at = anchors(b_peak, t_peak)
-    for start in range(0, row[2], R * 8):
+    for start in range(0, row.length, R * 8):
         b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS, HOLES)
         ratio, common = log_ratio(b, t, at, scale, c, HOLES)
         weight = (b - b_peak) * scale + alpha * ratio
@@ -151,9 +192,9 @@ def moments(
 
 @triton.jit
 def close_moments(row, b_peak, t_peak, scale, alpha, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr):
-    """For rows that nearly agree: sums whose terms all have the size of the result.
+    """Sums for rows that nearly agree, whose terms all have the size of the result.
 
-    With y = ℓ + c: Σ p, Σ p y, Σ p (e^y − 1 − y), Σ p (e^αy − 1 − αy), Σ p y (e^αy − 1), Σ p y² e^αy.
+    With y = ℓ + c they are Σ p, Σ p y, Σ p (e^y − 1 − y), Σ p (e^αy − 1 − αy), Σ p y (e^αy − 1), Σ p y² e^αy.
     """
     n0 = tl.zeros((R,), tl.float32)
     n1 = n0
@@ -163,7 +204,7 @@ def close_moments(row, b_peak, t_peak, scale, alpha, R: tl.constexpr, FULL: tl.c
     a2 = n0
     at = anchors(b_peak, t_peak)
     natural = scale * LN2
-    for start in range(0, row[2], R * 8):
+    for start in range(0, row.length, R * 8):
         b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS, False)
         y, _ = log_ratio(b, t, at, natural, 0.0, False)
         p_log = (b - b_peak) * scale

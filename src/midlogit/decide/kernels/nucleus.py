@@ -62,7 +62,7 @@ def masses_above(row, floors_8, t_peak, scale, R: tl.constexpr, FULL: tl.constex
     a6 = a0
     a7 = a0
     every = a0
-    for start in range(0, row[2], R * 8):
+    for start in range(0, row.length, R * 8):
         t, _ = side_tile(row, start, R, TEACHER, FULL)
         mass = tl.exp2((t - t_peak) * scale)
         every += tl.sum(mass, axis=1)
@@ -104,7 +104,7 @@ def compact(row, floor, out_b, out_t, out_id, R: tl.constexpr, CAPACITY: tl.cons
     Returns how many there are; those beyond CAPACITY are not written.
     """
     count = 0
-    for start in range(0, row[2], R * 8):
+    for start in range(0, row.length, R * 8):
         t, cols = side_tile(row, start, R, TEACHER, True)
         keep = (t >= floor).to(tl.int32)
         lane = tl.sum(keep, axis=1)
@@ -129,7 +129,7 @@ def last_tie(row, tau, quota, R: tl.constexpr, FULL: tl.constexpr):
     seen = tl.zeros((), tl.int32)
     tie = tl.full((), FAR, tl.int32)
     b_open = tl.full((R,), float("-inf"), tl.float32)
-    for start in range(0, row[2], R * 8):
+    for start in range(0, row.length, R * 8):
         b, t, cols = pair_tile(row, start, R, FULL, False, True)
         equal = (t == tau).to(tl.int32)
         lane = tl.sum(equal, axis=1)
@@ -145,12 +145,24 @@ def last_tie(row, tau, quota, R: tl.constexpr, FULL: tl.constexpr):
 
 @triton.jit
 def find_nucleus(
-    row, low, low_mass, high, high_mass, target, t_peak, scale,
-    has_stop, R: tl.constexpr, SHIFT: tl.constexpr, FULL: tl.constexpr,
-):  # fmt: skip
+    row,
+    # Bracket of the threshold, the masses at or above its ends, and the mass to reach.
+    low,
+    low_mass,
+    high,
+    high_mass,
+    target,
+    # The teacher's largest logit, log2(e) / temperature, whether there is a stop class.
+    t_peak,
+    scale,
+    has_stop,
+    R: tl.constexpr,
+    SHIFT: tl.constexpr,
+    FULL: tl.constexpr,
+):
     """(tau, tie) of the nucleus (docs/theory.md (15)), and the base's largest logit on it.
 
-    Eight thresholds a sweep narrow the bracket to one value that a row can hold; most of them lie close to
+    Eight thresholds per sweep narrow the bracket to one value that a row can hold; most of them lie close to
     where a mass that is spread evenly over the bracket would cross the target.
     """
     i = tl.arange(0, 8).to(tl.float64)
@@ -170,12 +182,11 @@ def find_nucleus(
 
     value = bucket_value(low, SHIFT)
     left = target - high_mass
-    stop = row[7]
     # The stop class alone may lie between the values of a row's type: it ranks before the others of its bucket.
-    before = has_stop & ((in_order(stop) >> SHIFT) == low) & (stop > value)
-    left -= tl.where(before, tl.exp2((stop - t_peak) * scale).to(tl.float64), 0.0)
+    before = has_stop & ((in_order(row.stop_teacher) >> SHIFT) == low) & (row.stop_teacher > value)
+    left -= tl.where(before, tl.exp2((row.stop_teacher - t_peak) * scale).to(tl.float64), 0.0)
     alone = before & (left <= 0)
-    tau = tl.where(alone, stop, value)
+    tau = tl.where(alone, row.stop_teacher, value)
     each = tl.maximum(tl.exp2((value - t_peak) * scale).to(tl.float64), 1e-45)
     quota = tl.minimum(tl.maximum(tl.ceil(left / each), 1.0), 2147483647.0).to(tl.int32)
     quota = tl.where(alone, FAR, quota)

@@ -1,10 +1,12 @@
-"""What is reported of q, and the token drawn from it; knows α and the sizes of both models, not how they were found.
+"""Sums to report of q, and the token drawn from it; knows α and the masses of both models, not how they were found.
 
-A token is drawn as docs/speculation.md says: the base's draft stands, or one of (q − D)₊ replaces it. The KLs are sums
-of terms that are never negative.
+A token is drawn as docs/speculation.md says: the base's draft is accepted, or one drawn from (q − D)₊ replaces it. The
+KLs are sums of terms that are never negative.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -13,38 +15,116 @@ from midlogit.decide.kernels.moments import SERIES, anchors, curvature, log_rati
 from midlogit.decide.kernels.tiles import FAR, LN2, column_at, columns, group_at, pair_tile, total
 
 
+class Mixture(NamedTuple):
+    """A row pair's q, by what turns effective logits into log2 q; float32.
+
+    Attributes:
+        b_peak, t_peak: what both models' weights are relative to.
+        scale: log2(e) / temperature.
+        c: ℓ's normaliser, in units of log 2.
+        alpha: α. to_teacher: whether q is the teacher instead.
+        p_size, t_size, q_size: log2 of the masses that turn weights into probabilities. An error in q_size is made good
+            by dividing by Σ q.
+        excess: q_size − p_size, which is F in units of log 2, as a difference of float64.
+    """
+
+    b_peak: Any
+    t_peak: Any
+    scale: Any
+    c: Any
+    alpha: Any
+    to_teacher: Any
+    p_size: Any
+    t_size: Any
+    q_size: Any
+    excess: Any
+
+
+class Report(NamedTuple):
+    """Sums over a row pair.
+
+    Attributes:
+        mass_G: per group of tiles Σ q, or the largest log2 q of a greedy row.
+        rest_G: per group Σ (q − D)₊.
+        z: Σ q.
+        kl_base: Σ q (p/q − 1 − log(p/q)) in nats, or Σ q log(q/p), the same but for rounding.
+        kl_teacher: the same for t.
+        entropy: Σ q log2 q.
+        ess_base, ess_teacher: Σ p²/q and Σ t²/q.
+        base_off, teacher_off: masses of p and t where q is 0.
+        missing: mass of q where p is 0.
+    """
+
+    mass_G: Any
+    rest_G: Any
+    z: Any
+    kl_base: Any
+    kl_teacher: Any
+    entropy: Any
+    ess_base: Any
+    ess_teacher: Any
+    base_off: Any
+    teacher_off: Any
+    missing: Any
+
+
 @triton.jit
-def weigh(b, t, b_peak, t_peak, scale, c, t_size, q_size, alpha, to_teacher, HOLES: tl.constexpr):
-    """log2 of q and of the teacher, ℓ, log2 of the base relative to its peak; the drawable, the common."""
-    ratio, common = log_ratio(b, t, anchors(b_peak, t_peak), scale, c, HOLES)
-    p_rel = (b - b_peak) * scale
-    t_log = (t - t_peak) * scale - t_size
-    q_log = p_rel + alpha * ratio - q_size
+def mixture_of(b_peak, t_peak, scale, mass, alpha, p_size, q_size, to_teacher):
+    """The Mixture at α, from Masses and log2 of the masses of base and q."""
+    return Mixture(
+        b_peak=b_peak,
+        t_peak=t_peak,
+        scale=scale,
+        c=(mass.c / LN2).to(tl.float32),
+        alpha=alpha.to(tl.float32),
+        to_teacher=to_teacher,
+        p_size=p_size.to(tl.float32),
+        t_size=(tl.log(mass.t) / LN2).to(tl.float32),
+        q_size=q_size.to(tl.float32),
+        excess=(q_size - p_size).to(tl.float32),  # the difference comes before rounding
+    )
+
+
+@triton.jit
+def weigh(b, t, mix, HOLES: tl.constexpr):
+    """Weights of effective logits.
+
+    Returns:
+        log2 of q and of the teacher, ℓ in units of log 2, log2 of the base relative to its peak; whether q has mass
+        here, and whether both models have.
+    """
+    ratio, common = log_ratio(b, t, anchors(mix.b_peak, mix.t_peak), mix.scale, mix.c, HOLES)
+    p_rel = (b - mix.b_peak) * mix.scale
+    t_log = (t - mix.t_peak) * mix.scale - mix.t_size
+    q_log = p_rel + mix.alpha * ratio - mix.q_size
     drawn = common
     if HOLES:
-        drawn = tl.where(to_teacher, t > float("-inf"), common)
-        q_log = tl.where(drawn, tl.where(to_teacher, t_log, q_log), float("-inf"))
+        drawn = tl.where(mix.to_teacher, t > float("-inf"), common)
+        q_log = tl.where(drawn, tl.where(mix.to_teacher, t_log, q_log), float("-inf"))
     return q_log, t_log, ratio, p_rel, drawn, common
 
 
 @triton.jit
-def last_sweep(
-    row, b_peak, t_peak, scale, c, share, p_size, t_size, q_size, alpha, to_teacher, greedy,
-    R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, HOLES: tl.constexpr, CLOSE: tl.constexpr,
-    GROUP: tl.constexpr, GROUPS: tl.constexpr,
-):  # fmt: skip
-    """All that is reported of q, and what the draw needs of each GROUP tiles.
+def report_sweep(
+    row,
+    mix,
+    share,
+    greedy,
+    R: tl.constexpr,
+    FULL: tl.constexpr,
+    NUCLEUS: tl.constexpr,
+    HOLES: tl.constexpr,
+    CLOSE: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """The Report of a row pair.
 
     Args:
+        mix: a Mixture.
         share: D's mass on the support, so that D is p times that.
-        p_size, t_size, q_size: log2 of the masses that turn weights relative to the peaks into probabilities;
-            an error in q_size is made good by the caller.
-        HOLES: the rows may hold −inf, or q is the teacher. CLOSE: the KLs may be small.
-
-    Returns:
-        For each group Σ q, or the largest log2 q if greedy, and Σ (q − D)₊; then for the row Σ q; Σ q(p/q − 1 −
-        log(p/q)) and the same for t (in nats; without CLOSE Σ q log(q/p), the same but for rounding); Σ q log2 q;
-        Σ p²/q, Σ t²/q; the masses of p and t where q is 0; and the mass of q where p is 0.
+        HOLES: whether the rows may hold −inf, or q is the teacher.
+        CLOSE: whether the KLs may be small, and are summed from terms that are never negative.
     """
     mass_G = tl.zeros((GROUPS,), tl.float32)
     rest_G = mass_G
@@ -57,25 +137,19 @@ def last_sweep(
     t_off = kl_b
     missing = kl_b
     z = tl.zeros((), tl.float64)
-    excess = (q_size - p_size).to(tl.float32)  # F; the difference comes before rounding
-    p_size = p_size.to(tl.float32)
-    t_size = t_size.to(tl.float32)
-    q_size = q_size.to(tl.float32)
-    for group in range(0, row[2], GROUP * R * 8):
+    for group in range(0, row.length, GROUP * R * 8):
         q_lane = tl.zeros((R,), tl.float32)
         rest = q_lane
         best = tl.full((R,), float("-inf"), tl.float32)
-        for start in range(group, tl.minimum(group + GROUP * R * 8, row[2]), R * 8):
+        for start in range(group, tl.minimum(group + GROUP * R * 8, row.length), R * 8):
             b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS, HOLES)
-            q_log, t_log, ratio, p_rel, drawn, common = weigh(
-                b, t, b_peak, t_peak, scale, c, t_size, q_size, alpha, to_teacher, HOLES
-            )
+            q_log, t_log, ratio, p_rel, drawn, common = weigh(b, t, mix, HOLES)
             q = tl.exp2(q_log)
-            p = tl.exp2(p_rel - p_size)
+            p = tl.exp2(p_rel - mix.p_size)
             m = tl.exp2(t_log)
             inverse = tl.exp2(tl.minimum(-q_log, 126.0))
-            x = (excess - alpha * ratio) * LN2
-            y = (excess + (1.0 - alpha) * ratio) * LN2
+            x = (mix.excess - mix.alpha * ratio) * LN2
+            y = (mix.excess + (1.0 - mix.alpha) * ratio) * LN2
             if HOLES:
                 x = tl.where(common, x, 0.0)
                 y = tl.where(common, y, 0.0)
@@ -108,10 +182,44 @@ def last_sweep(
         mine = tl.arange(0, GROUPS) == group // (GROUP * R * 8)
         mass_G = tl.where(mine, value, mass_G)
         rest_G = tl.where(mine, tl.sum(rest), rest_G)
-    return (
-        mass_G, rest_G, z, total(kl_b), total(kl_t), total(entropy), total(ess_b), total(ess_t),
-        total(b_off), total(t_off), total(missing),
-    )  # fmt: skip
+    return Report(
+        mass_G=mass_G,
+        rest_G=rest_G,
+        z=z,
+        kl_base=total(kl_b),
+        kl_teacher=total(kl_t),
+        entropy=total(entropy),
+        ess_base=total(ess_b),
+        ess_teacher=total(ess_t),
+        base_off=total(b_off),
+        teacher_off=total(t_off),
+        missing=total(missing),
+    )
+
+
+@triton.jit
+def make_report(
+    row,
+    mix,
+    share,
+    greedy,
+    # Whether the pair may hold −inf, or q is the teacher; whether the KLs may be small.
+    general,
+    close,
+    R: tl.constexpr,
+    FULL: tl.constexpr,
+    NUCLEUS: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """The Report, by the cheapest sweep that is exact enough."""
+    if general:
+        report = report_sweep(row, mix, share, greedy, R, FULL, NUCLEUS, True, True, GROUP, GROUPS)
+    elif close:
+        report = report_sweep(row, mix, share, greedy, R, FULL, NUCLEUS, False, True, GROUP, GROUPS)
+    else:
+        report = report_sweep(row, mix, share, greedy, R, FULL, NUCLEUS, False, False, GROUP, GROUPS)
+    return report
 
 
 @triton.jit
@@ -120,34 +228,45 @@ def find_draft(row, ids, drafted, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: 
     column = drafted
     if not FULL:
         column = tl.full((), FAR, tl.int32)
-        for start in range(0, row[2], R * 8):
+        for start in range(0, row.length, R * 8):
             cols = columns(start, R)
-            found = tl.load(ids + cols, mask=cols < row[2], other=-1)
+            found = tl.load(ids + cols, mask=cols < row.length, other=-1)
             column = tl.minimum(column, tl.min(tl.where(found == drafted, cols, FAR)))
-    kept = column < row[2]
+    kept = column < row.length
     column = tl.where(kept, column, 0)
-    stop = column == row[5]
-    b = tl.where(stop, row[6], tl.load(row[0] + column).to(tl.float32))
-    t = tl.where(stop, row[7], tl.load(row[1] + column).to(tl.float32))
+    stop = column == row.stop_at
+    b = tl.where(stop, row.stop_base, tl.load(row.base + column).to(tl.float32))
+    t = tl.where(stop, row.stop_teacher, tl.load(row.teacher + column).to(tl.float32))
     if NUCLEUS:
-        kept = kept & ((t > row[8]) | ((t == row[8]) & (column <= row[9])))
+        kept = kept & ((t > row.tau) | ((t == row.tau) & (column <= row.tie)))
     return column, tl.where(kept, b, float("-inf")), tl.where(kept, t, float("-inf"))
 
 
 @triton.jit
 def draw(
-    row, mass_G, b_peak, t_peak, scale, c, share, p_size, t_size, q_size, alpha, to_teacher, greedy, uniform,
-    R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-):  # fmt: skip
+    row,
+    mix,
+    mass_G,
+    share,
+    greedy,
+    uniform,
+    R: tl.constexpr,
+    FULL: tl.constexpr,
+    NUCLEUS: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
     """A column and its log2 q: the most likely, or the inverse CDF of (q − D)₊ in column order.
 
     Args:
-        mass_G: of each group the largest log2 q if greedy, else the mass. share: D is p times that; 0 draws from q.
+        mix: a Mixture.
+        mass_G: per group the largest log2 q if greedy, else the mass of (q − D)₊.
+        share: D is p times that; 0 draws from q.
     """
     SPAN: tl.constexpr = GROUP * R * 8
     groups_G = tl.arange(0, GROUPS)
     if greedy:
-        used = groups_G * SPAN < row[2]
+        used = groups_G * SPAN < row.length
         best = tl.max(tl.where(used, mass_G, float("-inf")))
         group = tl.min(tl.where(used & (mass_G == best), groups_G, GROUPS - 1))
         goal = tl.zeros((), tl.float64)
@@ -157,17 +276,16 @@ def draw(
     final = tl.zeros((), tl.int32)  # the last column with mass, should rounding leave the goal beyond all
     log_q = tl.full((), float("-inf"), tl.float32)
     final_log_q = log_q
-    p_size = p_size.to(tl.float32)
-    for start in range(group * SPAN, tl.minimum((group + 1) * SPAN, row[2]), R * 8):
+    for start in range(group * SPAN, tl.minimum((group + 1) * SPAN, row.length), R * 8):
         b, t, cols = pair_tile(row, start, R, FULL, NUCLEUS, True)
-        q_log, _, _, p_rel, _, _ = weigh(b, t, b_peak, t_peak, scale, c, t_size, q_size, alpha, to_teacher, True)
+        q_log, _, _, p_rel, _, _ = weigh(b, t, mix, True)
         if greedy:
             top = tl.max(q_log)
             if top > log_q:
                 log_q = top
                 column = tl.min(tl.where(q_log == top, cols, FAR))
         elif column == FAR:
-            rest = tl.maximum(tl.exp2(q_log) - share * tl.exp2(p_rel - p_size), 0.0).to(tl.float64)
+            rest = tl.maximum(tl.exp2(q_log) - share * tl.exp2(p_rel - mix.p_size), 0.0).to(tl.float64)
             lane = tl.sum(rest, axis=1)
             mass = tl.sum(lane)
             if mass > 0:

@@ -1,10 +1,12 @@
-"""How a Triton program reads rows of logits, tile by tile; knows hidden ids and stop classes, no mixture.
+"""Reads rows of logits tile by tile, as a Triton program does; knows hidden ids and stop classes, no mixture.
 
 A sweep reads a row once, in tiles of R × 8 ids, keeps one partial sum for each of the R lanes and adds the lanes in
 float64 at the end. Everything per id is float32. Exponents are powers of two: `scale` is log2(e) / temperature.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -17,6 +19,34 @@ FAR = tl.constexpr(2147483647)  # beyond every column
 
 BASE = tl.constexpr(0)  # a side, as side_tile counts them
 TEACHER = tl.constexpr(1)
+
+
+class RowPair(NamedTuple):
+    """The rows of both models that a program reads.
+
+    Effective logits have −inf at hidden ids, and the merged stop class in the column of its first id.
+
+    Attributes:
+        base, teacher: pointers to the logits.
+        length: the number of columns that outcomes come from.
+        hidden: pointer to the bits of hidden ids.
+        hidden_tiles: pointer to one flag per tile: whether it has a hidden id or the stop class.
+        stop_at: column of the stop class, −1 without.
+        stop_base, stop_teacher: its effective logits.
+        tau, tie: the nucleus has the ids with t > tau, and those with t = tau up to the id tie. Unused without a
+            support constraint.
+    """
+
+    base: Any
+    teacher: Any
+    length: Any
+    hidden: Any
+    hidden_tiles: Any
+    stop_at: Any
+    stop_base: Any
+    stop_teacher: Any
+    tau: Any
+    tie: Any
 
 
 @triton.jit
@@ -38,64 +68,75 @@ def columns(start, R: tl.constexpr):
 
 
 @triton.jit
-def hidden_tile(hidden, start, R: tl.constexpr):
-    """Which ids of a tile are hidden; one byte of the mask holds the eight ids of a lane."""
+def hidden_ids(hidden, start, R: tl.constexpr):
+    """Whether each id of a tile is hidden; one byte of the mask has the eight ids of a lane."""
     bytes_R = tl.load(hidden + start // 8 + tl.arange(0, R)).to(tl.int32)
     return ((bytes_R[:, None] >> tl.arange(0, 8)[None, :]) & 1) != 0
 
 
 @triton.jit
 def side_tile(row, start, R: tl.constexpr, SIDE: tl.constexpr, FULL: tl.constexpr):
-    """One model's effective logits: −inf where hidden, the stop class in its column.
+    """One model's effective logits of a tile, and their columns.
 
-    `row` is (base, teacher, length, hidden, dirty, stop column, stop base, stop teacher, tau, tie); FULL says
-    that hidden ids and the stop class are still to be dealt with.
+    Args:
+        row: a RowPair.
+        FULL: whether hidden ids and the stop class are still to be dealt with.
     """
     cols = columns(start, R)
-    x = tl.load(row[SIDE] + cols, mask=cols < row[2], other=float("-inf")).to(tl.float32)
+    logits = row.base if SIDE == BASE else row.teacher
+    stop = row.stop_base if SIDE == BASE else row.stop_teacher
+    x = tl.load(logits + cols, mask=cols < row.length, other=float("-inf")).to(tl.float32)
     if FULL:
-        if tl.load(row[4] + start // (R * 8)) != 0:
-            x = tl.where(hidden_tile(row[3], start, R), float("-inf"), x)
-            x = tl.where(cols == row[5], row[6 + SIDE], x)
+        if tl.load(row.hidden_tiles + start // (R * 8)) != 0:
+            x = tl.where(hidden_ids(row.hidden, start, R), float("-inf"), x)
+            x = tl.where(cols == row.stop_at, stop, x)
     return x, cols
 
 
 @triton.jit
 def pair_tile(row, start, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, HOLES: tl.constexpr):
-    """Both effective rows; with NUCLEUS nothing outside the support: t > tau, or t = tau and the id at most tie.
+    """Both models' effective logits of a tile, and their columns.
 
-    Nothing is −inf with HOLES, which says that the rows may hold −inf themselves, and otherwise a finite logit
-    of no mass, which needs no care in differences.
+    Args:
+        row: a RowPair.
+        FULL: whether hidden ids and the stop class are still to be dealt with.
+        NUCLEUS: whether ids outside the support count as hidden.
+        HOLES: whether the rows may hold −inf. If not, hidden ids get a finite logit of no mass, which needs no care in
+            differences.
     """
     NONE: tl.constexpr = float("-inf") if HOLES else -1.0e30
     cols = columns(start, R)
-    inside = cols < row[2]
-    b = tl.load(row[0] + cols, mask=inside, other=NONE).to(tl.float32)
-    t = tl.load(row[1] + cols, mask=inside, other=NONE).to(tl.float32)
+    inside = cols < row.length
+    b = tl.load(row.base + cols, mask=inside, other=NONE).to(tl.float32)
+    t = tl.load(row.teacher + cols, mask=inside, other=NONE).to(tl.float32)
     if FULL:
-        if tl.load(row[4] + start // (R * 8)) != 0:
-            hide = hidden_tile(row[3], start, R)
-            stop = cols == row[5]
-            b = tl.where(stop, row[6], tl.where(hide, NONE, b))
-            t = tl.where(stop, row[7], tl.where(hide, NONE, t))
+        if tl.load(row.hidden_tiles + start // (R * 8)) != 0:
+            hide = hidden_ids(row.hidden, start, R)
+            stop = cols == row.stop_at
+            b = tl.where(stop, row.stop_base, tl.where(hide, NONE, b))
+            t = tl.where(stop, row.stop_teacher, tl.where(hide, NONE, t))
     if NUCLEUS:
-        kept = (t > row[8]) | ((t == row[8]) & (cols <= row[9]))
+        kept = (t > row.tau) | ((t == row.tau) & (cols <= row.tie))
         b = tl.where(kept, b, NONE)
         t = tl.where(kept, t, NONE)
     return b, t, cols
 
 
 @triton.jit
-def stop_sums(ptr, ids, width, inv_t):
-    """log Σ exp over the stop class, raw, and as the logit that tempers to the class's tempered mass; its logits.
+def stop_sums(logits, ids, width, inv_temperature):
+    """Sums over the stop class of one model.
 
-    Members beyond `width`, the ids that the model has, are −inf.
+    Args:
+        width: how many ids the model has; members beyond it count as −inf.
+
+    Returns:
+        Its raw log-sum-exp; its effective logit, which tempers to the tempered mass of the class; its members' logits.
     """
-    x = tl.load(ptr + ids, mask=(ids >= 0) & (ids < width), other=float("-inf")).to(tl.float64)
+    x = tl.load(logits + ids, mask=(ids >= 0) & (ids < width), other=float("-inf")).to(tl.float64)
     peak = tl.max(x)
     safe = tl.where(peak > float("-inf"), peak, 0.0)
     raw = tl.log(tl.maximum(tl.sum(tl.exp(x - safe)), 1e-300)) + safe
-    mass = tl.log(tl.maximum(tl.sum(tl.exp((x - safe) * inv_t)), 1e-300)) / inv_t + safe
+    mass = tl.log(tl.maximum(tl.sum(tl.exp((x - safe) * inv_temperature)), 1e-300)) / inv_temperature + safe
     some = peak > float("-inf")
     return tl.where(some, raw, float("-inf")), tl.where(some, mass, float("-inf")), x
 

@@ -1,0 +1,152 @@
+"""The columns of the tables that host and kernels share, by name; knows no values and no kernel.
+
+Each table is float64. Its row is a NamedTuple, whose fields are the columns. Kernels read constants of the module only
+where they are constexpr and named one by one, so each column that they use has one below its table. A new column is a
+new field; where a kernel reads or writes it, with its constant.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton.language as tl
+
+from midlogit.core.rules import FixedAlpha, KLBudget
+from midlogit.decide.base import BROKEN, EMPTY
+
+
+def _offset(row: type[tuple[float, ...]], column: str) -> tl.constexpr:
+    return tl.constexpr(row._fields.index(column))  # type: ignore[attr-defined]
+
+
+def _width(row: type[tuple[float, ...]]) -> tl.constexpr:
+    return tl.constexpr(len(row._fields))  # type: ignore[attr-defined]
+
+
+class SettingsRow(NamedTuple):
+    """The settings of one decision, from the host."""
+
+    base_row: float  # of the base's buffer
+    teacher_row: float
+    alphabet: float  # row of the AlphabetTables
+    inv_temperature: float
+    greedy: float
+    top_p: float  # above 1 without a support constraint
+    tolerance: float  # of α
+    rule: float  # AlphaRule.kernel_code
+    rule_parameter: float
+    forced: float
+    draft_uniform: float
+    accept_uniform: float
+    redraw_uniform: float
+
+
+SETTING_BASE_ROW = _offset(SettingsRow, "base_row")
+SETTING_TEACHER_ROW = _offset(SettingsRow, "teacher_row")
+SETTING_ALPHABET = _offset(SettingsRow, "alphabet")
+SETTING_INV_TEMPERATURE = _offset(SettingsRow, "inv_temperature")
+SETTING_GREEDY = _offset(SettingsRow, "greedy")
+SETTING_TOP_P = _offset(SettingsRow, "top_p")
+SETTING_TOLERANCE = _offset(SettingsRow, "tolerance")
+SETTING_RULE = _offset(SettingsRow, "rule")
+SETTING_RULE_PARAMETER = _offset(SettingsRow, "rule_parameter")
+SETTING_FORCED = _offset(SettingsRow, "forced")
+SETTING_DRAFT_UNIFORM = _offset(SettingsRow, "draft_uniform")
+SETTING_ACCEPT_UNIFORM = _offset(SettingsRow, "accept_uniform")
+SETTING_REDRAW_UNIFORM = _offset(SettingsRow, "redraw_uniform")
+SETTING_COLUMNS = _width(SettingsRow)
+
+
+class DraftRow(NamedTuple):
+    """What the draft kernel finds in one row of the base's buffer."""
+
+    outcome: float  # the draft; a merged stop class as its first id
+    peak: float  # largest effective logit, −inf where nothing can be drawn
+    log2_mass: float  # of what can be drawn, relative to the peak
+    lse: float  # raw log-sum-exp of all ids
+    lowest: float  # smallest logit of the ids that are not hidden, or 0
+    stop: float  # the stop class as an effective logit
+    stop_raw: float  # its raw log-sum-exp
+
+
+DRAFT_OUTCOME = _offset(DraftRow, "outcome")
+DRAFT_PEAK = _offset(DraftRow, "peak")
+DRAFT_LOG2_MASS = _offset(DraftRow, "log2_mass")
+DRAFT_LSE = _offset(DraftRow, "lse")
+DRAFT_LOWEST = _offset(DraftRow, "lowest")
+DRAFT_STOP = _offset(DraftRow, "stop")
+DRAFT_STOP_RAW = _offset(DraftRow, "stop_raw")
+DRAFT_COLUMNS = _width(DraftRow)
+
+
+class ScanRow(NamedTuple):
+    """What the teacher scan finds in the teacher's row of one decision."""
+
+    lse: float  # raw log-sum-exp of all ids
+    peak: float  # largest effective logit
+    stop: float  # the stop class as an effective logit
+    stop_raw: float  # its raw log-sum-exp
+    stop_id: float  # the member of the stop class to emit
+    candidates: float  # of the nucleus, copied out; −1 where they are not copied
+    low: float  # bracket of the threshold of the nucleus, as ordered bits
+    high: float
+    low_mass: float  # mass at or above either end
+    high_mass: float
+    target_mass: float  # to be reached by the nucleus
+    lowest: float  # smallest logit of the ids that are not hidden, or 0
+
+
+SCAN_LSE = _offset(ScanRow, "lse")
+SCAN_PEAK = _offset(ScanRow, "peak")
+SCAN_STOP = _offset(ScanRow, "stop")
+SCAN_STOP_RAW = _offset(ScanRow, "stop_raw")
+SCAN_STOP_ID = _offset(ScanRow, "stop_id")
+SCAN_CANDIDATES = _offset(ScanRow, "candidates")
+SCAN_LOW = _offset(ScanRow, "low")
+SCAN_HIGH = _offset(ScanRow, "high")
+SCAN_LOW_MASS = _offset(ScanRow, "low_mass")
+SCAN_HIGH_MASS = _offset(ScanRow, "high_mass")
+SCAN_TARGET_MASS = _offset(ScanRow, "target_mass")
+SCAN_LOWEST = _offset(ScanRow, "lowest")
+SCAN_COLUMNS = _width(ScanRow)
+
+
+class ResultRow(NamedTuple):
+    """The result of one decision, for the host; names as in `midlogit.outputs.Decision`."""
+
+    token_id: float
+    alpha: float
+    kl_base: float
+    kl_teacher: float
+    entropy: float
+    ess_base: float
+    ess_teacher: float
+    logprob: float
+    base_logprob: float
+    teacher_logprob: float
+    fallback: float
+    error: float  # index into ERRORS
+    draft: float  # the drafted outcome
+
+
+RESULT_TOKEN_ID = _offset(ResultRow, "token_id")
+RESULT_ALPHA = _offset(ResultRow, "alpha")
+RESULT_KL_BASE = _offset(ResultRow, "kl_base")
+RESULT_KL_TEACHER = _offset(ResultRow, "kl_teacher")
+RESULT_ENTROPY = _offset(ResultRow, "entropy")
+RESULT_ESS_BASE = _offset(ResultRow, "ess_base")
+RESULT_ESS_TEACHER = _offset(ResultRow, "ess_teacher")
+RESULT_LOGPROB = _offset(ResultRow, "logprob")
+RESULT_BASE_LOGPROB = _offset(ResultRow, "base_logprob")
+RESULT_TEACHER_LOGPROB = _offset(ResultRow, "teacher_logprob")
+RESULT_FALLBACK = _offset(ResultRow, "fallback")
+RESULT_ERROR = _offset(ResultRow, "error")
+RESULT_DRAFT = _offset(ResultRow, "draft")
+RESULT_COLUMNS = _width(ResultRow)
+
+ERRORS = (None, BROKEN, EMPTY)
+ERROR_BROKEN = tl.constexpr(ERRORS.index(BROKEN))
+ERROR_EMPTY = tl.constexpr(ERRORS.index(EMPTY))
+
+FIXED_ALPHA = tl.constexpr(FixedAlpha.kernel_code)
+KL_BUDGET = tl.constexpr(KLBudget.kernel_code)

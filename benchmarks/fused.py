@@ -1,11 +1,11 @@
-"""The fused decision against the torch path and against reading both rows once, on CUDA; knows logits, no engine.
+"""The decision by kernels against arrays and against reading both rows once, on CUDA; knows logits, no engine.
 
     python -m benchmarks.fused                 writes benchmarks/results/fused.json
 
 Medians in milliseconds, with the rows of a batch drawn from several sets that together exceed the L2 cache. `flat` rows
 are what models of random weights give, `peaked` rows resemble those of trained ones. `read` is the time to read the
-same bytes once: both models' rows in bfloat16. `solve` includes the drafts, whose time alone is `draft`; `stand` is how
-many of them stood.
+same bytes once: both models' rows in bfloat16. `solve` includes the drafts, whose time alone is `draft`; `acceptance`
+is the share of them that was accepted.
 """
 
 from __future__ import annotations
@@ -61,10 +61,20 @@ def make_pairs(batch: int, kind: str = "peaked", dtype: torch.dtype = torch.bflo
 
 
 def settings(batch: int, constrained: bool) -> list[RowSettings]:
-    """What `batch` ordinary rows ask for."""
-    outcomes, top_p = OUTCOMES, 0.95 if constrained else None
-    chances = np.random.default_rng(1).random((batch, 3)).tolist()
-    return [RowSettings(EqualKL(), outcomes, 1.0, top_p, 1e-6, False, True, TokenUniforms(*three)) for three in chances]
+    """Settings of `batch` ordinary rows."""
+    return [
+        RowSettings(
+            rule=EqualKL(),
+            outcomes=OUTCOMES,
+            temperature=1.0,
+            top_p=0.95 if constrained else None,
+            alpha_tol=1e-6,
+            forced=False,
+            may_end=True,
+            uniforms=TokenUniforms(*uniforms),
+        )
+        for uniforms in np.random.default_rng(1).random((batch, 3)).tolist()
+    ]
 
 
 def median_ms(work: Callable[[torch.Tensor, torch.Tensor], object], pairs: Pairs, rounds: int = 30) -> float:
@@ -82,21 +92,21 @@ def median_ms(work: Callable[[torch.Tensor, torch.Tensor], object], pairs: Pairs
 
 
 def time_fused(batch: int, constrained: bool, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16) -> float:
-    """Milliseconds of a fused decision with its transfer of results."""
+    """Milliseconds of a decision by kernels with its transfer of results."""
     launcher = KernelLauncher(VOCABULARY, torch.device("cuda"))
     prepared = launcher.prepare(settings(batch, constrained))
     return median_ms(lambda base, teacher: launcher.launch(base, teacher, prepared), make_pairs(batch, kind, dtype))
 
 
 def time_draft(batch: int, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16) -> float:
-    """Milliseconds of the drafts alone, which a fused decision includes."""
+    """Milliseconds of the drafts alone, which a decision includes."""
     launcher = KernelLauncher(VOCABULARY, torch.device("cuda"))
     prepared, drafts_RC = launcher.prepare(settings(batch, False)), launcher.allocate_drafts(batch)
     return median_ms(lambda base, _: launcher.draft(base, prepared, drafts_RC), make_pairs(batch, kind, dtype))
 
 
 def acceptance(batch: int, constrained: bool, kind: str) -> float:
-    """How many of the drafts stand in a fused decision."""
+    """The share of the drafts that a decision by kernels accepts."""
     launcher = KernelLauncher(VOCABULARY, torch.device("cuda"))
     decided = launcher.launch(*make_pairs(batch, kind)[0], launcher.prepare(settings(batch, constrained)))
     return statistics.mean(a == b for a, b in zip(decided.token_ids(), decided.drafted_ids(), strict=True))
@@ -137,8 +147,8 @@ def measure(batch: int, kind: str) -> dict[str, float | int | str]:
         "solve_constrained_ms": time_fused(batch, True, kind),
         "torch_solve_ms": time_torch(batch, False, kind),
         "torch_solve_constrained_ms": time_torch(batch, True, kind),
-        "stand": acceptance(batch, False, kind),
-        "stand_constrained": acceptance(batch, True, kind),
+        "acceptance": acceptance(batch, False, kind),
+        "acceptance_constrained": acceptance(batch, True, kind),
     }
 
 
@@ -150,17 +160,17 @@ def main() -> None:
     print(device, versions)
     print(
         f"{'batch':>5} {'rows':>6} {'read':>7} {'draft':>7} {'solve':>7} {'top_p':>7} {'torch':>8} {'t top_p':>8} "
-        f"{'stand':>6} {'s top_p':>7} {'/read':>6} {'t /read':>7}"
+        f"{'accept':>6} {'a top_p':>7} {'/read':>6} {'t /read':>7}"
     )
     rows = []
     for batch in (1, 8, 64, 256):
         for kind in ("peaked", "flat"):
             row = measure(batch, kind)
             rows.append(row)
-            _, _, read, draft, *fused, plain, plain_top_p, stand, stand_top_p = row.values()
+            _, _, read, draft, *fused, plain, plain_top_p, accept, accept_top_p = row.values()
             print(
                 f"{batch:5} {kind:>6} {read:7.3f} {draft:7.3f} {fused[0]:7.3f} {fused[1]:7.3f} {plain:8.2f} "
-                f"{plain_top_p:8.2f} {stand:6.2f} {stand_top_p:7.2f} {fused[0] / read:6.1f} {fused[1] / read:7.1f}"
+                f"{plain_top_p:8.2f} {accept:6.2f} {accept_top_p:7.2f} {fused[0] / read:6.1f} {fused[1] / read:7.1f}"
             )
     date = datetime.date.today().isoformat()
     output.write_text(json.dumps({"device": device, "versions": versions, "date": date, "rows": rows}, indent=2) + "\n")

@@ -1,8 +1,9 @@
-"""Batches that mix every setting, and how close the fused decision must come to the float64 one."""
+"""Batches that mix every setting, and how close the decision by kernels must come to the float64 one."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +13,14 @@ from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
 from midlogit.core.uniforms import TokenUniforms
 from midlogit.decide.base import RowSettings
 from midlogit.outputs import Decision
-from tests.rows import KINDS, make_rows
+from tests.rows import KINDS, make_rows, row_settings
 
 RULES: tuple[AlphaRule, ...] = (EqualKL(), EqualKL(), FixedAlpha(0.3), FixedAlpha(1.0), KLBudget(0.1))
+
+
+def kernel_settings(**changes: Any) -> RowSettings:
+    """Settings at the tolerance that requests have."""
+    return row_settings(alpha_tol=1e-6, **changes)
 
 
 def alphabets(vocabulary: int) -> list[Outcomes]:
@@ -31,15 +37,14 @@ def alphabets(vocabulary: int) -> list[Outcomes]:
 
 
 def mixed_settings(rows: int, vocabulary: int, rng: np.random.Generator) -> list[RowSettings]:
-    """One row each of whatever a request may ask for."""
+    """Rows with random settings, of all that a request may have."""
     outcomes = alphabets(vocabulary)
     return [
-        RowSettings(
+        kernel_settings(
             rule=RULES[rng.integers(len(RULES))],
             outcomes=outcomes[rng.integers(len(outcomes))],
             temperature=float(rng.choice([0.0, 1.0, 1.0, 0.5, 1.7])),
             top_p=[None, 0.5, 0.95, 0.999][rng.integers(4)],
-            alpha_tol=1e-6,
             forced=bool(rng.random() < 0.15),
             may_end=bool(rng.random() < 0.7),
             uniforms=TokenUniforms(*rng.random(3).tolist()),

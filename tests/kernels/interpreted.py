@@ -1,34 +1,37 @@
-"""The checks of test_interpreter.py, run where Triton interprets: `python -m tests.kernels.interpreted`."""
+"""The kernels on the CPU: TRITON_INTERPRET=1 pytest tests/kernels/interpreted.py, as test_interpreter.py runs it.
+
+Triton reads that variable when it is imported, so these tests need a process of their own.
+"""
 
 from __future__ import annotations
 
 import math
-import os
-import warnings
-
-os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
-
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from midlogit.core import reference
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import EqualKL, FixedAlpha, KLBudget
 from midlogit.core.uniforms import TokenUniforms
+from midlogit.decide.array_decider import ArrayDecider
 from midlogit.decide.arrays import decide, draft
-from midlogit.decide.base import RowSettings
+from midlogit.decide.base import BonusRows, Decider, LogitRows, RowSettings
 from midlogit.decide.kernels import launch as kernels
+from midlogit.decide.kernels.decider import KernelDecider
 from midlogit.outputs import Decision
-from tests.kernels.cases import assert_agree, make_batch, mixed_settings
+from tests.kernels.cases import assert_agree, kernel_settings, make_batch, mixed_settings
+from tests.rows import DoubleKL
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # NumPy's, where the kernel computes with infinities
 
 # Small tiles, so that small rows have several, and a nucleus that may or may not fit the copy.
 kernels.LANES, kernels.FEW_LANES, kernels.CAPACITY, kernels.GROUP = 16, 16, 128, 2
 torch.set_num_threads(1)
-CHANCES = TokenUniforms(0.3, 0.6, 0.7)
-PLAIN = RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, CHANCES)
+PLAIN = kernel_settings(uniforms=TokenUniforms(0.3, 0.6, 0.7))
 RULES = {
     EqualKL(): reference.equal_kl,
     FixedAlpha(0.3): lambda p, t: 0.3,
@@ -49,7 +52,7 @@ def run(base_NV: torch.Tensor, teacher_NV: torch.Tensor, settings: list[RowSetti
     return decisions
 
 
-def check_every_setting() -> None:
+def test_every_setting() -> None:
     for seed, vocabulary, dtype in ((1, 300, torch.float32), (2, 517, torch.bfloat16), (3, 641, torch.float16)):
         base_NV, teacher_NV = (x.to(dtype) for x in make_batch(12, vocabulary, seed))
         settings = mixed_settings(12, vocabulary, np.random.default_rng(seed))
@@ -58,8 +61,8 @@ def check_every_setting() -> None:
             assert_agree(a, b, f"seed {seed}, row {i}, {settings[i]}")
 
 
-def check_every_way_to_a_token() -> None:
-    """Drafts that stand or fall: off the nucleus, of the stop class, greedy, forced and where supports are disjoint."""
+def test_every_way_to_a_token() -> None:
+    """Accepted and rejected drafts: off the nucleus, of the stop class, greedy, forced, and with disjoint supports."""
     vocabulary, rows = 160, 24
     rng = np.random.default_rng(11)
     base_NV = torch.tensor(2 * rng.normal(size=(rows, vocabulary)))
@@ -83,21 +86,21 @@ def check_every_way_to_a_token() -> None:
             assert_agree(a, b, f"{dtype}, {top_p}, row {i}, {settings[i]}")
             way = "forced" if b.forced else "fallback" if b.fallback else "greedy" if i % 4 == 3 else "mixed"
             stopped = b.token_id in outcomes.stop_ids
-            stands = drafts[i] == b.token_id or (stopped and drafts[i] == 10)
-            ways[f"{way} {'stands' if stands else 'falls'}"] += 1
-            ways["stop stands"] += stands and stopped and way == "mixed"
-            ways["stop falls"] += not stands and drafts[i] == 10 and way == "mixed"
+            accepted = drafts[i] == b.token_id or (stopped and drafts[i] == 10)
+            ways[f"{way} {'accepted' if accepted else 'rejected'}"] += 1
+            ways["stop accepted"] += accepted and stopped and way == "mixed"
+            ways["stop rejected"] += not accepted and drafts[i] == 10 and way == "mixed"
             outside = reference.mixture(
                 base[i].tolist(), teacher[i].tolist(), temperature=settings[i].temperature or 1.0, masked_ids={3},
                 stop_ids=(10, 159), top_p=top_p,
             ).q[drafts[i]] == 0  # fmt: skip
             ways["outside"] += outside and way == "mixed"
-            assert not (outside and way == "mixed" and stands)
-    expected = [f"{way} {end}" for way in ("forced", "greedy", "mixed", "stop") for end in ("stands", "falls")]
-    assert all(ways[way] for way in (*expected, "fallback falls", "outside")), ways
+            assert not (outside and way == "mixed" and accepted)
+    expected = [f"{way} {end}" for way in ("forced", "greedy", "mixed", "stop") for end in ("accepted", "rejected")]
+    assert all(ways[way] for way in (*expected, "fallback rejected", "outside")), ways
 
 
-def check_drafts_made_ahead() -> None:
+def test_drafts_made_ahead() -> None:
     """Slices drafted one after the other, as rows of the base come, then decided with the table."""
     base_NV, teacher_NV = (x.float() for x in make_batch(12, 300, 4))
     settings = mixed_settings(12, 300, np.random.default_rng(4))
@@ -117,7 +120,7 @@ def check_drafts_made_ahead() -> None:
     assert decided.decisions() == run(base_NV, teacher_NV, settings)
 
 
-def check_a_base_that_drafts_nothing() -> None:
+def test_a_base_that_drafts_nothing() -> None:
     """Every drawable logit of the base is −inf: the teacher is drawn from."""
     base_NV, teacher_NV = torch.full((8, 200), -torch.inf), torch.randn(8, 200)
     base_NV[:, 0] = 1.0
@@ -135,10 +138,10 @@ def check_a_base_that_drafts_nothing() -> None:
             assert a.fallback
 
 
-def check_against_the_plain_reference() -> None:
+def test_against_the_plain_reference() -> None:
     base_NV, teacher_NV = (x.float() for x in make_batch(6, 240, 5))
     for rule, plain in RULES.items():
-        settings = [RowSettings(rule, Outcomes((1, 2), (8, 200)), 0.8, 0.9, 1e-6, False, True, CHANCES)] * 6
+        settings = [replace(PLAIN, rule=rule, outcomes=Outcomes((1, 2), (8, 200)), temperature=0.8, top_p=0.9)] * 6
         for i, found in enumerate(run(base_NV, teacher_NV, settings)):
             truth = reference.mixture(
                 base_NV[i].tolist(), teacher_NV[i].tolist(), temperature=0.8, masked_ids={1, 2}, stop_ids=(8, 200),
@@ -151,7 +154,7 @@ def check_against_the_plain_reference() -> None:
                 assert math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6 if name == "entropy" else 1e-12), (rule, i, name)
 
 
-def check_rows_of_larger_buffers() -> None:
+def test_rows_of_larger_buffers() -> None:
     """Some rows of a buffer, and ids that one model alone has: they hold mass, and may end a sequence."""
     base_rows, teacher_rows = [8, 0, 3], [1, 1, 4]
     for base_size, teacher_size in ((320, 400), (401, 320)):
@@ -182,15 +185,15 @@ def check_rows_of_larger_buffers() -> None:
         assert_agree(decided.decisions()[0], decide(base_NV.double(), teacher_NV.double(), settings)[0])
 
 
-def check_what_cannot_be_drawn() -> None:
+def test_what_cannot_be_drawn() -> None:
     base_NV, teacher_NV = torch.randn(6, 200), torch.randn(6, 200)
     base_NV[0, 7], teacher_NV[1, 199], base_NV[2] = torch.nan, torch.inf, -torch.inf
     hidden = Outcomes(masked_ids=tuple(range(200)))
     teacher_NV[4, :100], base_NV[4, 100:] = -torch.inf, -torch.inf
     base_NV[5] = teacher_NV[5]
     for top_p in (None, 0.9):
-        row = RowSettings(EqualKL(), Outcomes(), 1.0, top_p, 1e-6, False, True, CHANCES)
-        settings = [row, row, row, RowSettings(EqualKL(), hidden, 1.0, top_p, 1e-6, False, True, CHANCES), row, row]
+        row = replace(PLAIN, top_p=top_p)
+        settings = [row, row, row, replace(row, outcomes=hidden), row, row]
         found, truth = run(base_NV, teacher_NV, settings), decide(base_NV.double(), teacher_NV.double(), settings)
         for a, b in zip(found, truth, strict=True):
             assert_agree(a, b)
@@ -198,7 +201,7 @@ def check_what_cannot_be_drawn() -> None:
         assert found[4].fallback and found[4].kl_base == math.inf and found[5].alpha == 0.5
 
 
-def check_rows_that_agree_to_rounding() -> None:
+def test_rows_that_agree_to_rounding() -> None:
     """Equal models whose logits were computed in two ways: α is ½; and the whole support at top-p 1."""
     rows, vocabulary = 8, 300
     base_NV = 4 * torch.randn((rows, vocabulary), generator=torch.Generator().manual_seed(5))
@@ -215,30 +218,70 @@ def check_rows_that_agree_to_rounding() -> None:
         assert_agree(a, b, f"top-p 1, row {i}")
 
 
-def check_ties_at_the_edge_of_the_nucleus() -> None:
+def test_ties_at_the_edge_of_the_nucleus() -> None:
     flat_NV = torch.zeros(4, 200)
     flat_NV[1, 50:60] = 1.0
     base_NV = torch.randn(4, 200)
     settings = [
-        RowSettings(FixedAlpha(1.0), Outcomes(), 1.0, 0.951, 1e-6, False, True, TokenUniforms(u, 0.5, u))
+        replace(PLAIN, rule=FixedAlpha(1.0), top_p=0.951, uniforms=TokenUniforms(u, 0.5, u))
         for u in (0.2, 0.5, 0.999, 0.9999)
     ]
     for a, b in zip(run(base_NV, flat_NV, settings), decide(base_NV.double(), flat_NV.double(), settings), strict=True):
         assert_agree(a, b)
 
 
-def check_what_is_left_to_the_policy() -> None:
-    handles = kernels.handles
+def test_which_rows_are_left_to_arrays() -> None:
     many = Outcomes(stop_ids=tuple(range(65)))
-    assert handles(PLAIN)
-    assert not handles(RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, CHANCES, top_logprobs=2))
-    assert not handles(RowSettings(EqualKL(), Outcomes(), 1.0, None, 1e-6, False, True, CHANCES, given=4))
-    assert not handles(RowSettings(EqualKL(), many, 1.0, None, 1e-6, False, True, CHANCES))
+    assert kernels.handles(PLAIN)
+    assert not kernels.handles(replace(PLAIN, top_logprobs=2))
+    assert not kernels.handles(replace(PLAIN, given=4))
+    assert not kernels.handles(replace(PLAIN, outcomes=many))
+    assert not kernels.handles(replace(PLAIN, rule=DoubleKL()))
 
 
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # NumPy's, where the kernel computes with infinities
-    for name, check in list(globals().items()):
-        if name.startswith("check_"):
-            check()
-            print(name)
+def mixed_ways(rows: int, vocabulary: int) -> list[RowSettings]:
+    """Settings of which every second row is left to arrays: a rule of this test, candidates, a given token."""
+    changes = [{"rule": DoubleKL(), "forced": False}, {"top_logprobs": 2}, {"given": 20}]
+    settings = mixed_settings(rows, vocabulary, np.random.default_rng(4))
+    for i in range(0, rows, 2):
+        settings[i] = replace(settings[i], **changes[i // 2 % 3])
+    return settings
+
+
+def test_a_batch_of_which_kernels_take_some_rows() -> None:
+    base_NV, teacher_NV = (x.float() for x in make_batch(12, 300, 4))
+    settings = mixed_ways(12, 300)
+    base, teacher = LogitRows(base_NV.flip(0), range(11, -1, -1)), LogitRows(teacher_NV, range(12))
+    found = KernelDecider(300, torch.device("cpu")).decide(base, teacher, settings)
+    truth = ArrayDecider(300).decide(base, teacher, settings)
+    assert found.token_ids() == truth.token_ids()
+    assert found.tokens_N.tolist() == truth.tokens_N.tolist()
+    for i, (a, b) in enumerate(zip(found.decisions(), truth.decisions(), strict=True)):
+        assert_agree(a, b, f"row {i}, {settings[i]}")
+        assert a.top == b.top
+        if isinstance(settings[i].rule, DoubleKL) and a.error is None and not a.fallback and 0 < a.alpha < 1:
+            assert math.isclose(a.kl_base, 2 * a.kl_teacher, rel_tol=1e-4, abs_tol=1e-9)
+
+
+def test_a_round_of_which_kernels_take_some_sequences() -> None:
+    """Three positions of four sequences, of which two have a bonus row at the first."""
+    base_NV, teacher_NV = (x.float() for x in make_batch(12, 300, 4))
+    ways = mixed_ways(4, 300)
+    settings = [
+        replace(way, uniforms=row.uniforms)
+        for row, way in zip(mixed_settings(12, 300, np.random.default_rng(5)), 3 * ways, strict=True)
+    ]
+
+    def play(decider: Decider) -> tuple[list[list[int]], list[int], list[int]]:
+        draft_round = decider.start_round(settings, 4)
+        drafted = []
+        for position in range(3):
+            base = LogitRows(base_NV, [4 * position + n for n in (2, 0, 3, 1)])
+            bonus = BonusRows([1, 2], teacher_NV[[3, 6]]) if position == 0 else None
+            drafted.append(draft_round.draft(base, bonus).tolist())
+        decided = draft_round.decide(LogitRows(teacher_NV, [0, 3, 6, 9]))
+        return drafted, decided.token_ids(), decided.tokens_N.tolist()
+
+    drafted, token_ids, tokens = play(KernelDecider(300, torch.device("cpu")))
+    assert (drafted, token_ids, tokens) == play(ArrayDecider(300))
+    assert [drafted[0][n] for n in (1, 2)] == [tokens[n] for n in (1, 2)]

@@ -1,4 +1,4 @@
-"""The fused decision on CUDA against the float64 policy and reference, at the sizes and types of real models."""
+"""The decision by kernels on CUDA against float64 arrays and the reference, at the sizes and types of real models."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import torch
 
 from midlogit.core import reference
 from midlogit.core.outcomes import Outcomes
-from midlogit.core.rules import EqualKL
 from midlogit.core.uniforms import TokenUniforms
+from midlogit.decide import decider_for
+from midlogit.decide.array_decider import ArrayDecider
 from midlogit.decide.arrays import decide, draft
-from midlogit.decide.base import RowSettings
+from midlogit.decide.base import LogitRows
 from midlogit.decide.kernels import available
-from tests.kernels.cases import assert_agree, make_batch, mixed_settings
+from tests.kernels.cases import assert_agree, kernel_settings, make_batch, mixed_settings
+from tests.rows import DoubleKL
 
 pytestmark = pytest.mark.gpu
 
@@ -42,7 +44,7 @@ def launched(base_NV, teacher_NV, settings):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("vocabulary", [151936, 100003, 4097, 333])
-def test_every_setting_agrees_with_the_policy(device, dtype, vocabulary: int) -> None:
+def test_every_setting_agrees_with_arrays(device, dtype, vocabulary: int) -> None:
     rows = 36
     base_NV, teacher_NV = (x.to(device, dtype) for x in make_batch(rows, vocabulary, vocabulary))
     settings = mixed_settings(rows, vocabulary, np.random.default_rng(vocabulary))
@@ -79,6 +81,21 @@ def test_drafts_made_ahead_change_nothing(device, dtype) -> None:
     assert decided.decisions() == at_once.decisions()
 
 
+def test_rows_that_the_kernels_do_not_handle(device) -> None:
+    """A rule of this test and a row that asks for candidates go to arrays, in the order of the batch."""
+    base_NV, teacher_NV = (x.to(device, torch.float32) for x in make_batch(9, 5003, 7))
+    settings = mixed_settings(9, 5003, np.random.default_rng(7))
+    settings[1::3] = [replace(row, rule=DoubleKL()) for row in settings[1::3]]
+    settings[2::3] = [replace(row, top_logprobs=3) for row in settings[2::3]]
+    base, teacher = LogitRows(base_NV, range(9)), LogitRows(teacher_NV, range(9))
+    found = decider_for(5003, device).decide(base, teacher, settings)
+    truth = ArrayDecider(5003).decide(base, teacher, settings)
+    assert found.tokens_N.tolist() == found.token_ids() == truth.token_ids()
+    for a, b in zip(found.decisions(), truth.decisions(), strict=True):
+        assert_agree(a, b)
+        assert a.top == b.top
+
+
 @pytest.mark.parametrize("sizes", [(151936, 152064), (152064, 151936), (4097, 4100)])
 def test_models_of_different_width(device, sizes: tuple[int, int]) -> None:
     """Ids that one model alone has hold mass, and one of them ends its texts."""
@@ -90,7 +107,7 @@ def test_models_of_different_width(device, sizes: tuple[int, int]) -> None:
     )
     outcomes = Outcomes(masked_ids=(3,), stop_ids=(10, max(sizes) - 1))
     settings = [
-        RowSettings(EqualKL(), outcomes, 1.0, top_p, 1e-6, False, True, TokenUniforms(u, u, u))
+        kernel_settings(outcomes=outcomes, top_p=top_p, uniforms=TokenUniforms(u, u, u))
         for top_p in (None, 0.95)
         for u in np.linspace(0.01, 0.99, rows // 2).tolist()
     ]
@@ -110,9 +127,7 @@ def test_models_of_different_width(device, sizes: tuple[int, int]) -> None:
 
 def test_it_agrees_with_the_plain_reference(device) -> None:
     base_NV, teacher_NV = (x.float() for x in make_batch(12, 3001, 8))
-    settings = [
-        RowSettings(EqualKL(), Outcomes((1, 2), (8, 3000)), 0.8, 0.9, 1e-6, False, True, TokenUniforms(0.5, 0.5, 0.5))
-    ] * 12
+    settings = [kernel_settings(outcomes=Outcomes((1, 2), (8, 3000)), temperature=0.8, top_p=0.9)] * 12
     for i, found in enumerate(launched(base_NV.to(device), teacher_NV.to(device), settings).decisions()):
         truth = reference.mixture(
             base_NV[i].tolist(), teacher_NV[i].tolist(), temperature=0.8, masked_ids={1, 2}, stop_ids=(8, 3000),
@@ -124,14 +139,14 @@ def test_it_agrees_with_the_plain_reference(device) -> None:
 
 
 @pytest.mark.parametrize("top_p", [None, 0.95])
-def test_tokens_fall_as_q_says(device, top_p: float | None) -> None:
+def test_tokens_follow_q(device, top_p: float | None) -> None:
     draws, vocabulary = 20000, 5003
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn((2, vocabulary), generator=generator)
     logits[:, 100:130] += 7 + torch.randn((2, 30), generator=generator)
     base_NV, teacher_NV = (row.to(device, torch.bfloat16).expand(draws, -1) for row in logits)
     uniforms = np.random.default_rng(5).random((draws, 3)).tolist()
-    settings = [RowSettings(EqualKL(), Outcomes(), 1.0, top_p, 1e-6, False, True, TokenUniforms(*u)) for u in uniforms]
+    settings = [kernel_settings(top_p=top_p, uniforms=TokenUniforms(*u)) for u in uniforms]
     decided = launched(base_NV, teacher_NV, settings)
     counts = Counter(decided.token_ids())
     q = reference.mixture(base_NV[0].tolist(), teacher_NV[0].tolist(), top_p=top_p).q
@@ -142,9 +157,9 @@ def test_tokens_fall_as_q_says(device, top_p: float | None) -> None:
     freedom = len(cells) - 1
     assert abs(chi2 - freedom) < 5 * (2 * freedom) ** 0.5
     assert all(q[i] > 0 for i in counts)
-    stood = sum(a == b for a, b in zip(decided.token_ids(), decided.drafted_ids(), strict=True))
+    accepted = sum(a == b for a, b in zip(decided.token_ids(), decided.drafted_ids(), strict=True))
     rate = torch.minimum(torch.tensor(q, dtype=torch.float64), base_NV[0].double().softmax(-1).cpu()).sum().item()
-    assert abs(stood - draws * rate) < 5 * (draws * rate * (1 - rate)) ** 0.5
+    assert abs(accepted - draws * rate) < 5 * (draws * rate * (1 - rate)) ** 0.5
 
 
 def test_a_launch_does_not_wait(device) -> None:

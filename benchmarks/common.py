@@ -43,7 +43,9 @@ def write_models(folder: Path, layers: int | None) -> dict[str, Path]:
     words = alphabet + [f"w{n}" for n in range(STOPS[0] - len(alphabet))]
     tokenizer = Tokenizer(models.BPE({word: n for n, word in enumerate(words)}, []))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
+    tokenizer.add_special_tokens(
+        [AddedToken(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")]
+    )
 
     folders = {}
     for (side, shape), eos in zip(SHAPES.items(), ("<|endoftext|>", "<|im_end|>"), strict=True):
@@ -74,7 +76,9 @@ def batch_sizes(argument: str) -> list[int]:
     return [int(batch) for batch in argument.split(",")]
 
 
-def step_ms(generate: Generate, batch: int, spent: Callable[[], Parts] = dict) -> tuple[float, dict[str, float]]:
+def step_ms(
+    generate: Generate, batch: int, spent: Callable[[], Parts] = dict
+) -> tuple[float, dict[str, float]]:
     """The median time of a step of `generate(prompts, tokens)`, and where that very time went.
 
     Args:
@@ -90,7 +94,10 @@ def step_ms(generate: Generate, batch: int, spent: Callable[[], Parts] = dict) -
         short_s, short_parts = _timed(generate, asked, SHORT, spent)
         long_s, long_parts = _timed(generate, asked, LONG, spent)
         scale = 1e3 / (LONG - SHORT)
-        parts_ms = {part: scale * (seconds - short_parts.get(part, 0.0)) for part, seconds in long_parts.items()}
+        parts_ms = {
+            part: scale * (seconds - short_parts.get(part, 0.0))
+            for part, seconds in long_parts.items()
+        }
         repeats.append((scale * (long_s - short_s), parts_ms))
     return sorted(repeats, key=lambda repeat: repeat[0])[REPEATS // 2]
 
@@ -141,7 +148,9 @@ def time_alone(model: Path, batches: list[int]) -> dict[int, float]:
     llm = LLM(str(model), skip_tokenizer_init=True, gpu_memory_utilization=0.6, **COMMON)
 
     def generate(asked: list[list[int]], tokens: int) -> None:
-        params = SamplingParams(temperature=1.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        params = SamplingParams(
+            temperature=1.0, max_tokens=tokens, ignore_eos=True, detokenize=False
+        )
         llm.generate([{"prompt_token_ids": ids} for ids in asked], params, use_tqdm=False)
 
     return {batch: step_ms(generate, batch)[0] for batch in batches}
@@ -150,17 +159,28 @@ def time_alone(model: Path, batches: list[int]) -> dict[int, float]:
 def time_alone_apart(folder: Path, batches: list[int]) -> dict[int, float]:
     """`time_alone` in a process of its own."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "benchmarks.common", str(folder), "--batches", ",".join(map(str, batches))]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.common",
+        str(folder),
+        "--batches",
+        ",".join(map(str, batches)),
+    ]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     (line,) = (line for line in answer.splitlines() if line.startswith("RESULT"))
     found = {int(batch): ms for batch, ms in json.loads(line.removeprefix("RESULT")).items()}
-    print(f"{folder.name} alone: {found} ms ({time.perf_counter() - start:.0f} s in all)", flush=True)
+    print(
+        f"{folder.name} alone: {found} ms ({time.perf_counter() - start:.0f} s in all)", flush=True
+    )
     return found
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("model", type=Path)
     options.add_argument("--batches", type=batch_sizes, default="1,8,64,256")
     chosen = options.parse_args()

@@ -20,8 +20,19 @@ from typing import Any
 
 ENGINES = ("local", "vllm", "http")
 CASES: dict[str, str | int] = {"lock-step": "off", "drafting": 4}  # speculation of each
-CALLS_AT_ONCE = {("local", "lock-step"): 4, ("vllm", "lock-step"): 4, ("vllm", "drafting"): 4}  # 1 for the others
-SERVER_FLAGS = ("--enforce-eager", "--max-model-len", "512", "--max-logprobs", "64", "--no-enable-prefix-caching")
+CALLS_AT_ONCE = {
+    ("local", "lock-step"): 4,
+    ("vllm", "lock-step"): 4,
+    ("vllm", "drafting"): 4,
+}  # 1 for the others
+SERVER_FLAGS = (
+    "--enforce-eager",
+    "--max-model-len",
+    "512",
+    "--max-logprobs",
+    "64",
+    "--no-enable-prefix-caching",
+)
 VLLM_OPTIONS = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -50,7 +61,15 @@ BEGINNINGS = (
     "Two frogs",
     "When the train came, the boy",
 )
-SUBJECTS = ("a cat", "the sea", "a kind king", "an old tree", "snow", "my friend Ben", "a lost shoe")
+SUBJECTS = (
+    "a cat",
+    "the sea",
+    "a kind king",
+    "an old tree",
+    "snow",
+    "my friend Ben",
+    "a lost shoe",
+)
 
 
 # Settings and prompts
@@ -85,7 +104,11 @@ SETTINGS = (
     Setting("conservative", "chat", changes={"top_logprobs": 5}),
     Setting("balanced", "plain", changes={"target_top_p": 0.5, "ignore_eos": True}),
     Setting("exploratory", "messages", changes={"merge_stop_ids": False, "temperature": 0.7}),
-    Setting("balanced", "ids", changes={"stop_token_ids": (260, 261, 262), "exclude_special_tokens": False}),
+    Setting(
+        "balanced",
+        "ids",
+        changes={"stop_token_ids": (260, 261, 262), "exclude_special_tokens": False},
+    ),
     Setting("balanced", "apart-chat", "kl-budget:0.02", {"n": 5, "special_token_ids": (300, 301)}),
 )
 
@@ -109,7 +132,10 @@ def prompts_of(form: str, number: int) -> tuple[Any, Any]:
     if form in ("apart", "apart-chat"):
         return f"Here is a short story about {subject}. {text}", text
     if form == "messages":
-        messages = [{"role": "system", "content": "You tell stories."}, {"role": "user", "content": text}]
+        messages = [
+            {"role": "system", "content": "You tell stories."},
+            {"role": "user", "content": text},
+        ]
         return messages, messages[1:]
     if form == "ids":
         ids = [300 + (37 * number + 101 * place) % 3000 for place in range(3 + number % 5)]
@@ -131,7 +157,10 @@ def calls_of(completions: int, prompts_per_call: int | None) -> list[Call]:
             alpha_rule=parse_rule(setting.rule),
             **setting.changes,
         )
-        prompts = [prompts_of(setting.form, 5 * number + i) for i in range(math.ceil(per_setting / params.n))]
+        prompts = [
+            prompts_of(setting.form, 5 * number + i)
+            for i in range(math.ceil(per_setting / params.n))
+        ]
         step = prompts_per_call or len(prompts)
         for start in range(0, len(prompts), step):
             base, teacher = zip(*prompts[start : start + step], strict=True)
@@ -197,7 +226,9 @@ def score(pair: Any) -> list[dict[str, Any]]:
 
     teacher = [f"{beginning} {subject}." for beginning in BEGINNINGS[:4] for subject in SUBJECTS]
     base = [f"Here is a short story. {text}" for text in teacher]
-    found = pair.score(base_prompts=base, teacher_prompts=teacher, params=SamplingParams.preset("exploratory"))
+    found = pair.score(
+        base_prompts=base, teacher_prompts=teacher, params=SamplingParams.preset("exploratory")
+    )
     return [
         {
             "where": repr(text),
@@ -212,7 +243,9 @@ def score(pair: Any) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("engine", choices=ENGINES)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("completions", type=int)

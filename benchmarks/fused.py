@@ -54,7 +54,9 @@ def make_pairs(batch: int, kind: str = "peaked", dtype: torch.dtype = torch.bflo
             heads = torch.randint(VOCABULARY, (batch, 300), generator=generator, device="cuda")
             rank = torch.arange(1, 301, device="cuda").log()[None, :]
             teacher = 2 * teacher
-            teacher.scatter_(1, heads, 16 + 4 * height - (1 + height) * 1.5 * rank + noise(batch, 300))
+            teacher.scatter_(
+                1, heads, 16 + 4 * height - (1 + height) * 1.5 * rank + noise(batch, 300)
+            )
             base = 0.9 * teacher + 0.7 * base
         pairs.append((base.to(dtype), teacher.to(dtype)))
     return pairs
@@ -77,7 +79,9 @@ def settings(batch: int, constrained: bool) -> list[RowSettings]:
     ]
 
 
-def median_ms(work: Callable[[torch.Tensor, torch.Tensor], object], pairs: Pairs, rounds: int = 30) -> float:
+def median_ms(
+    work: Callable[[torch.Tensor, torch.Tensor], object], pairs: Pairs, rounds: int = 30
+) -> float:
     """Median time on the device of `work`; a pause keeps the device busy while it is enqueued."""
     times = []
     for i in range(rounds + 5):
@@ -91,31 +95,46 @@ def median_ms(work: Callable[[torch.Tensor, torch.Tensor], object], pairs: Pairs
     return statistics.median(times[5:])
 
 
-def time_fused(batch: int, constrained: bool, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16) -> float:
+def time_fused(
+    batch: int, constrained: bool, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16
+) -> float:
     """Milliseconds of a decision by kernels with its transfer of results."""
     launcher = KernelLauncher(VOCABULARY, torch.device("cuda"))
     prepared = launcher.prepare(settings(batch, constrained))
-    return median_ms(lambda base, teacher: launcher.launch(base, teacher, prepared), make_pairs(batch, kind, dtype))
+    return median_ms(
+        lambda base, teacher: launcher.launch(base, teacher, prepared),
+        make_pairs(batch, kind, dtype),
+    )
 
 
 def time_draft(batch: int, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16) -> float:
     """Milliseconds of the drafts alone, which a decision includes."""
     launcher = KernelLauncher(VOCABULARY, torch.device("cuda"))
     prepared, drafts_RC = launcher.prepare(settings(batch, False)), launcher.allocate_drafts(batch)
-    return median_ms(lambda base, _: launcher.draft(base, prepared, drafts_RC), make_pairs(batch, kind, dtype))
+    return median_ms(
+        lambda base, _: launcher.draft(base, prepared, drafts_RC), make_pairs(batch, kind, dtype)
+    )
 
 
 def acceptance(batch: int, constrained: bool, kind: str) -> float:
     """The share of the drafts that a decision by kernels accepts."""
     launcher = KernelLauncher(VOCABULARY, torch.device("cuda"))
-    decided = launcher.launch(*make_pairs(batch, kind)[0], launcher.prepare(settings(batch, constrained)))
-    return statistics.mean(a == b for a, b in zip(decided.token_ids(), decided.drafted_ids(), strict=True))
+    decided = launcher.launch(
+        *make_pairs(batch, kind)[0], launcher.prepare(settings(batch, constrained))
+    )
+    return statistics.mean(
+        a == b for a, b in zip(decided.token_ids(), decided.drafted_ids(), strict=True)
+    )
 
 
-def time_torch(batch: int, constrained: bool, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16) -> float:
+def time_torch(
+    batch: int, constrained: bool, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16
+) -> float:
     """Milliseconds of `decide`, its waits included."""
     asked = settings(batch, constrained)
-    return median_ms(lambda base, teacher: decide(base, teacher, asked), make_pairs(batch, kind, dtype), 3)
+    return median_ms(
+        lambda base, teacher: decide(base, teacher, asked), make_pairs(batch, kind, dtype), 3
+    )
 
 
 @triton.jit
@@ -133,7 +152,9 @@ def time_read(batch: int, dtype: torch.dtype) -> float:
     programs = -(-size // block)
     sums = torch.empty(programs, device="cuda")
     pairs = make_pairs(batch, "flat", dtype)
-    return median_ms(lambda base, teacher: _read[(programs,)](base, teacher, sums, size, BLOCK=block), pairs)
+    return median_ms(
+        lambda base, teacher: _read[(programs,)](base, teacher, sums, size, BLOCK=block), pairs
+    )
 
 
 def measure(batch: int, kind: str) -> dict[str, float | int | str]:
@@ -153,10 +174,15 @@ def measure(batch: int, kind: str) -> dict[str, float | int | str]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--output", type=Path, default=RESULTS)
     output = options.parse_args().output
-    device, versions = torch.cuda.get_device_name(), {"torch": torch.__version__, "triton": triton.__version__}
+    device, versions = (
+        torch.cuda.get_device_name(),
+        {"torch": torch.__version__, "triton": triton.__version__},
+    )
     print(device, versions)
     print(
         f"{'batch':>5} {'rows':>6} {'read':>7} {'draft':>7} {'solve':>7} {'top_p':>7} {'torch':>8} {'t top_p':>8} "
@@ -173,7 +199,10 @@ def main() -> None:
                 f"{plain_top_p:8.2f} {accept:6.2f} {accept_top_p:7.2f} {fused[0] / read:6.1f} {fused[1] / read:7.1f}"
             )
     date = datetime.date.today().isoformat()
-    output.write_text(json.dumps({"device": device, "versions": versions, "date": date, "rows": rows}, indent=2) + "\n")
+    output.write_text(
+        json.dumps({"device": device, "versions": versions, "date": date, "rows": rows}, indent=2)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

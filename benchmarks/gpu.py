@@ -65,7 +65,9 @@ def time_pair(pair: Any, batches: list[int]) -> dict[int, tuple[float, dict[str,
     return found
 
 
-def write(batches: list[int], alone: dict[str, dict[int, float]], pair: dict[int, Any], output: Path) -> None:
+def write(
+    batches: list[int], alone: dict[str, dict[int, float]], pair: dict[int, Any], output: Path
+) -> None:
     """Times the kernels, prints the table and writes the results."""
     import torch
 
@@ -101,11 +103,15 @@ def write(batches: list[int], alone: dict[str, dict[int, float]], pair: dict[int
 def main() -> None:
     from midlogit import Pair
 
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--batches", type=batch_sizes, default="1,8,64,256")
     options.add_argument("--layers", type=int, help="layers of both models, to try the plumbing")
     options.add_argument("--output", type=Path, default=RESULTS)
-    options.add_argument("--drafts", type=Path, help="also run benchmarks/speculation.py's part and write it there")
+    options.add_argument(
+        "--drafts", type=Path, help="also run benchmarks/speculation.py's part and write it there"
+    )
     chosen = options.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -47,11 +47,15 @@ class Wire:
         self._watch(Address, "send", lambda address, protocol, body: protocol, "sent")
         self._watch(ResponseHandler, "data_received", lambda protocol, data: protocol, "read")
 
-    def _watch(self, kind: type, method: str, connection_of: Callable[..., object], what: str) -> None:
+    def _watch(
+        self, kind: type, method: str, connection_of: Callable[..., object], what: str
+    ) -> None:
         plain = getattr(kind, method)
 
         def noted(self_, *arguments):
-            self._notes.setdefault(connection_of(self_, *arguments), []).append((what, time.perf_counter()))
+            self._notes.setdefault(connection_of(self_, *arguments), []).append(
+                (what, time.perf_counter())
+            )
             plain(self_, *arguments)
 
         setattr(kind, method, noted)
@@ -101,12 +105,19 @@ def run(pair: Pair, wire: Wire, batch: int, tokens: int, preset: str) -> dict[st
     server, inner = wire.seconds()
     processor = client.run(thread_time()) - processor
     assert not any(c.error for c in completions), next(c.error for c in completions if c.error)
-    seconds = {"wall": wall, "server": server, "coordinator": inner - server, "processor": processor}
+    seconds = {
+        "wall": wall,
+        "server": server,
+        "coordinator": inner - server,
+        "processor": processor,
+    }
     drawn = sum(len(c.token_ids) for c in completions)
     return {**{name: value / drawn for name, value in seconds.items()}, "ends": wall - inner}
 
 
-def measure(pair: Pair, wire: Wire, batch: int, tokens: int, rounds: int, preset: str) -> dict[str, float]:
+def measure(
+    pair: Pair, wire: Wire, batch: int, tokens: int, rounds: int, preset: str
+) -> dict[str, float]:
     runs: dict[bool, list[dict[str, float]]] = {True: [], False: []}
     for round_number in range(rounds + 1):
         for gathered in (True, False):
@@ -130,7 +141,9 @@ def measure(pair: Pair, wire: Wire, batch: int, tokens: int, rounds: int, preset
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--base", required=True)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--top-k", type=int, default=20)

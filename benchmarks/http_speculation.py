@@ -40,11 +40,18 @@ def run(pair: Pair, proxies: list[Proxy], batch: int, params: SamplingParams) ->
     wall = time.perf_counter() - start
     assert not any(c.error for c in completions), next(c.error for c in completions if c.error)
     drawn = sum(len(c.token_ids) for c in completions)
-    return {"tokens_per_s": drawn / wall, "calls_per_token": (sum(p.calls for p in proxies) - calls) / drawn}
+    return {
+        "tokens_per_s": drawn / wall,
+        "calls_per_token": (sum(p.calls for p in proxies) - calls) / drawn,
+    }
 
 
 def measure(
-    pairs: dict[str | int, Pair], proxies: list[Proxy], batch: int, params: SamplingParams, rounds: int
+    pairs: dict[str | int, Pair],
+    proxies: list[Proxy],
+    batch: int,
+    params: SamplingParams,
+    rounds: int,
 ) -> list[dict[str, object]]:
     """A row for each setting."""
     runs: dict[str | int, list[dict[str, float]]] = {setting: [] for setting in pairs}
@@ -56,7 +63,10 @@ def measure(
     lockstep = median(r["tokens_per_s"] for r in runs["off"])
     rows = []
     for setting, some in runs.items():
-        speed, drafts = median(r["tokens_per_s"] for r in some), pairs[setting].statistics()["speculation"]
+        speed, drafts = (
+            median(r["tokens_per_s"] for r in some),
+            pairs[setting].statistics()["speculation"],
+        )
         rows.append(
             {
                 "speculation": setting,
@@ -64,7 +74,8 @@ def measure(
                 "times_lockstep": round(speed / lockstep, 2),
                 "calls_per_token": round(median(r["calls_per_token"] for r in some), 2),
                 "acceptance": drafts["acceptance"] and round(drafts["acceptance"], 3),
-                "accepted_per_round": drafts["accepted_per_round"] and round(drafts["accepted_per_round"], 2),
+                "accepted_per_round": drafts["accepted_per_round"]
+                and round(drafts["accepted_per_round"], 2),
                 "drafts_in_use": drafts["drafts_in_use"],
             }
         )
@@ -76,14 +87,18 @@ def key(row: dict[str, object]) -> tuple[object, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--base", required=True)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--top-k", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--delays", type=int, nargs="+", default=[0, 20], help="milliseconds added to each call")
+    parser.add_argument(
+        "--delays", type=int, nargs="+", default=[0, 20], help="milliseconds added to each call"
+    )
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--preset", default="balanced")
     options = parser.parse_args()
@@ -92,15 +107,22 @@ def main() -> None:
         for batch in options.batches:
             for temperature in options.temperatures:
                 params = SamplingParams.preset(
-                    options.preset, max_tokens=options.tokens, temperature=temperature, ignore_eos=True
+                    options.preset,
+                    max_tokens=options.tokens,
+                    temperature=temperature,
+                    ignore_eos=True,
                 )
                 with ExitStack() as stack:
-                    proxies = [stack.enter_context(Proxy(url)) for url in (options.base, options.teacher)]
+                    proxies = [
+                        stack.enter_context(Proxy(url)) for url in (options.base, options.teacher)
+                    ]
                     for proxy in proxies:
                         hold_back(proxy, delay)
                     base, teacher = (proxy.url for proxy in proxies)
                     pairs = {
-                        s: stack.enter_context(Pair.http(base, teacher, top_k=options.top_k, speculation=s))
+                        s: stack.enter_context(
+                            Pair.http(base, teacher, top_k=options.top_k, speculation=s)
+                        )
                         for s in SETTINGS
                     }
                     found = measure(pairs, proxies, batch, params, options.rounds)
@@ -112,7 +134,11 @@ def main() -> None:
     before = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     measured = {key(row) for row in rows}
     rows = sorted([*(row for row in before if key(row) not in measured), *rows], key=key)
-    result = {"machine": f"{platform.machine()}, CPU servers", "preset": options.preset, "rows": rows}
+    result = {
+        "machine": f"{platform.machine()}, CPU servers",
+        "preset": options.preset,
+        "rows": rows,
+    }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -78,7 +78,12 @@ def compare(base: str, teacher: str, dtype: str, rounds: int) -> dict:
     with Pair.local(base, teacher, dtype=dtype, device="cpu", speculation="off") as pair:
         engine = pair.engine
         sides = [(pair.mixing.base, engine.base.model), (pair.mixing.teacher, engine.teacher.model)]
-        times: dict[str, list[float]] = {"base": [], "teacher": [], "balanced": [], "exploratory": []}
+        times: dict[str, list[float]] = {
+            "base": [],
+            "teacher": [],
+            "balanced": [],
+            "exploratory": [],
+        }
         figures = {}
         for _ in range(rounds):
             times["base"].append(time_generate(sides[0], base_prompts))
@@ -95,15 +100,28 @@ def compare(base: str, teacher: str, dtype: str, rounds: int) -> dict:
                 free = [
                     (a, k)
                     for c in found
-                    for a, k, f in zip(c.diagnostics.alpha, c.diagnostics.kl_base, c.diagnostics.forced, strict=False)
+                    for a, k, f in zip(
+                        c.diagnostics.alpha,
+                        c.diagnostics.kl_base,
+                        c.diagnostics.forced,
+                        strict=False,
+                    )
                     if not f
                 ]
-                figures[preset] = {"mean_alpha": fmean(a for a, _ in free), "mean_kl": fmean(k for _, k in free)}
-            print({name: [round(t, 1) for t in values] for name, values in times.items()}, file=sys.stderr)
+                figures[preset] = {
+                    "mean_alpha": fmean(a for a, _ in free),
+                    "mean_kl": fmean(k for _, k in free),
+                }
+            print(
+                {name: [round(t, 1) for t in values] for name, values in times.items()},
+                file=sys.stderr,
+            )
     seconds = {name: median(values) for name, values in times.items()}
     both = [b + t for b, t in zip(times["base"], times["teacher"], strict=True)]
     for preset in figures:
-        figures[preset]["ratio_to_both_generates"] = median(p / s for p, s in zip(times[preset], both, strict=True))
+        figures[preset]["ratio_to_both_generates"] = median(
+            p / s for p, s in zip(times[preset], both, strict=True)
+        )
         figures[preset]["tokens_per_s"] = len(PROMPTS) * TOKENS / seconds[preset]
     return {"seconds": seconds, "presets": figures}
 
@@ -120,7 +138,11 @@ class PeakMemory:
 
     def _sample(self) -> None:
         while not self._done.wait(0.02):
-            line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssAnon"))
+            line = next(
+                x
+                for x in Path("/proc/self/status").read_text().splitlines()
+                if x.startswith("RssAnon")
+            )
             self.bytes = max(self.bytes, int(line.split()[1]) * 1024)
 
     def __exit__(self, *error: object) -> None:
@@ -133,8 +155,15 @@ def measure_memory(base: str, teacher: str, dtype: str) -> dict:
     from midlogit import Pair
 
     base_prompts, teacher_prompts = messages()
-    with PeakMemory() as peak, Pair.local(base, teacher, dtype=dtype, device="cpu", speculation="off") as pair:
-        pair.generate(base_prompts=base_prompts, teacher_prompts=teacher_prompts, params=pair_params("exploratory"))
+    with (
+        PeakMemory() as peak,
+        Pair.local(base, teacher, dtype=dtype, device="cpu", speculation="off") as pair,
+    ):
+        pair.generate(
+            base_prompts=base_prompts,
+            teacher_prompts=teacher_prompts,
+            params=pair_params("exploratory"),
+        )
         sides = (pair.engine.base, pair.engine.teacher)
         models = {id(side.model): side.model for side in sides}.values()
         weights = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
@@ -164,12 +193,16 @@ def circumstances(base: str, teacher: str, dtype: str) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--base", required=True)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--memory-only", action="store_true", help="print the memory of one run and end")
+    parser.add_argument(
+        "--memory-only", action="store_true", help="print the memory of one run and end"
+    )
     args = parser.parse_args()
     if args.memory_only:
         print(json.dumps(measure_memory(args.base, args.teacher, args.dtype)))
@@ -185,7 +218,9 @@ def main() -> None:
         "--dtype",
         args.dtype,
     ]
-    memory = json.loads(subprocess.run([*own, "--memory-only"], capture_output=True, text=True, check=True).stdout)
+    memory = json.loads(
+        subprocess.run([*own, "--memory-only"], capture_output=True, text=True, check=True).stdout
+    )
     result = {
         **circumstances(args.base, args.teacher, args.dtype),
         "batch": len(PROMPTS),

@@ -33,7 +33,9 @@ ROOT = Path(__file__).parents[1]
 KEPT = ROOT / ".cache" / "same-tokens"
 WORKING_TREE = (".", "WORKTREE")
 
-TOLERANCE = 1e-3  # of diagnostics, which depend on the batch where a case runs several calls at once
+TOLERANCE = (
+    1e-3  # of diagnostics, which depend on the batch where a case runs several calls at once
+)
 NAMED = ("alpha", "logprobs")  # diagnostics with a column of their own in the table
 HEAD = (
     *("engine", "case", "drafts accepted", "completions", "tokens", "equal"),
@@ -60,7 +62,9 @@ def checked_out(commit: str) -> Iterator[Path]:
 
 
 def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 class Servers(ExitStack):
@@ -71,10 +75,14 @@ class Servers(ExitStack):
         from tests.http.servers import serving
 
         bundled = ROOT / "src" / "midlogit" / "bundled"
-        return self.enter_context(serving(bundled / "base", bundled / "teacher", flags=SERVER_FLAGS))
+        return self.enter_context(
+            serving(bundled / "base", bundled / "teacher", flags=SERVER_FLAGS)
+        )
 
 
-def run_child(engine: str, case: str, completions: int, tree: Path, servers: Servers) -> dict[str, Any]:
+def run_child(
+    engine: str, case: str, completions: int, tree: Path, servers: Servers
+) -> dict[str, Any]:
     """What a child process draws with the files of a tree."""
     from tests.http.servers import install
 
@@ -99,11 +107,15 @@ def run_child(engine: str, case: str, completions: int, tree: Path, servers: Ser
             text=True,
         )
         if child.returncode:
-            raise SystemExit(f"{engine} {case} of {tree} failed:\n{(child.stdout + child.stderr)[-6000:]}")
+            raise SystemExit(
+                f"{engine} {case} of {tree} failed:\n{(child.stdout + child.stderr)[-6000:]}"
+            )
         return json.loads(output.read_text())
 
 
-def results(commit: str, options: argparse.Namespace, servers: Servers) -> dict[tuple[str, str], dict[str, Any]]:
+def results(
+    commit: str, options: argparse.Namespace, servers: Servers
+) -> dict[tuple[str, str], dict[str, Any]]:
     """What a commit drew, by engine and case; kept results are read unless they are to be computed anew."""
     drawing = hashlib.sha256(Path(draw_tokens.__file__).read_bytes()).hexdigest()[:12]
     kept = None if commit in WORKING_TREE else KEPT / f"{commit}-{drawing}-{options.completions}"
@@ -121,7 +133,10 @@ def results(commit: str, options: argparse.Namespace, servers: Servers) -> dict[
                 tree = tree or stack.enter_context(checked_out(commit))
                 start = time.perf_counter()
                 found[engine, case] = run_child(engine, case, options.completions, tree, servers)
-                print(f"{commit[:12]} {engine} {case}: {time.perf_counter() - start:.0f} s", flush=True)
+                print(
+                    f"{commit[:12]} {engine} {case}: {time.perf_counter() - start:.0f} s",
+                    flush=True,
+                )
                 if file:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_text(json.dumps(found[engine, case]))
@@ -213,16 +228,22 @@ def table(
 def print_table(lines: list[list[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("old")
     parser.add_argument("new")
     parser.add_argument("--engines", default=",".join(ENGINES), type=lambda names: names.split(","))
     parser.add_argument("--completions", type=int, default=200, help="per engine and case")
-    parser.add_argument("--recompute", action="store_true", help="compute both commits again, and keep the results")
+    parser.add_argument(
+        "--recompute", action="store_true", help="compute both commits again, and keep the results"
+    )
     options = parser.parse_args()
     if unknown := set(options.engines) - set(ENGINES):
         parser.error(f"unknown engines {', '.join(unknown)}; choose from {', '.join(ENGINES)}")

@@ -42,8 +42,15 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results" / "speculation_gpu.json"
 ACCEPTANCE = 0.85
-SETTLING, SETTLED = 2, 40  # batches on which "auto" tries several γ before its time begins, and rounds of each
-WARM, WINDOW, WINDOW_OF_ONE = 2.0, 3.0, 9.0  # seconds; one sequence has few rounds in each, and they differ more
+SETTLING, SETTLED = (
+    2,
+    40,
+)  # batches on which "auto" tries several γ before its time begins, and rounds of each
+WARM, WINDOW, WINDOW_OF_ONE = (
+    2.0,
+    3.0,
+    9.0,
+)  # seconds; one sequence has few rounds in each, and they differ more
 MAX_TOKENS = 1800
 GAMMAS: tuple[int | str, ...] = (0, 3, 5, "auto")
 
@@ -63,7 +70,9 @@ class SimulatedAcceptance:
     def __init__(self) -> None:
         self._fates = fates()
 
-    def __call__(self, drafted_PN: Tensor, sampled_PN: Tensor, bonus_sequences: Sequence[int]) -> Tensor:
+    def __call__(
+        self, drafted_PN: Tensor, sampled_PN: Tensor, bonus_sequences: Sequence[int]
+    ) -> Tensor:
         from midlogit.decide.transfer import to_device
 
         positions, sequences = sampled_PN.shape
@@ -107,7 +116,9 @@ class Steps:
     def tokens_per_s(self) -> float:
         """Over the window's last seconds."""
         records = self._in_window()
-        return sum(record.num_tokens for record in records[1:]) / (records[-1].time - records[0].time)
+        return sum(record.num_tokens for record in records[1:]) / (
+            records[-1].time - records[0].time
+        )
 
     def rounds(self) -> dict[int, dict[str, float]]:
         """Rounds within the window by γ: how many, and what they took (milliseconds)."""
@@ -115,7 +126,11 @@ class Steps:
         for before, record in pairwise(self._in_window()):
             took[record.num_drafts].append(1e3 * (record.time - before.time))
         return {
-            drafts: {"rounds": len(ms), "mean_ms": round(fmean(ms), 2), "median_ms": round(median(ms), 2)}
+            drafts: {
+                "rounds": len(ms),
+                "mean_ms": round(fmean(ms), 2),
+                "median_ms": round(median(ms), 2),
+            }
             for drafts, ms in sorted(took.items())
         }
 
@@ -147,7 +162,9 @@ def run(pair: Any, steps: Steps, batch: int, enough: Callable[[], bool]) -> None
     latest = time.monotonic() + 60
     while not enough():
         if time.monotonic() > latest:
-            raise RuntimeError(f"{batch} sequences ended, or were preempted, before they were timed")
+            raise RuntimeError(
+                f"{batch} sequences ended, or were preempted, before they were timed"
+            )
         time.sleep(0.1)
 
     ended = running.stop()
@@ -166,7 +183,9 @@ def measure(pair: Any, steps: Steps, batch: int, gamma: int | str) -> tuple[floa
     return steps.tokens_per_s(), pair.engine.draft_length.statistics()
 
 
-def measure_all(pair: Any, teacher_ms: Mapping[int, float], batches: list[int], output: Path) -> None:
+def measure_all(
+    pair: Any, teacher_ms: Mapping[int, float], batches: list[int], output: Path
+) -> None:
     """Measures every batch size with every γ, prints the table and writes the results.
 
     Args:
@@ -177,7 +196,9 @@ def measure_all(pair: Any, teacher_ms: Mapping[int, float], batches: list[int], 
     steps = Steps()
     pair.engine.accept, pair.engine.observer = SimulatedAcceptance(), steps.note
     rows: list[dict[str, Any]] = []
-    print(f"{'batch':>6}{'γ':>6}{'tokens/s':>10}{'/lock-step':>11}{'/teacher':>9}{'acceptance':>11}  rounds by γ")
+    print(
+        f"{'batch':>6}{'γ':>6}{'tokens/s':>10}{'/lock-step':>11}{'/teacher':>9}{'acceptance':>11}  rounds by γ"
+    )
     for batch in batches:
         lockstep = 0.0
         for gamma in GAMMAS:
@@ -205,14 +226,19 @@ def measure_all(pair: Any, teacher_ms: Mapping[int, float], batches: list[int], 
                 f"{acceptance or 0:>11.3f}  {steps.rounds()}",
                 flush=True,
             )
-            print(" " * 12 + ", ".join(f"{part} {ms:.2f}" for part, ms in parts_ms.items()), flush=True)
+            print(
+                " " * 12 + ", ".join(f"{part} {ms:.2f}" for part, ms in parts_ms.items()),
+                flush=True,
+            )
         write_results(output, torch.cuda.get_device_name(), rows)
 
 
 def main() -> None:
     from midlogit import Pair
 
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--batches", type=batch_sizes, default="1,8,64,256")
     options.add_argument("--layers", type=int, help="layers of both models, to try the plumbing")
     options.add_argument("--output", type=Path, default=RESULTS)

@@ -46,7 +46,12 @@ def measure(base: str, teacher: str, dtype: str, prompts: list[str]) -> list[dic
                     (completion,) = pair.generate([prompt], asked, chat=True)
                     seconds[drafts].append(time.perf_counter() - start)
                     texts[drafts].append(completion.token_ids)
-                print(preset, number, {d: round(s[-1], 1) for d, s in seconds.items()}, file=sys.stderr)
+                print(
+                    preset,
+                    number,
+                    {d: round(s[-1], 1) for d, s in seconds.items()},
+                    file=sys.stderr,
+                )
             for drafts in DRAFTS:
                 found = lengths[drafts].statistics()
                 rows.append(
@@ -57,15 +62,21 @@ def measure(base: str, teacher: str, dtype: str, prompts: list[str]) -> list[dic
                         "drafts_in_use": found["drafts_in_use"],
                         "tokens_per_s": len(prompts) * TOKENS / sum(seconds[drafts]),
                         "ratio_to_lock_step": sum(seconds["off"]) / sum(seconds[drafts]),
-                        "median_ratio": median(a / b for a, b in zip(seconds["off"], seconds[drafts], strict=True)),
-                        "same_tokens": sum(a == b for a, b in zip(texts["off"], texts[drafts], strict=True)),
+                        "median_ratio": median(
+                            a / b for a, b in zip(seconds["off"], seconds[drafts], strict=True)
+                        ),
+                        "same_tokens": sum(
+                            a == b for a, b in zip(texts["off"], texts[drafts], strict=True)
+                        ),
                     }
                 )
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--base", required=True)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--dtype", default="float32")

@@ -63,7 +63,10 @@ def legend() -> list[str]:
     teacher = WIDTH - MARGIN - len("teacher α = 1") * SMALL_ADVANCE
     ramp = teacher - 160
     base = ramp - 10 - len("base α = 0") * SMALL_ADVANCE
-    steps = [f'<rect x="{ramp + 5 * k:.1f}" y="31" width="5.5" height="10" fill="{tone(k / 29)}"/>' for k in range(30)]
+    steps = [
+        f'<rect x="{ramp + 5 * k:.1f}" y="31" width="5.5" height="10" fill="{tone(k / 29)}"/>'
+        for k in range(30)
+    ]
     return [
         small(PROMPT, MARGIN, 40, SOFT),
         small("base α = 0", base, 40, SOFT),
@@ -124,10 +127,17 @@ def disagreements(tokens: list[Token], names: dict[int, str], top: int) -> list[
         shapes.append(small(f"… {' '.join(before)} [{token.token.strip()}]", x, top, INK))
         candidates = token.decision.top
         assert candidates is not None
-        for k, (name, alpha) in enumerate((("base", 0.0), ("q", token.decision.alpha), ("teacher", 1.0)), start=1):
+        for k, (name, alpha) in enumerate(
+            (("base", 0.0), ("q", token.decision.alpha), ("teacher", 1.0)), start=1
+        ):
             y = top + k * SMALL_LINE + 4
-            said = ", ".join(f"{names[i]} {exp(logprob):.2f}" for i, logprob in getattr(candidates, name)[:2])
-            shapes += [small("q*" if name == "q" else name, x, y, tone(alpha)), small(said, x + 66, y, SOFT)]
+            said = ", ".join(
+                f"{names[i]} {exp(logprob):.2f}" for i, logprob in getattr(candidates, name)[:2]
+            )
+            shapes += [
+                small("q*" if name == "q" else name, x, y, tone(alpha)),
+                small(said, x + 66, y, SOFT),
+            ]
     return shapes
 
 
@@ -144,7 +154,9 @@ def lean(alpha: float) -> float:
 
 def tone(alpha: float) -> str:
     """The colour of an α, blue for the base, orange for the teacher."""
-    red, green, blue = hls_to_rgb((301 + 85 * lean(alpha)) % 360 / 360, 0.6, 0.48 + 0.42 * abs(lean(alpha)))
+    red, green, blue = hls_to_rgb(
+        (301 + 85 * lean(alpha)) % 360 / 360, 0.6, 0.48 + 0.42 * abs(lean(alpha))
+    )
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
 

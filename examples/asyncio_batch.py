@@ -25,13 +25,21 @@ async def main() -> None:
     urls = sys.argv[1:3]
     pair = await asyncio.to_thread(lambda: Pair.http(*urls) if urls else Pair.local())
     try:
-        prompts = [f"Tell me a story about a {animal} in a {place}." for animal in ANIMALS for place in PLACES]
-        completions = await tqdm.gather(*(write(pair, prompt, n) for n, prompt in enumerate(prompts)))
+        prompts = [
+            f"Tell me a story about a {animal} in a {place}."
+            for animal in ANIMALS
+            for place in PLACES
+        ]
+        completions = await tqdm.gather(
+            *(write(pair, prompt, n) for n, prompt in enumerate(prompts))
+        )
     finally:
         await asyncio.to_thread(pair.close)
     for prompt, completion in list(zip(prompts, completions, strict=True))[:3]:
         print(f"{prompt}\n  {completion.text.strip()}\n")
-    print(f"{sum(len(c.token_ids) for c in completions)} tokens, {pair.statistics()['success_rate']:.0%} succeeded")
+    print(
+        f"{sum(len(c.token_ids) for c in completions)} tokens, {pair.statistics()['success_rate']:.0%} succeeded"
+    )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,14 @@ def main() -> None:
         for forced in (True, False):
             params = SamplingParams(max_tokens=8, seed=1, n=16, force_first_token=forced)
             completions = pair.generate([PROMPT], params, chat=True)
-            openings = Counter(completion.text.split()[0] for completion in completions if completion.text.split())
-            print("forced" if forced else "free", f"first α {completions[0].diagnostics.alpha[0]:.2f}", dict(openings))
+            openings = Counter(
+                completion.text.split()[0] for completion in completions if completion.text.split()
+            )
+            print(
+                "forced" if forced else "free",
+                f"first α {completions[0].diagnostics.alpha[0]:.2f}",
+                dict(openings),
+            )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips what needs hardware or models that are not here, and says how to run it."""
     reasons = {}
     if not (folder := os.environ.get("MIDLOGIT_MODELS")) or not Path(folder).is_dir():
-        reasons["real_models"] = "set MIDLOGIT_MODELS to a folder with qwen-0.5b and qwen-1.5b to run it"
+        reasons["real_models"] = (
+            "set MIDLOGIT_MODELS to a folder with qwen-0.5b and qwen-1.5b to run it"
+        )
     if not torch.cuda.is_available():
         reasons["gpu"] = "needs a CUDA device"
     for item in items:

@@ -21,7 +21,9 @@ def chi_square_p(outcomes: Sequence[int] | np.ndarray, q: Sequence[float]) -> fl
     observed = np.append(counts[~rare], counts[rare].sum())
     wanted = np.append(expected[~rare], expected[rare].sum())
     keep = wanted > 0
-    return float(stats.chisquare(observed[keep], wanted[keep] * (observed.sum() / wanted.sum())).pvalue)
+    return float(
+        stats.chisquare(observed[keep], wanted[keep] * (observed.sum() / wanted.sum())).pvalue
+    )
 
 
 def two_sample_p(first: Sequence[int], second: Sequence[int]) -> float:
@@ -46,6 +48,9 @@ def same_law_ps(first: list[list[int]], second: list[list[int]]) -> dict[str, fl
     """p-values of two samples of continuations: their lengths, and the tokens at positions 1, 5 and 20."""
     ps = {"length": two_sample_p(*([len(ids) for ids in found] for found in (first, second)))}
     for position in (1, 5, LONGEST):
-        tokens = ([ids[position - 1] + 1 if len(ids) >= position else 0 for ids in found] for found in (first, second))
+        tokens = (
+            [ids[position - 1] + 1 if len(ids) >= position else 0 for ids in found]
+            for found in (first, second)
+        )
         ps[f"position {position}"] = two_sample_p(*tokens)
     return ps

@@ -52,19 +52,28 @@ for speculation in ("off", 1):
 def requirements() -> list[str]:
     """What midlogit and its tests ask for directly, without torch, which is pinned, and linters, which are not run."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = [*project["dependencies"], *(line for extra in EXTRAS for line in project["optional-dependencies"][extra])]
+    asked = [
+        *project["dependencies"],
+        *(line for extra in EXTRAS for line in project["optional-dependencies"][extra]),
+    ]
     return [line for line in asked if Requirement(line).name not in LINTERS | {"torch"}]
 
 
 def pins() -> dict[str, str]:
     """The versions of constraints.txt by canonical name."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return {canonicalize_name(name): pin for name, _, pin in (line.partition("==") for line in lines) if pin}
+    return {
+        canonicalize_name(name): pin
+        for name, _, pin in (line.partition("==") for line in lines)
+        if pin
+    }
 
 
 def is_recent() -> bool:
     """Whether the environment was made within a day, and since the requirements were written."""
-    needed_since = max((ROOT / name).stat().st_mtime for name in ("pyproject.toml", "constraints.txt"))
+    needed_since = max(
+        (ROOT / name).stat().st_mtime for name in ("pyproject.toml", "constraints.txt")
+    )
     return MADE.exists() and MADE.stat().st_mtime > max(needed_since, time.time() - A_DAY)
 
 
@@ -86,10 +95,18 @@ def compare() -> None:
         SystemExit: one is older than its pin, as from a mirror when the index is out of reach.
     """
     pinned = pins()
-    listed = subprocess.run([*PIP, "list", "--format", "json"], check=True, stdout=subprocess.PIPE).stdout
+    listed = subprocess.run(
+        [*PIP, "list", "--format", "json"], check=True, stdout=subprocess.PIPE
+    ).stdout
     found = {canonicalize_name(entry["name"]): entry["version"] for entry in json.loads(listed)}
-    direct = sorted({canonicalize_name(Requirement(line).name) for line in requirements()} & found.keys())
-    changed = {name: f"{name} {found[name]} (pinned: {pinned[name]})" for name in direct if found[name] != pinned[name]}
+    direct = sorted(
+        {canonicalize_name(Requirement(line).name) for line in requirements()} & found.keys()
+    )
+    changed = {
+        name: f"{name} {found[name]} (pinned: {pinned[name]})"
+        for name in direct
+        if found[name] != pinned[name]
+    }
     older = [text for name, text in changed.items() if Version(found[name]) < Version(pinned[name])]
     if older:
         sys.exit(f"The newest releases are out of reach: pip found {', '.join(older)}.")
@@ -103,7 +120,12 @@ def main() -> None:
         install()
         compare()
         MADE.touch()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "src"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [PYTHON, "-W", "error", "-c", CHECK]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if ran.returncode:

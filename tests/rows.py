@@ -41,7 +41,9 @@ def make_rows(kind: str, vocabulary: int, seed: int) -> tuple[np.ndarray, np.nda
 
 def row_pairs(most: int = 400) -> st.SearchStrategy[tuple[np.ndarray, np.ndarray]]:
     """Hypothesis-made row pairs of 2 to `most` outcomes."""
-    return st.builds(make_rows, st.sampled_from(KINDS), st.integers(2, most), st.integers(0, 2**32 - 1))
+    return st.builds(
+        make_rows, st.sampled_from(KINDS), st.integers(2, most), st.integers(0, 2**32 - 1)
+    )
 
 
 PLAIN = RowSettings(

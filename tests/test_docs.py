@@ -21,14 +21,28 @@ PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 CODE = [*PACKAGE.rglob("*.py")]
-CODE += [path for name in ("benchmarks", "training", "examples") for path in (ROOT / name).rglob("*.py")]
+CODE += [
+    path for name in ("benchmarks", "training", "examples") for path in (ROOT / name).rglob("*.py")
+]
 CODE += [ROOT / "docs" / "make_cli.py", ROOT / "docs" / "make_picture.py"]
 
 # Names of other programs that our pages mention.
-OTHERS = {"EngineArgs", "max_num_batched_tokens", "enforce_eager", "quantization", "load_format"}  # vLLM
+OTHERS = {
+    "EngineArgs",
+    "max_num_batched_tokens",
+    "enforce_eager",
+    "quantization",
+    "load_format",
+}  # vLLM
 OTHERS |= {"theta", "t"}  # the older coordinator's words for the two models
 OTHERS |= {"null", "real_models"}  # JSON, a marker of tests
-VLLM_OPTIONS = {"--port", "--gpu-memory-utilization", "--max-model-len", "--max-logprobs", "--logprobs-mode"}
+VLLM_OPTIONS = {
+    "--port",
+    "--gpu-memory-utilization",
+    "--max-model-len",
+    "--max-logprobs",
+    "--logprobs-mode",
+}
 
 
 # Pages
@@ -62,7 +76,9 @@ def commands(page: Path) -> Iterator[str]:
 def slugs(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(
-        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE), re.M
+        r"^#+ (.*)$",
+        re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE),
+        re.M,
     )
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -79,7 +95,9 @@ def classes() -> dict[str, set[str]]:
         for node in nodes(path):
             if isinstance(node, ast.ClassDef):
                 members.setdefault(node.name, set()).update(members_of(node))
-                bases.setdefault(node.name, set()).update(b.id for b in node.bases if isinstance(b, ast.Name))
+                bases.setdefault(node.name, set()).update(
+                    b.id for b in node.bases if isinstance(b, ast.Name)
+                )
 
     def inherited(name: str) -> set[str]:
         return members.get(name, set()).union(*(inherited(base) for base in bases.get(name, ())))
@@ -118,9 +136,18 @@ def identifiers() -> set[str]:
     for path in CODE:
         for node in nodes(path):
             match node:
-                case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.keyword(arg=str(name)):
+                case (
+                    ast.Name(id=name)
+                    | ast.Attribute(attr=name)
+                    | ast.arg(arg=name)
+                    | ast.keyword(arg=str(name))
+                ):
                     found.add(name)
-                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                case (
+                    ast.FunctionDef(name=name)
+                    | ast.AsyncFunctionDef(name=name)
+                    | ast.ClassDef(name=name)
+                ):
                     found.add(name)
                 case ast.Constant(value=str(text)) if text.isidentifier():
                     found.add(text)
@@ -131,7 +158,9 @@ def identifiers() -> set[str]:
 def fields_of_requests() -> set[str]:
     """The fields of all bodies that the server reads."""
     bodies = tree(PACKAGE / "server" / "wire" / "requests.py").body
-    return {member for body in bodies if isinstance(body, ast.ClassDef) for member in members_of(body)}
+    return {
+        member for body in bodies if isinstance(body, ast.ClassDef) for member in members_of(body)
+    }
 
 
 @cache
@@ -144,13 +173,20 @@ def everything() -> str:
 def options() -> dict[str, set[str]]:
     """The options of each command, by docs/cli.md."""
     text = (ROOT / "docs" / "cli.md").read_text()
-    sections = re.findall(r"^## midlogit ?(\w*)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE)
-    return {command: set(re.findall(r"^  (--[a-z-]+)", section, re.M)) for command, section in sections}
+    sections = re.findall(
+        r"^## midlogit ?(\w*)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE
+    )
+    return {
+        command: set(re.findall(r"^  (--[a-z-]+)", section, re.M)) for command, section in sections
+    }
 
 
 def exists(name: str, page: Path) -> bool:
     """Whether a path is one from the root, from the package, from the page, or of a file of that name anywhere."""
-    if any(any(folder.glob(name.rstrip("/"))) for folder in (ROOT, PACKAGE, page.parent, ROOT / "benchmarks/results")):
+    if any(
+        any(folder.glob(name.rstrip("/")))
+        for folder in (ROOT, PACKAGE, page.parent, ROOT / "benchmarks/results")
+    ):
         return True
     return "/" not in name and any(path.name == name for path in [*CODE, *PAGES])
 
@@ -175,11 +211,15 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @each_page("page")
 def test_paths_exist(page: Path) -> None:
-    words = [word for text in (prose(page), *blocks(page)) for word in re.findall(r"[\w./*-]+", text)]
+    words = [
+        word for text in (prose(page), *blocks(page)) for word in re.findall(r"[\w./*-]+", text)
+    ]
     for word in words:
         if word.startswith("/") or "//" in word or re.match(r"[A-Z]+/", word):
             continue  # a route, a URL, or a placeholder such as FOLDER/name
-        if re.search(r"\.(py|md|svg)$", word) or re.search(r"^(benchmarks|src|tests|docs)/.*\w$", word):
+        if re.search(r"\.(py|md|svg)$", word) or re.search(
+            r"^(benchmarks|src|tests|docs)/.*\w$", word
+        ):
             assert exists(word, page), word
     for span in spans(page):
         if re.fullmatch(r"[\w.-][\w./-]*/", span):
@@ -214,15 +254,25 @@ def test_names_exist(page: Path) -> None:
             assert name in everything(), name
         # Calls lose their arguments, assignments their values.
         name = re.sub(r"[(=\[].*", "", span).rstrip(".")
-        if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", name) or keyword.iskeyword(name) or name in OTHERS:
+        if (
+            not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", name)
+            or keyword.iskeyword(name)
+            or name in OTHERS
+        ):
             continue
-        if ("_" in name and name.isupper()) or name.startswith("midlogit.") or name.endswith((".py", ".txt")):
+        if (
+            ("_" in name and name.isupper())
+            or name.startswith("midlogit.")
+            or name.endswith((".py", ".txt"))
+        ):
             continue  # checked elsewhere
         owner, *members = name.split(".")
         if owner in classes() and members:
             assert members[0] in classes()[owner], name
         else:
-            assert {owner.removesuffix("_total"), *members} <= identifiers() | classes().keys(), name
+            assert {owner.removesuffix("_total"), *members} <= identifiers() | classes().keys(), (
+                name
+            )
 
 
 @each_page("page")
@@ -285,8 +335,14 @@ def test_suffixes_of_shapes_are_explained() -> None:
 
 def test_all_diagnostics_are_documented() -> None:
     outputs = tree(PACKAGE / "outputs.py")
-    (diagnostics,) = (n for n in outputs.body if isinstance(n, ast.ClassDef) and n.name == "Diagnostics")
-    fields = {ast.unparse(statement.target) for statement in diagnostics.body if isinstance(statement, ast.AnnAssign)}
+    (diagnostics,) = (
+        n for n in outputs.body if isinstance(n, ast.ClassDef) and n.name == "Diagnostics"
+    )
+    fields = {
+        ast.unparse(statement.target)
+        for statement in diagnostics.body
+        if isinstance(statement, ast.AnnAssign)
+    }
     for page in ("cli.md", "python.md"):
         assert fields <= set(spans(ROOT / "docs" / page)), page
 
@@ -304,7 +360,11 @@ def test_imports_go_down_the_floors() -> None:
     for path in PACKAGE.rglob("*.py"):
         own = path.relative_to(PACKAGE).with_suffix("").parts[0]
         for node in nodes(path):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("midlogit."):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module
+                and node.module.startswith("midlogit.")
+            ):
                 other = node.module.split(".")[1]
                 if own in floor_of and other in floor_of and own != other:
                     assert floor_of[own] < floor_of[other], f"{path.name} imports {node.module}"

@@ -36,7 +36,9 @@ def play(
                 stood[n] += 1
         draft_length.record_acceptance(drafts, stood)
         outlier = 6 if chance.random() < 0.05 else 1
-        draft_length.record_time(batch, drafts, cost(drafts) * chance.lognormvariate(0, 0.05) * outlier * slow)
+        draft_length.record_time(
+            batch, drafts, cost(drafts) * chance.lognormvariate(0, 0.05) * outlier * slow
+        )
     return used
 
 
@@ -78,13 +80,17 @@ def large_batch(g: int) -> float:
     ],
     ids=["one", "vllm", "cheap_base", "disagreeing", "cpu", "no_gain"],
 )
-def test_auto_finds_a_good_number_of_drafts(batch: int, acceptance: float, cost: Cost, choices) -> None:
+def test_auto_finds_a_good_number_of_drafts(
+    batch: int, acceptance: float, cost: Cost, choices
+) -> None:
     best = max(speed([g], acceptance, cost) for g in choices)
     shares = []
     for seed in range(8):
         chance, draft_length = random.Random(seed), DraftLength("auto", choices)
         play(draft_length, SETTLED, batch, acceptance, cost, chance)
-        shares.append(speed(play(draft_length, 200, batch, acceptance, cost, chance), acceptance, cost) / best)
+        shares.append(
+            speed(play(draft_length, 200, batch, acceptance, cost, chance), acceptance, cost) / best
+        )
     assert min(shares) > 0.92 and fmean(shares) > 0.97
 
 
@@ -121,7 +127,10 @@ def test_auto_gets_over_slow_first_rounds_and_counts_the_slow_among_the_others()
     """
     used: Counter[int] = Counter()
     for seed in range(8):
-        draft_length, chance = DraftLength("auto", (0, 2, 3, 4, 5, 6), reuses_bonus_row=True), random.Random(seed)
+        draft_length, chance = (
+            DraftLength("auto", (0, 2, 3, 4, 5, 6), reuses_bonus_row=True),
+            random.Random(seed),
+        )
 
         def cost(g: int, chance: random.Random = chance) -> float:
             return large_batch(g) * (1.9 if g and chance.random() < 0.3 else 1)
@@ -165,7 +174,9 @@ def test_auto_counts_what_a_round_leaves_to_the_next() -> None:
     assert used[0] > 0.9 * used.total()
 
 
-@pytest.mark.parametrize(("asked", "drafts"), [("off", 0), (0, 0), (3, 3), (MAX_DRAFTS, MAX_DRAFTS)])
+@pytest.mark.parametrize(
+    ("asked", "drafts"), [("off", 0), (0, 0), (3, 3), (MAX_DRAFTS, MAX_DRAFTS)]
+)
 def test_a_number_fixes_it(asked, drafts: int) -> None:
     draft_length = DraftLength(asked, range(9))
     assert set(play(draft_length, 30, 2, 0.5, no_gain, random.Random(1))) == {drafts}
@@ -186,19 +197,27 @@ def test_expected_tokens_of_rounds_whose_last_row_is_carried(drafts: int) -> Non
             stood += 1
         tokens += max(min(stood + 1, drafts), 1)
         known = drafts > 0 and stood == drafts
-    assert acceptance.tokens(drafts, reuses_bonus_row=True) == pytest.approx(tokens / rounds, rel=0.01)
+    assert acceptance.tokens(drafts, reuses_bonus_row=True) == pytest.approx(
+        tokens / rounds, rel=0.01
+    )
 
 
 @pytest.mark.parametrize("asked", [-1, 17, "fast", True, 2.5, None, ""])
 def test_what_cannot_be_asked_for(asked) -> None:
     for take in (require_speculation, DraftLength):
-        with pytest.raises(InvalidRequest, match=r"speculation is .*Use auto, off, or 0 to 16 drafts per round"):
+        with pytest.raises(
+            InvalidRequest, match=r"speculation is .*Use auto, off, or 0 to 16 drafts per round"
+        ):
             take(asked)
 
 
 def test_statistics_count_what_was_looked_at() -> None:
     draft_length = DraftLength(3)
-    assert draft_length.statistics()["acceptance"] is draft_length.statistics()["accepted_per_round"] is None
+    assert (
+        draft_length.statistics()["acceptance"]
+        is draft_length.statistics()["accepted_per_round"]
+        is None
+    )
     draft_length.record_acceptance(3, [3, 0, 1])
     draft_length.record_acceptance(3, [2], [2])  # ended on its second draft
     draft_length.record_acceptance(0, [0, 0])  # lock-step

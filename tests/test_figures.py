@@ -55,7 +55,9 @@ def mean_ms(row: dict[str, Any]) -> float:
 
 def test_parts_of_a_step_are_no_more_than_the_step() -> None:
     steps = [(row["pair_ms"], row.get("pair_step_parts_ms", {})) for row in results("gpu")["rows"]]
-    steps += [(mean_ms(row), row.get("step_parts_ms", {})) for row in results("speculation_gpu")["rows"]]
+    steps += [
+        (mean_ms(row), row.get("step_parts_ms", {})) for row in results("speculation_gpu")["rows"]
+    ]
     for step_ms, parts_ms in steps:
         assert sum(parts_ms.values()) <= 1.02 * step_ms
 
@@ -72,14 +74,19 @@ def test_steps_of_the_pair_on_a_gpu() -> None:
 def test_speed_in_the_readme() -> None:
     """Columns are numbers of sequences, rows are quantities."""
     batches = [row["batch"] for row in results("gpu")["rows"]]
-    alone = {row["batch"]: row["teacher_tokens_per_s"] for row in results("speculation_gpu")["rows"]}
+    alone = {
+        row["batch"]: row["teacher_tokens_per_s"] for row in results("speculation_gpu")["rows"]
+    }
     pair = {batch: speculation(batch, "auto") for batch in batches}
 
     header = next(line for line in README.splitlines() if line.startswith("| Qwen3-4B + Qwen3-14B"))
     assert_row(header.strip("|").split("|")[1:], *batches)
 
     over_sum, teacher, both, over_teacher = (cells[1:] for cells in table(README, header))
-    assert_row(over_sum, *(row["pair_ms"] / (row["base_ms"] + row["teacher_ms"]) for row in results("gpu")["rows"]))
+    assert_row(
+        over_sum,
+        *(row["pair_ms"] / (row["base_ms"] + row["teacher_ms"]) for row in results("gpu")["rows"]),
+    )
     assert_row(teacher, *(alone[batch] for batch in batches))
     assert_row(both, *pair.values())
     assert_row(over_teacher, *(pair[batch] / alone[batch] for batch in batches))
@@ -88,14 +95,17 @@ def test_speed_in_the_readme() -> None:
 def test_share_of_solver_and_draw() -> None:
     rows = results("gpu")["rows"]
     constrained, free = (
-        100 * max(row[f"{name}_ms"] / row["pair_ms"] for row in rows) for name in ("solve_constrained", "solve")
+        100 * max(row[f"{name}_ms"] / row["pair_ms"] for row in rows)
+        for name in ("solve_constrained", "solve")
     )
     said = re.search(r"at most ([\d.]+)% without the constraint and ([\d.]+)% with", VLLM)
     assert said
     assert_row(list(said.groups()), free, constrained)
 
 
-@pytest.mark.skipif(not (RESULTS / "fused.json").exists(), reason="python -m benchmarks.fused, on a GPU, writes it")
+@pytest.mark.skipif(
+    not (RESULTS / "fused.json").exists(), reason="python -m benchmarks.fused, on a GPU, writes it"
+)
 def test_decisions_on_a_gpu() -> None:
     rows = results("fused")["rows"]
     peaked, flat = ([row for row in rows if row["rows"] == kind] for kind in ("peaked", "flat"))
@@ -115,7 +125,9 @@ def test_decisions_on_a_gpu() -> None:
 
 
 def test_tokens_with_drafts_on_a_gpu() -> None:
-    alone = {row["batch"]: row["teacher_tokens_per_s"] for row in results("speculation_gpu")["rows"]}
+    alone = {
+        row["batch"]: row["teacher_tokens_per_s"] for row in results("speculation_gpu")["rows"]
+    }
     for cells in table(SPECULATION, "| batch | 14B alone"):
         batch = int(cells[0])
         lockstep, three, five, auto = (speculation(batch, gamma) for gamma in (0, 3, 5, "auto"))
@@ -127,7 +139,9 @@ def test_drafts_on_a_cpu() -> None:
     rows = {(row["preset"], row["drafts"]): row for row in results("speculation_cpu")["rows"]}
     for preset, *cells in table(SPECULATION, "| preset | lock-step"):
         ratios = [rows[preset, drafts]["ratio_to_lock_step"] for drafts in (2, 4, "auto")]
-        assert_row(cells, rows[preset, "off"]["tokens_per_s"], *ratios, rows[preset, 4]["acceptance"])
+        assert_row(
+            cells, rows[preset, "off"]["tokens_per_s"], *ratios, rows[preset, 4]["acceptance"]
+        )
 
 
 def test_the_real_pair_on_a_cpu() -> None:
@@ -136,7 +150,10 @@ def test_the_real_pair_on_a_cpu() -> None:
     names = "mean_alpha", "mean_kl", "ratio_to_both_generates", "tokens_per_s"
     for (_, *cells), name in zip(table(LOCAL, "| | balanced"), names, strict=True):
         assert_row(cells, *(preset[name] for preset in presets))
-    said = re.search(r"Peak memory was ([\d.]+) GB: ([\d.]+) GB of weights, ([\d.]+) GB of caches, and ([\d.]+)", LOCAL)
+    said = re.search(
+        r"Peak memory was ([\d.]+) GB: ([\d.]+) GB of weights, ([\d.]+) GB of caches, and ([\d.]+)",
+        LOCAL,
+    )
     assert said
     memory = ("peak", "weights", "caches", "over_weights_and_caches")
     assert_row(list(said.groups()), *(found["memory"][f"{name}_gb"] for name in memory))
@@ -146,7 +163,9 @@ def test_two_servers() -> None:
     rows = results("http")["rows"]
     for cells, row in zip(table(HTTP, "| sequences | client overhead"), rows, strict=True):
         overhead, processor, speedup = cells[1:]
-        assert_row([overhead, processor], row["coordinator_ms_per_token"], row["processor_ms_per_token"])
+        assert_row(
+            [overhead, processor], row["coordinator_ms_per_token"], row["processor_ms_per_token"]
+        )
 
         measured = sorted(row["speedup_of_each_round"])[len(row["speedup_of_each_round"]) // 2]
         if speedup == "no faster":

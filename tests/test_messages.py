@@ -40,10 +40,28 @@ USER = {"role": "user", "content": "Hi there"}
     "message",
     [
         {"content": [{"type": "text", "text": "Hi there"}]},
-        {"content": [{"type": "text", "text": "Hi "}, None, {"text": "there"}, {"type": "text", "text": None}]},
-        {"content": ("Hi ", {"type": "input_text", "text": "there", "cache_control": {"type": "ephemeral"}})},
+        {
+            "content": [
+                {"type": "text", "text": "Hi "},
+                None,
+                {"text": "there"},
+                {"type": "text", "text": None},
+            ]
+        },
+        {
+            "content": (
+                "Hi ",
+                {"type": "input_text", "text": "there", "cache_control": {"type": "ephemeral"}},
+            )
+        },
         {"type": "text"},
-        {"tool_calls": [], "function_call": None, "refusal": None, "audio": None, "reasoning_content": ""},
+        {
+            "tool_calls": [],
+            "function_call": None,
+            "refusal": None,
+            "audio": None,
+            "reasoning_content": "",
+        },
         {"name": None, "annotations": [], "id": "msg_1"},
         {"made_up": None},
     ],
@@ -71,11 +89,17 @@ def test_what_asks_for_nothing_passes(message: dict[str, Any]) -> None:
         ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "content.0.type", False),
         ({"content": [{"type": "text"}]}, "content.0.text", False),
         ({"content": [{"type": "text", "text": 5}]}, "content.0.text", False),
-        ({"content": ["a", {"type": "text", "text": "b", "made_up": 1}]}, "content.1.made_up", True),
+        (
+            {"content": ["a", {"type": "text", "text": "b", "made_up": 1}]},
+            "content.1.made_up",
+            True,
+        ),
     ],
     ids=str,
 )
-def test_what_cannot_be_honoured_is_named(message: dict[str, Any], field: str, unsupported: bool) -> None:
+def test_what_cannot_be_honoured_is_named(
+    message: dict[str, Any], field: str, unsupported: bool
+) -> None:
     with pytest.raises(InvalidField) as caught:
         plain_messages([USER, USER | message], "base prompt 0")
     assert (caught.value.field, caught.value.unsupported) == (field, unsupported)
@@ -85,19 +109,29 @@ def test_what_cannot_be_honoured_is_named(message: dict[str, Any], field: str, u
 
 def test_roles_and_empty_contents() -> None:
     contents: tuple[Any, ...] = (None, "", [], [None])
-    assert {m["content"] for m in plain_messages([{"role": "user", "content": c} for c in contents], "x")} == {""}
+    assert {
+        m["content"]
+        for m in plain_messages([{"role": "user", "content": c} for c in contents], "x")
+    } == {""}
     assert plain_messages([{"role": "developer", "content": "a", "name": "b"}], "x") == [
         {"role": "system", "content": "a", "name": "b"}
     ]
 
 
 def test_parts_through_python(pair: Pair) -> None:
-    parts = [{"role": "user", "content": [{"type": "text", "text": "Hi "}, {"type": "text", "text": "there"}]}]
+    parts = [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Hi "}, {"type": "text", "text": "there"}],
+        }
+    ]
     found, plain = pair.generate([parts, [USER]], GREEDY)
     assert (found.usage, found.text) == (plain.usage, plain.text)
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
     for call in (pair.generate, pair.score, pair.as_completed):
-        with pytest.raises(InvalidRequest, match="Part 0 of message 0 of the base prompt 0 is of type 'image_url'"):
+        with pytest.raises(
+            InvalidRequest, match="Part 0 of message 0 of the base prompt 0 is of type 'image_url'"
+        ):
             call([image])
     with pytest.raises(InvalidRequest, match="lone surrogates"):
         pair.generate(["caf\udce9"])
@@ -132,7 +166,17 @@ def test_a_matrix_is_as_many_prompts(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt", [np.array([True]), [True], np.array([1.0]), np.array(3), np.array([[1]]), b"abc", torch.tensor([0.5]), 3]
+    "prompt",
+    [
+        np.array([True]),
+        [True],
+        np.array([1.0]),
+        np.array(3),
+        np.array([[1]]),
+        b"abc",
+        torch.tensor([0.5]),
+        3,
+    ],
 )
 def test_what_is_no_ids(pair: Pair, prompt: Any) -> None:
     with pytest.raises(InvalidRequest, match="no known form"):
@@ -155,7 +199,9 @@ def test_a_text_that_carries_bos_has_it_once(bos: Pair) -> None:
     templated = bos.mixing.teacher.tokenizer.apply_chat_template(  # type: ignore[attr-defined]
         [USER], add_generation_prompt=True, tokenize=False
     )
-    assert bos.generate([templated], GREEDY)[0].usage.prompt_tokens == len(bos.mixing.teacher.encode_chat([USER]))
+    assert bos.generate([templated], GREEDY)[0].usage.prompt_tokens == len(
+        bos.mixing.teacher.encode_chat([USER])
+    )
     params = SamplingParams.preset("exploratory")
     scored = [bos.score([text], params)[0] for text in ("Once upon a time", "<s>Once upon a time")]
     assert scored[0].token_ids == scored[1].token_ids
@@ -165,8 +211,14 @@ def test_a_text_that_carries_bos_has_it_once(bos: Pair) -> None:
 def test_special_tokens_can_be_left_out(bos: Pair) -> None:
     options: dict[str, Any] = {"add_special_tokens": False}
     usual = bos.generate(["Once upon"], GREEDY)[0].usage
-    assert bos.generate(["Once upon"], GREEDY, **options)[0].usage.prompt_tokens == usual.prompt_tokens - 1
-    assert list(bos.stream("Once upon", GREEDY, **options))[-1].usage.prompt_tokens == usual.prompt_tokens - 1  # type: ignore[union-attr]
+    assert (
+        bos.generate(["Once upon"], GREEDY, **options)[0].usage.prompt_tokens
+        == usual.prompt_tokens - 1
+    )
+    assert (
+        list(bos.stream("Once upon", GREEDY, **options))[-1].usage.prompt_tokens
+        == usual.prompt_tokens - 1
+    )  # type: ignore[union-attr]
     assert len(bos.score(["Once upon"], **options)[0].token_ids) == usual.prompt_tokens - 1
     # Templates bring their own, or not: nothing is added to them, and nothing taken.
     chats = [bos.generate(["Hi"], GREEDY, chat=True, **some)[0].usage for some in ({}, options)]
@@ -196,7 +248,9 @@ OFF = {"enable_thinking": False}
     ],
     ids=str,
 )
-def test_template_variables_reach_each_side(thinking: Pair, variables: Any, off: tuple[bool, bool]) -> None:
+def test_template_variables_reach_each_side(
+    thinking: Pair, variables: Any, off: tuple[bool, bool]
+) -> None:
     added = len(thinking.mixing.teacher.encode("<think></think>"))
     plain = len(thinking.mixing.teacher.encode_chat([USER]))
     call: dict[str, Any] = {"params": GREEDY, "chat_template_kwargs": variables}
@@ -232,11 +286,17 @@ def test_template_variables_that_cannot_be_honoured(thinking: Pair) -> None:
     before = thinking.statistics()
     for variables in (OFF, (None, OFF)):
         with pytest.raises(InvalidRequest, match="no prompt is a chat"):
-            thinking.generate(base_prompts=["a"], teacher_prompts=["a"], chat_template_kwargs=variables)
+            thinking.generate(
+                base_prompts=["a"], teacher_prompts=["a"], chat_template_kwargs=variables
+            )
     with pytest.raises(InvalidRequest, match="no prompt is a chat"):
-        thinking.generate(base_prompts=[[USER]], teacher_prompts=["a"], chat_template_kwargs=(None, OFF))
+        thinking.generate(
+            base_prompts=[[USER]], teacher_prompts=["a"], chat_template_kwargs=(None, OFF)
+        )
     assert thinking.statistics() == before
-    assert thinking.generate(base_prompts=[[USER]], teacher_prompts=["a"], params=GREEDY, chat_template_kwargs=OFF)
+    assert thinking.generate(
+        base_prompts=[[USER]], teacher_prompts=["a"], params=GREEDY, chat_template_kwargs=OFF
+    )
 
 
 def test_a_template_that_fails_in_any_way_is_a_refusal(thinking: Pair) -> None:
@@ -244,39 +304,69 @@ def test_a_template_that_fails_in_any_way_is_a_refusal(thinking: Pair) -> None:
         thinking.generate([[USER]], chat_template_kwargs={"tools": 5})
 
 
-def test_named_templates_are_chosen_for_each_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_named_templates_are_chosen_for_each_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = with_named_templates(tmp_path / "pair", "chat", "rag")
     with open_folders(folder) as opened:
         assert opened.generate(["Hi"], GREEDY)[0].text
-        with pytest.raises(InvalidRequest, match=r"no default: chat, rag\. Choose one: .*--teacher-chat-template"):
+        with pytest.raises(
+            InvalidRequest, match=r"no default: chat, rag\. Choose one: .*--teacher-chat-template"
+        ):
             opened.generate(["Hi"], GREEDY, chat=True)
     with open_folders(folder, chat_template=(None, "rag")) as opened:
         text = opened.mixing.teacher.tokenizer.decode(opened.mixing.teacher.encode_chat([USER]))  # type: ignore[attr-defined]
         assert text.startswith("rag: <|user|>")
         assert opened.generate(["Hi"], GREEDY, chat=True)[0].text
-    with pytest.raises(InvalidRequest, match=r"no chat template named 'default'\. It has chat, rag\."):
+    with pytest.raises(
+        InvalidRequest, match=r"no chat template named 'default'\. It has chat, rag\."
+    ):
         open_folders(folder, chat_template=(None, "default"))
     with pytest.raises(InvalidRequest, match="have no names"):
         Pair.local(BASE, TEACHER, chat_template="rag")
     assert run_doctor(PairOptions(str(folder / "base"), str(folder / "teacher")), "auto") == 0
     doctor = capsys.readouterr().out
     assert "chat templates chat, rag (none chosen)" in doctor
-    assert "chat needs a choice of the teacher's template: --teacher-chat-template chat or rag" in doctor
-    with open_folders(with_named_templates(tmp_path / "defaulted", "default", "tool_use")) as opened:
+    assert (
+        "chat needs a choice of the teacher's template: --teacher-chat-template chat or rag"
+        in doctor
+    )
+    with open_folders(
+        with_named_templates(tmp_path / "defaulted", "default", "tool_use")
+    ) as opened:
         text = opened.mixing.teacher.tokenizer.decode(opened.mixing.teacher.encode_chat([USER]))  # type: ignore[attr-defined]
         assert text.startswith("default: ")
 
 
 def test_template_options_of_the_command_line(tmp_path: Path) -> None:
     folder = with_thinking(tmp_path / "pair", ("base", "teacher"))
-    command = [sys.executable, "-m", "midlogit", "generate", "--max-tokens", "1", "--json", "--chat", "Hi"]
+    command = [
+        sys.executable,
+        "-m",
+        "midlogit",
+        "generate",
+        "--max-tokens",
+        "1",
+        "--json",
+        "--chat",
+        "Hi",
+    ]
     command += ["--base", str(folder / "base"), "--teacher", str(folder / "teacher")]
-    command += ["--chat-template-kwargs", '{"enable_thinking": false}', "--base-chat-template-kwargs", "{}"]
+    command += [
+        "--chat-template-kwargs",
+        '{"enable_thinking": false}',
+        "--base-chat-template-kwargs",
+        "{}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     usage = json.loads(done.stdout)["usage"]
     assert usage["prompt_tokens"] > usage["base_prompt_tokens"]
     assert parse_template_kwargs('{"enable_thinking": false}', None) == (OFF, OFF)
-    for wrong, says in (("{", "--chat-template-kwargs is not JSON"), ("[]", "map names"), ('{"tokenize":1}', "honour")):
+    for wrong, says in (
+        ("{", "--chat-template-kwargs is not JSON"),
+        ("[]", "map names"),
+        ('{"tokenize":1}', "honour"),
+    ):
         with pytest.raises(InvalidRequest, match=says):
             parse_template_kwargs(wrong, None)
 
@@ -319,7 +409,9 @@ def test_a_text_that_fills_the_context_is_scored(pair: Pair) -> None:
 def test_a_huge_prompt_is_refused_at_once(pair: Pair) -> None:
     start = time.perf_counter()
     for prompt, chat in (("the quick fox " * 500_000, False), ("the quick fox " * 500_000, True)):
-        with pytest.raises(PromptTooLong, match=r"base prompt 0 has 70\d+ characters, so at least \d+ tokens"):
+        with pytest.raises(
+            PromptTooLong, match=r"base prompt 0 has 70\d+ characters, so at least \d+ tokens"
+        ):
             pair.generate([prompt], chat=chat)
     assert time.perf_counter() - start < 2  # tokenized, each took 6 s a side
 
@@ -334,10 +426,16 @@ def byte_level(**changes: Any) -> tokenizers.Tokenizer:
 def byte_fallback() -> tokenizers.Tokenizer:
     """As Llama 2 has it: words of pieces, any other character by its bytes."""
     words = ["▁", "▁a", "▁the", "▁fox", "é", *"abcdefghijklmnopqrstuvwxyz"]
-    vocabulary = {piece: i for i, piece in enumerate(["<unk>", *(f"<0x{b:02X}>" for b in range(256)), *words])}
-    model = tokenizers.models.BPE(vocabulary, [("▁", "a")], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    vocabulary = {
+        piece: i for i, piece in enumerate(["<unk>", *(f"<0x{b:02X}>" for b in range(256)), *words])
+    }
+    model = tokenizers.models.BPE(
+        vocabulary, [("▁", "a")], unk_token="<unk>", byte_fallback=True, fuse_unk=True
+    )
     found = tokenizers.Tokenizer(model)
-    found.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    found.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     return found
 
 
@@ -350,14 +448,18 @@ def with_stripping_token() -> tokenizers.Tokenizer:
 BOUNDED = {
     "bytes": byte_level(),
     "NFC": byte_level(normalizer=normalizers.NFC()),
-    "NFKC, lower case": byte_level(normalizer=normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])),
+    "NFKC, lower case": byte_level(
+        normalizer=normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    ),
     "stripped": byte_level(normalizer=normalizers.Strip()),
     "spaces collapsed": byte_level(normalizer=normalizers.Replace("  ", " ")),
     "a token that strips": with_stripping_token(),
     "byte fallback": byte_fallback(),
 }
 UNBOUNDED = {
-    "accents dropped": byte_level(normalizer=normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])),
+    "accents dropped": byte_level(
+        normalizer=normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    ),
     "a pattern dropped": byte_level(normalizer=normalizers.Replace(tokenizers.Regex("a+"), "")),
     "letters dropped": byte_level(normalizer=normalizers.Replace("ab", "c")),
     "splits dropped": byte_level(
@@ -365,15 +467,32 @@ UNBOUNDED = {
             [pre_tokenizers.Split("a", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
     ),
-    "unknown words": tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>")),
+    "unknown words": tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>")
+    ),
 }
-WORDS = ["a", "ab", "  ", "\n\t", "🦊", " the fox", " disappointed", "<|user|>", "\u200b", "\x00", "İ", "ﬃ"]
+WORDS = [
+    "a",
+    "ab",
+    "  ",
+    "\n\t",
+    "🦊",
+    " the fox",
+    " disappointed",
+    "<|user|>",
+    "\u200b",
+    "\x00",
+    "İ",
+    "ﬃ",
+]
 COMPOSED = ["é", "e\u0301", "α\u0313\u0300\u0345", "\u1112\u1161\u11ab", "カ\u3099"]
 PIECES = st.sampled_from([*WORDS, *COMPOSED])
 
 
 @pytest.mark.parametrize("name", BOUNDED)
-@given(parts=st.lists(st.one_of(PIECES, st.text(max_size=5)), max_size=40), times=st.integers(1, 30))
+@given(
+    parts=st.lists(st.one_of(PIECES, st.text(max_size=5)), max_size=40), times=st.integers(1, 30)
+)
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 def test_no_text_that_fits_is_refused(name: str, parts: Sequence[str], times: int) -> None:
     tokenizer = BOUNDED[name]

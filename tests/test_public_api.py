@@ -56,7 +56,11 @@ def test_signatures_and_fields_stay() -> None:
 
 def test_presets() -> None:
     table = {p.name: (p.force_first_token, p.target_top_p) for p in midlogit.PRESETS.values()}
-    assert table == {"conservative": (True, 0.90), "balanced": (True, 0.95), "exploratory": (False, None)}
+    assert table == {
+        "conservative": (True, 0.90),
+        "balanced": (True, 0.95),
+        "exploratory": (False, None),
+    }
     assert midlogit.SamplingParams() == midlogit.SamplingParams.preset("balanced")
 
 
@@ -82,4 +86,7 @@ def test_import_loads_nothing_heavy() -> None:
         "import sys, midlogit; midlogit.SamplingParams(); midlogit.Pair; midlogit.parse_rule('equal-kl')\n"
         "print(sorted({'torch', 'transformers', 'vllm'} & sys.modules.keys()))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+        == "[]\n"
+    )

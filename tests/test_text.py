@@ -51,7 +51,10 @@ def test_any_ids_decode_as_they_do_at_once(ids: list[int]) -> None:
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3))
+@given(
+    st.text("ab", max_size=30),
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+)
 def test_stop_strings_cut_the_text_before_the_first(text: str, stops: list[str]) -> None:
     pieces, stream = feed(TOKENIZER.encode(text).ids, *stops)
     found = [text.find(stop) for stop in stops if stop in text]
@@ -117,7 +120,10 @@ def test_a_stop_string_counts_if_it_ends_after_min_tokens(wait: int) -> None:
 def test_a_stop_string_wholly_before_min_tokens_is_text_where_a_longer_one_may_have_begun() -> None:
     ids = TOKENIZER.encode("x stop y").ids
     stream = TextStream(LocalDetokenizer(TOKENIZER), [], ("stop", "x stop z"))
-    pieces = [stream.push(token_id, may_stop=number >= len(ids) - 1) for number, token_id in enumerate(ids)]
+    pieces = [
+        stream.push(token_id, may_stop=number >= len(ids) - 1)
+        for number, token_id in enumerate(ids)
+    ]
     assert "".join([*pieces, stream.finish()]) == "x stop y" and stream.stop_reason is None
 
 
@@ -126,7 +132,9 @@ def test_byte_pieces_before_min_tokens_are_no_stop(kind: Kind) -> None:
     ids = tokenizer(kind).encode("one\ntwo").ids
     newline = ids.index(tokenizer(kind).token_to_id("<0x0A>"))
     stream = TextStream(detokenizer(kind), [], ("\n",))
-    pieces = [stream.push(token_id, may_stop=number > newline) for number, token_id in enumerate(ids)]
+    pieces = [
+        stream.push(token_id, may_stop=number > newline) for number, token_id in enumerate(ids)
+    ]
     assert "".join([*pieces, stream.finish()]) == "one\ntwo"
 
 
@@ -178,10 +186,14 @@ def without_run(kind: Kind, prompt: list[int]) -> list[int]:
 def law(kind: Kind, prompt: list[int], ids: list[int]) -> str:
     """What the ids add to the text of the prompt, by decoding all at once."""
     before, whole = tokenizer(kind).decode(prompt), tokenizer(kind).decode(prompt + ids)
-    if not whole.startswith(before) and kind == "byte-fallback":  # a wrong byte, or the end of a character
+    if (
+        not whole.startswith(before) and kind == "byte-fallback"
+    ):  # a wrong byte, or the end of a character
         prompt = without_run(kind, prompt)
         before, whole = tokenizer(kind).decode(prompt), tokenizer(kind).decode(prompt + ids)
-    common = next((n for n, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
+    common = next(
+        (n for n, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before)
+    )
     return whole[common:]
 
 
@@ -207,10 +219,18 @@ def test_tokens_and_offsets_agree_with_the_text(kind: Kind, data: st.DataObject)
     # With an echo, of prompt and completion together.
     every = LocalDetokenizer(tokenizer(kind), special=True)
     offsets = Offsets(every, (), 0)
-    check_offsets(kind, [], prompt + ids, tokenizer(kind).decode(prompt + ids), [offsets.next(i) for i in prompt + ids])
+    check_offsets(
+        kind,
+        [],
+        prompt + ids,
+        tokenizer(kind).decode(prompt + ids),
+        [offsets.next(i) for i in prompt + ids],
+    )
 
 
-def check_offsets(kind: Kind, prompt: list[int], ids: list[int], text: str, offsets: list[int]) -> None:
+def check_offsets(
+    kind: Kind, prompt: list[int], ids: list[int], text: str, offsets: list[int]
+) -> None:
     assert offsets == sorted(offsets) and (not ids or 0 <= offsets[0] <= offsets[-1] <= len(text))
     for position, (token_id, offset) in enumerate(zip(ids, offsets, strict=True)):
         name = detokenizer(kind).token(token_id)
@@ -227,13 +247,17 @@ def check_offsets(kind: Kind, prompt: list[int], ids: list[int], text: str, offs
 def test_tokens_join_to_the_text(kind: Kind) -> None:
     text = "Tom and  Ann, aged 7,\n\tlike theatre. "
     names = [detokenizer(kind).token(i) for i in tokenizer(kind).encode(text).ids]
-    assert "".join(names) == {"byte-level": text, "byte-fallback": f" {text}"}.get(kind, f" {text}".replace("\n\t", ""))
+    assert "".join(names) == {"byte-level": text, "byte-fallback": f" {text}"}.get(
+        kind, f" {text}".replace("\n\t", "")
+    )
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
 def test_a_character_belongs_to_the_id_that_completes_it(kind: Kind) -> None:
     ids = tokenizer(kind).encode("I like 🦊 and you").ids
-    fox = next(n for n in range(len(ids)) if tokenizer(kind).decode(ids[: n + 1]).endswith("🦊")) + 1
+    fox = (
+        next(n for n in range(len(ids)) if tokenizer(kind).decode(ids[: n + 1]).endswith("🦊")) + 1
+    )
     assert "".join(read(kind, ids[:fox], ids[fox:], live=True)) == " and you"
     for missing in (1, 2, 3):
         prompt = ids[: fox - missing]
@@ -254,7 +278,9 @@ def test_bytes_that_are_no_text_leave_the_prompt_as_it_is() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_replacement_character_of_the_prompt_is_the_prompts(kind: Kind) -> None:
-    prompt, ids = (tokenizer(kind).encode(text).ids for text in ("The caf\ufffd", "The caf\ufffd The fox"))
+    prompt, ids = (
+        tokenizer(kind).encode(text).ids for text in ("The caf\ufffd", "The caf\ufffd The fox")
+    )
     assert "".join(read(kind, prompt, ids[len(prompt) :], live=True)) == " The fox"
 
 
@@ -270,7 +296,11 @@ def test_a_stop_string_in_byte_pieces_is_met_at_once() -> None:
 
 
 def test_long_wrong_bytes_cost_no_more_per_token() -> None:
-    for kind, piece in (("byte-level", "ÿ"), ("byte-fallback", "<0xFF>"), ("byte-fallback", "<0x0A>")):
+    for kind, piece in (
+        ("byte-level", "ÿ"),
+        ("byte-fallback", "<0xFF>"),
+        ("byte-fallback", "<0x0A>"),
+    ):
         wrong = tokenizer(kind).token_to_id(piece)
         ids = [*[wrong] * 300, *tokenizer(kind).encode("a b").ids]
         detokenizer_ = Counting(tokenizer(kind))
@@ -292,7 +322,9 @@ class Counting(LocalDetokenizer):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_server_that_decodes_gives_the_same_text(kind: Kind) -> None:
     local = detokenizer(kind)
-    served = ServedDetokenizer(lambda text: tokenizer(kind).encode(text).ids, local.decode, frozenset(range(5)), [1])
+    served = ServedDetokenizer(
+        lambda text: tokenizer(kind).encode(text).ids, local.decode, frozenset(range(5)), [1]
+    )
     assert [served.is_byte(i) for i in range(4096)] == [local.is_byte(i) for i in range(4096)]
     assert [served.token(i) for i in range(5, 4096)] == [local.token(i) for i in range(5, 4096)]
     ids = tokenizer(kind).encode(SPLIT * 2).ids
@@ -307,9 +339,13 @@ def test_a_completion_holds_no_text_of_the_prompt(pair: Pair) -> None:
     ids = TOKENIZER.encode("I like 🦊").ids
     params = SamplingParams(temperature=0, max_tokens=8)
     prompts = [*(ids[: len(ids) - missing] for missing in range(4)), "The caf\ufffd"]
-    for prompt, completion in zip(prompts, pair.generate(prompts, params, progress=False), strict=True):
+    for prompt, completion in zip(
+        prompts, pair.generate(prompts, params, progress=False), strict=True
+    ):
         prompt_ids = TOKENIZER.encode(prompt).ids if isinstance(prompt, str) else prompt
-        text = TOKENIZER.decode(prompt_ids + completion.token_ids).removeprefix(TOKENIZER.decode(prompt_ids))
+        text = TOKENIZER.decode(prompt_ids + completion.token_ids).removeprefix(
+            TOKENIZER.decode(prompt_ids)
+        )
         assert completion.text == text and "like" not in text
         *tokens, streamed = pair.stream(prompt, params)
         assert "".join(token.text for token in tokens) == streamed.text == text

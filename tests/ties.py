@@ -19,7 +19,9 @@ def require_equal_up_to_ties(found: Sequence[Completion], expected: Sequence[Com
     for one, other in zip(found, expected, strict=True):
         assert one.error is other.error is None
         largest = [exp(top.q[0][1]) - exp(top.q[1][1]) for top in other.top]
-        tie = next((place for place, difference in enumerate(largest) if difference <= TIE), len(largest))
+        tie = next(
+            (place for place, difference in enumerate(largest) if difference <= TIE), len(largest)
+        )
         assert one.token_ids[:tie] == other.token_ids[:tie]
         if tie == len(largest):
             assert (one.text, one.finish_reason) == (other.text, other.finish_reason)

@@ -37,20 +37,29 @@ def open_folders(folder: Path, **options: Any) -> Pair:
 
 def template() -> str:
     """The bundled teacher's chat template."""
-    return str(json.loads((bundled("teacher") / "tokenizer_config.json").read_text())["chat_template"])
+    return str(
+        json.loads((bundled("teacher") / "tokenizer_config.json").read_text())["chat_template"]
+    )
 
 
-def with_template(folder: Path, chat_template: object, sides: tuple[str, ...] = ("teacher",)) -> Path:
+def with_template(
+    folder: Path, chat_template: object, sides: tuple[str, ...] = ("teacher",)
+) -> Path:
     """Other chat templates."""
     copy_pair(folder)
     for side in sides:
-        edit(folder / side / "tokenizer_config.json", lambda config: config.update(chat_template=chat_template))
+        edit(
+            folder / side / "tokenizer_config.json",
+            lambda config: config.update(chat_template=chat_template),
+        )
     return folder
 
 
 def with_named_templates(folder: Path, *names: str) -> Path:
     """The teacher's template under several names; each writes its name first."""
-    return with_template(folder, [{"name": name, "template": f"{name}: {template()}"} for name in names])
+    return with_template(
+        folder, [{"name": name, "template": f"{name}: {template()}"} for name in names]
+    )
 
 
 def with_thinking(folder: Path, sides: tuple[str, ...] = ("teacher",)) -> Path:
@@ -72,7 +81,10 @@ def with_bos(folder: Path) -> Path:
     def change_tokenizer(data: dict[str, Any]) -> None:
         next(token for token in data["added_tokens"] if token["id"] == 2)["content"] = "<s>"
         data["model"]["vocab"]["<s>"] = data["model"]["vocab"].pop("<|system|>")
-        single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        single = [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ]
         data["post_processor"] = {
             "type": "TemplateProcessing",
             "single": single,
@@ -123,7 +135,10 @@ def sentencepiece(tokenizer: dict[str, Any]) -> dict[str, Any]:
             ],
         },
         "pre_tokenizer": None,
-        "decoder": {"type": "Sequence", "decoders": [REPLACE, {"type": "ByteFallback"}, {"type": "Fuse"}, STRIP]},
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [REPLACE, {"type": "ByteFallback"}, {"type": "Fuse"}, STRIP],
+        },
     }
 
 
@@ -132,14 +147,23 @@ def metaspace(tokenizer: dict[str, Any]) -> dict[str, Any]:
     changed = sentencepiece(tokenizer)
     scheme = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     model = {**changed["model"], "byte_fallback": False}
-    return {**changed, "model": model, "normalizer": None, "pre_tokenizer": scheme, "decoder": scheme}
+    return {
+        **changed,
+        "model": model,
+        "normalizer": None,
+        "pre_tokenizer": scheme,
+        "decoder": scheme,
+    }
 
 
 def sentencepiece_pair(folder: Path) -> tuple[Path, Path]:
     """The bundled pair with `sentencepiece` vocabularies, below `folder`."""
     copy_pair(folder)
     for side in SIDES:
-        edit(folder / side / "tokenizer.json", lambda tokenizer: tokenizer.update(sentencepiece(tokenizer)))
+        edit(
+            folder / side / "tokenizer.json",
+            lambda tokenizer: tokenizer.update(sentencepiece(tokenizer)),
+        )
     return folder / "base", folder / "teacher"
 
 

@@ -25,7 +25,9 @@ def with_own_stop(folder: Path, side: str = "teacher") -> tuple[Path, Path]:
     stop_id = widen(own, 1, lambda head: torch.stack([head[old]]), swap=old)
 
     def change_tokenizer(data: dict[str, Any]) -> None:
-        data["added_tokens"].append({**data["added_tokens"][old], "id": stop_id, "content": OWN_STOP})
+        data["added_tokens"].append(
+            {**data["added_tokens"][old], "id": stop_id, "content": OWN_STOP}
+        )
 
     def change_config(data: dict[str, Any]) -> None:
         data["eos_token"] = OWN_STOP
@@ -52,7 +54,12 @@ def with_heavy_padding(folder: Path, rows: int = 64) -> tuple[Path, Path]:
     return folder / "base", folder / "teacher"
 
 
-def widen(folder: Path, rows: int, head_rows: Callable[[torch.Tensor], torch.Tensor], swap: int | None = None) -> int:
+def widen(
+    folder: Path,
+    rows: int,
+    head_rows: Callable[[torch.Tensor], torch.Tensor],
+    swap: int | None = None,
+) -> int:
     """Gives a model more ids and untied heads.
 
     Args:

@@ -52,7 +52,9 @@ class Example:
 
     def plain_forms(self) -> list[str]:
         """The documents this may be in the plain text: a question in its form, a story mostly bare."""
-        return [self.plain()] if self.kind == "question" else [self.answer, self.answer, self.plain()]
+        return (
+            [self.plain()] if self.kind == "question" else [self.answer, self.answer, self.plain()]
+        )
 
 
 def words_of(text: str) -> list[str]:
@@ -114,7 +116,9 @@ def stories() -> Iterator[Example]:
 def load(seed: int = 0) -> tuple[list[Example], list[Example]]:
     """All examples as (training, held out), each shuffled with `seed`; clean ones hold common words only."""
     found = [*questions(), *stories()]
-    counts = collections.Counter(word for example in found for word in set(words_of(example.answer)))
+    counts = collections.Counter(
+        word for example in found for word in set(words_of(example.answer))
+    )
     common = {word for word, count in counts.items() if count >= COMMON}
     examples = [replace(e, clean=e.clean and common.issuperset(words_of(e.plain()))) for e in found]
     random.Random(seed).shuffle(examples)
@@ -127,7 +131,9 @@ def main() -> None:
     for part, examples in zip(("training", "held out"), load(), strict=True):
         for kind, total in read.items():
             kept = [e for e in examples if e.kind == kind]
-            print(f"{part}: {kind}: {len(kept)} of {total} read, {sum(e.clean for e in kept)} of them clean")
+            print(
+                f"{part}: {kind}: {len(kept)} of {total} read, {sum(e.clean for e in kept)} of them clean"
+            )
 
 
 if __name__ == "__main__":

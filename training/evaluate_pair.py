@@ -17,7 +17,10 @@ import torch
 from corpus import Example, load
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 
-KINDS = {"question": 64, "story": 200}  # and the number of tokens that nearly every answer keeps within
+KINDS = {
+    "question": 64,
+    "story": 200,
+}  # and the number of tokens that nearly every answer keeps within
 MAX_TOKENS = 300
 TOP_P = 0.95  # the support: the teacher's nucleus
 
@@ -26,7 +29,9 @@ class Pair:
     def __init__(self, folder: Path) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.models = [
-            AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).to(self.device).eval()
+            AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
+            .to(self.device)
+            .eval()
             for name in ("base", "teacher")
         ]
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder / "teacher")
@@ -45,7 +50,9 @@ class Pair:
 
     def log_probs(self, logits: torch.Tensor, merged: bool) -> torch.Tensor:
         """Without the special tokens, renormalised; merged, the teacher's end holds the mass of both ends."""
-        logits = logits.float().index_fill(-1, torch.tensor(self.masked, device=self.device), -torch.inf)
+        logits = logits.float().index_fill(
+            -1, torch.tensor(self.masked, device=self.device), -torch.inf
+        )
         found = logits.log_softmax(-1)
         if merged:
             base_end, teacher_end = self.ends
@@ -65,7 +72,9 @@ def score(pair: Pair, examples: list[Example]) -> torch.Tensor:
             ids = torch.tensor([prompt + answer], device=pair.device)
             rows.append(pair.models[side](input_ids=ids).logits[0, len(prompt) - 1 :])
             targets = torch.tensor([*answer, pair.ends[side]], device=pair.device)
-            sums[1 + side] += float(torch.nn.functional.cross_entropy(rows[side], targets, reduction="sum"))
+            sums[1 + side] += float(
+                torch.nn.functional.cross_entropy(rows[side], targets, reduction="sum")
+            )
         p, t = (pair.log_probs(row, merged=True) for row in rows)
         sums[0] += len(answer) + 1
         sums[3] += float((t.exp() * (t - p)).nan_to_num(0.0).sum())
@@ -89,9 +98,13 @@ def middle(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q*, alpha and KL(q*‖base) on the teacher's nucleus, by bisection; at the first token alpha is 1."""
     ordered, order = t.exp().sort(dim=-1, descending=True)
-    outside = torch.zeros_like(t, dtype=torch.bool).scatter(-1, order, ordered.cumsum(-1) - ordered >= top_p)
+    outside = torch.zeros_like(t, dtype=torch.bool).scatter(
+        -1, order, ordered.cumsum(-1) - ordered >= top_p
+    )
     outside |= t == -torch.inf
-    p, t = (x.masked_fill(outside, -torch.inf).log_softmax(-1).masked_fill(outside, 0.0) for x in (p, t))
+    p, t = (
+        x.masked_fill(outside, -torch.inf).log_softmax(-1).masked_fill(outside, 0.0) for x in (p, t)
+    )
 
     def mix(alpha: torch.Tensor) -> torch.Tensor:
         return ((1 - alpha) * p + alpha * t).masked_fill(outside, -torch.inf).softmax(-1)
@@ -121,7 +134,9 @@ def sample(
     caches = [DynamicCache(config=model.config) for model in pair.models]
     for prompts in zip(*map(pair.prompts, requests), strict=True):
         width = max(map(len, prompts))
-        inputs.append(torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts], device=pair.device))
+        inputs.append(
+            torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts], device=pair.device)
+        )
         mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
         masks.append(torch.tensor(mask, device=pair.device))
     running = torch.ones(len(requests), dtype=torch.bool, device=pair.device)
@@ -148,7 +163,9 @@ def sample(
             break
         inputs = [token, token]
         masks = [torch.cat([mask, torch.ones_like(token)], 1) for mask in masks]
-    texts = [pair.tokenizer.decode(ids, skip_special_tokens=True) for ids in torch.cat(drawn, 1).tolist()]
+    texts = [
+        pair.tokenizer.decode(ids, skip_special_tokens=True) for ids in torch.cat(drawn, 1).tolist()
+    ]
     return texts, {
         f"ended_within_{soon}": round(float((~running & (lengths <= soon)).float().mean()), 3),
         f"ended_within_{MAX_TOKENS}": round(float((~running).float().mean()), 3),
@@ -163,12 +180,16 @@ def main() -> None:
     parser.add_argument("pair", type=Path)
     parser.add_argument("--prompts", type=int, default=100, help="sampled requests of each kind")
     parser.add_argument("--show", type=int, default=5, help="samples of each kind to print")
-    parser.add_argument("--write", action="store_true", help="store the figures in PAIR/training.json")
+    parser.add_argument(
+        "--write", action="store_true", help="store the figures in PAIR/training.json"
+    )
     args = parser.parse_args()
     pair = Pair(args.pair)
     held_out = load()[1]
     found: dict[str, dict] = {}
-    sums = {kind: score(pair, [e for e in held_out if e.kind == kind and e.clean]) for kind in KINDS}
+    sums = {
+        kind: score(pair, [e for e in held_out if e.kind == kind and e.clean]) for kind in KINDS
+    }
     for kind, soon in KINDS.items():
         found[kind] = figures(sums[kind])
         candidates = sorted((e for e in held_out if e.kind == kind), key=lambda e: not e.clean)
@@ -188,7 +209,9 @@ def main() -> None:
     print(json.dumps(found, indent=2))
     if args.write:
         path = args.pair / "training.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"held_out": found}, indent=2) + "\n")
+        path.write_text(
+            json.dumps(json.loads(path.read_text()) | {"held_out": found}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

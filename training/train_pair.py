@@ -37,7 +37,11 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-SYSTEM_MESSAGES = ("You are a helpful assistant.", "Answer in simple words.", "You are kind to children.")
+SYSTEM_MESSAGES = (
+    "You are a helpful assistant.",
+    "Answer in simple words.",
+    "You are kind to children.",
+)
 
 
 @dataclass(frozen=True)
@@ -96,16 +100,24 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
 
 def answer_rows(tokenizer: Tokenizer, prompts: list[str], answers: list[str]) -> list[Row]:
     pairs = zip(encode(tokenizer, prompts), encode(tokenizer, answers), strict=True)
-    return [Row(np.concatenate([prompt, answer])[:CONTEXT], len(prompt)) for prompt, answer in pairs]
+    return [
+        Row(np.concatenate([prompt, answer])[:CONTEXT], len(prompt)) for prompt, answer in pairs
+    ]
 
 
-def chat_rows(tokenizer: Tokenizer, examples: list[Example], rng: random.Random | None = None) -> list[Row]:
+def chat_rows(
+    tokenizer: Tokenizer, examples: list[Example], rng: random.Random | None = None
+) -> list[Row]:
     """The teacher's view, the answer scored; with `rng`, one row in ten has a system message."""
     prompts = [f"{USER}{example.request}{END_OF_TURN}{ASSISTANT}" for example in examples]
     if rng:
         messages = [f"{SYSTEM}{message}{END_OF_TURN}" for message in SYSTEM_MESSAGES]
-        prompts = [(rng.choice(messages) if rng.random() < 0.1 else "") + prompt for prompt in prompts]
-    return answer_rows(tokenizer, prompts, [f" {example.answer}{END_OF_TURN}" for example in examples])
+        prompts = [
+            (rng.choice(messages) if rng.random() < 0.1 else "") + prompt for prompt in prompts
+        ]
+    return answer_rows(
+        tokenizer, prompts, [f" {example.answer}{END_OF_TURN}" for example in examples]
+    )
 
 
 def plain_answer_rows(tokenizer: Tokenizer, examples: list[Example], end: str) -> list[Row]:
@@ -153,7 +165,9 @@ def loss_of(model: LlamaForCausalLM, batch: list[Row]) -> tuple[torch.Tensor, in
         logits = model(input_ids=torch.from_numpy(ids).to(device), use_cache=False).logits
     targets = torch.from_numpy(labels[:, 1:]).to(device).flatten()
     scores = logits[:, :-1].float().flatten(0, 1)
-    return torch.nn.functional.cross_entropy(scores, targets, ignore_index=-100, reduction="sum"), count
+    return torch.nn.functional.cross_entropy(
+        scores, targets, ignore_index=-100, reduction="sum"
+    ), count
 
 
 @torch.no_grad()
@@ -163,7 +177,9 @@ def mean_loss(model: LlamaForCausalLM, rows: list[Row]) -> float:
     return sum(float(loss) for loss, _ in results) / sum(count for _, count in results)
 
 
-def optimizers_of(model: LlamaForCausalLM, lr: float, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def optimizers_of(
+    model: LlamaForCausalLM, lr: float, recipe: Recipe
+) -> list[torch.optim.Optimizer]:
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     embed = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" in name]
     gains = [p for p in model.parameters() if p.ndim < 2]
@@ -208,7 +224,11 @@ def train(
             optimizer.zero_grad(set_to_none=True)
         if (step + 1) % math.ceil(len(plan) / 5) == 0 or step + 1 == len(plan):
             losses = {name: round(mean_loss(model, rows), 4) for name, rows in checks.items()}
-            print(f"{label} {step + 1}/{len(plan)} {time.monotonic() - start:.0f}s", losses, flush=True)
+            print(
+                f"{label} {step + 1}/{len(plan)} {time.monotonic() - start:.0f}s",
+                losses,
+                flush=True,
+            )
 
 
 def build(shape: Shape, vocab: int, dropout: float, seed: int) -> LlamaForCausalLM:
@@ -235,7 +255,9 @@ def build(shape: Shape, vocab: int, dropout: float, seed: int) -> LlamaForCausal
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def save(model: LlamaForCausalLM, tokenizer: Tokenizer, end: str, template: str | None, out: Path) -> None:
+def save(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, end: str, template: str | None, out: Path
+) -> None:
     """A Hugging Face folder in bfloat16, with its own end id and, for the teacher, a chat template."""
     end_id = tokenizer.token_to_id(end)
     model.config.eos_token_id = end_id
@@ -258,7 +280,9 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, end: str, template: str 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=NUMBER", help="change the recipe")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=NUMBER", help="change the recipe"
+    )
     args = parser.parse_args()
     changes = dict(item.split("=") for item in args.set)
     shapes = {n: Shape(*map(int, v.split(","))) for n, v in changes.items() if "," in v}
@@ -274,12 +298,22 @@ def main() -> None:
         end: [encode(tokenizer, [form + end for form in e.plain_forms()]) for e in training]
         for end in (END_OF_TEXT, END_OF_TURN)
     }
-    tokens = round(sum(float(np.mean([len(ids) for ids in choices])) for choices in forms[END_OF_TEXT]))
+    tokens = round(
+        sum(float(np.mean([len(ids) for ids in choices])) for choices in forms[END_OF_TEXT])
+    )
     clean = [example for example in training if example.clean]
-    print(f"{len(training)} examples, {len(clean)} clean, {tokens} plain-text tokens an epoch", flush=True)
-    checks = {kind: [e for e in held_out if e.clean and e.kind == kind] for kind in ("question", "story")}
+    print(
+        f"{len(training)} examples, {len(clean)} clean, {tokens} plain-text tokens an epoch",
+        flush=True,
+    )
+    checks = {
+        kind: [e for e in held_out if e.clean and e.kind == kind] for kind in ("question", "story")
+    }
     plain_checks = {
-        end: {kind: plain_answer_rows(tokenizer, examples, end) for kind, examples in checks.items()} for end in forms
+        end: {
+            kind: plain_answer_rows(tokenizer, examples, end) for kind, examples in checks.items()
+        }
+        for end in forms
     }
     chat_checks = {kind: chat_rows(tokenizer, examples) for kind, examples in checks.items()}
 
@@ -290,10 +324,26 @@ def main() -> None:
         return chat_rows(tokenizer, clean, rng)
 
     base = build(recipe.base, recipe.vocab, 0.0, recipe.seed)
-    train("base", base, plain(END_OF_TEXT), recipe.base_epochs, recipe.pretrain_lr, recipe, plain_checks[END_OF_TEXT])
+    train(
+        "base",
+        base,
+        plain(END_OF_TEXT),
+        recipe.base_epochs,
+        recipe.pretrain_lr,
+        recipe,
+        plain_checks[END_OF_TEXT],
+    )
     teacher = build(recipe.teacher, recipe.vocab, recipe.teacher_dropout, recipe.seed + 1)
     own_checks = plain_checks[END_OF_TURN]
-    train("teacher", teacher, plain(END_OF_TURN), recipe.teacher_epochs, recipe.pretrain_lr, recipe, own_checks)
+    train(
+        "teacher",
+        teacher,
+        plain(END_OF_TURN),
+        recipe.teacher_epochs,
+        recipe.pretrain_lr,
+        recipe,
+        own_checks,
+    )
     train("chat", teacher, chat, recipe.chat_epochs, recipe.chat_lr, recipe, chat_checks)
 
     save(base, tokenizer, END_OF_TEXT, None, args.out / "base")

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
         PairMismatch,
         PromptTooLong,
     )
-    from midlogit.outputs import Completion, Decision, Diagnostics, Scores, Statistics, Token, Top, Usage
+    from midlogit.outputs import (
+        Completion,
+        Decision,
+        Diagnostics,
+        Scores,
+        Statistics,
+        Token,
+        Top,
+        Usage,
+    )
     from midlogit.pair import Pair
     from midlogit.params import PRESETS, Preset, SamplingParams
 

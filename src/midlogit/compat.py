@@ -69,7 +69,10 @@ class EnhancedDualVLLMCoordinator:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._pair is not None:
             await asyncio.to_thread(self._pair.close)
@@ -78,7 +81,9 @@ class EnhancedDualVLLMCoordinator:
         self, prompts: Sequence[Prompt], max_tokens: int = 100, temperature: float = 1.0,
         return_diagnostics: bool = True,
     ) -> list[GenerationResult]:  # fmt: skip
-        return await self.generate_batch_dual_prompts(prompts, prompts, max_tokens, temperature, return_diagnostics)
+        return await self.generate_batch_dual_prompts(
+            prompts, prompts, max_tokens, temperature, return_diagnostics
+        )
 
     async def generate_batch_dual_prompts(
         self, prompts_theta: Sequence[Prompt], prompts_t: Sequence[Prompt], max_tokens: int = 100,
@@ -91,7 +96,9 @@ class EnhancedDualVLLMCoordinator:
             target_top_p=c.target_top_p, exclude_special_tokens=c.exclude_special_tokens,
             special_token_ids=c.special_token_ids or (),
         )  # fmt: skip
-        found = await self._opened.agenerate(base_prompts=prompts_theta, teacher_prompts=prompts_t, params=params)
+        found = await self._opened.agenerate(
+            base_prompts=prompts_theta, teacher_prompts=prompts_t, params=params
+        )
         return [_result(completion, return_diagnostics) for completion in found]
 
     def get_statistics(self) -> dict[str, float]:
@@ -109,8 +116,12 @@ async def generate_with_dual_prompts(
     max_tokens: int = 100, temperature: float = 1.0, **settings: Any,
 ) -> list[GenerationResult]:  # fmt: skip
     """Opens the servers, generates, closes; `settings` are those of EnhancedCoordinatorConfig."""
-    async with EnhancedDualVLLMCoordinator(EnhancedCoordinatorConfig(theta_url, t_url, **settings)) as coordinator:
-        return await coordinator.generate_batch_dual_prompts(prompts_theta, prompts_t, max_tokens, temperature)
+    async with EnhancedDualVLLMCoordinator(
+        EnhancedCoordinatorConfig(theta_url, t_url, **settings)
+    ) as coordinator:
+        return await coordinator.generate_batch_dual_prompts(
+            prompts_theta, prompts_t, max_tokens, temperature
+        )
 
 
 def _result(completion: Completion, diagnostics: bool) -> GenerationResult:

@@ -30,7 +30,9 @@ class Batch:
         size: how many there will be.
     """
 
-    def __init__(self, engine: Engine, running: list[Running], events: queue.SimpleQueue[Event]) -> None:
+    def __init__(
+        self, engine: Engine, running: list[Running], events: queue.SimpleQueue[Event]
+    ) -> None:
         self.size = len(running)
         self._engine = engine
         self._running = running
@@ -54,7 +56,9 @@ class Batch:
     @property
     def ended(self) -> list[Completion]:
         """Every completion there is by now, yielded or not, in the order of the requests."""
-        return [sequence.completion for sequence in self._running if sequence.completion is not None]
+        return [
+            sequence.completion for sequence in self._running if sequence.completion is not None
+        ]
 
     def poll(self, seconds: float) -> Event | None:
         """The next event, None when nothing comes in time: a completion, before it its tokens where they are streamed.
@@ -95,7 +99,10 @@ class Delivery:
     """
 
     def __init__(
-        self, engine: Engine, detokenizer: Callable[[], Detokenizer], on_end: Callable[[Running], None]
+        self,
+        engine: Engine,
+        detokenizer: Callable[[], Detokenizer],
+        on_end: Callable[[Running], None],
     ) -> None:
         self._engine = engine
         self._detokenizer = detokenizer
@@ -160,7 +167,9 @@ class Delivery:
         loop = asyncio.get_running_loop()
         found: asyncio.Queue[Scores] = asyncio.Queue()
         texts = [
-            Scored(ScoreRequest.of(request), lambda scores: _call_in(loop, found.put_nowait, scores))
+            Scored(
+                ScoreRequest.of(request), lambda scores: _call_in(loop, found.put_nowait, scores)
+            )
             for request in requests
         ]
         engine.score(texts)
@@ -175,7 +184,9 @@ class Delivery:
             raise InvalidRequest("This engine cannot score given text.", "Pair.local can.")
         return self._engine
 
-    def _submit(self, requests: Sequence[Request], listener: Callable[[Event], None]) -> list[Running]:
+    def _submit(
+        self, requests: Sequence[Request], listener: Callable[[Event], None]
+    ) -> list[Running]:
         detokenizer = self._detokenizer()
         running: list[Running] = []
 
@@ -187,7 +198,10 @@ class Delivery:
 
             return hear
 
-        running += [Running(request, detokenizer, listener_of(number)) for number, request in enumerate(requests)]
+        running += [
+            Running(request, detokenizer, listener_of(number))
+            for number, request in enumerate(requests)
+        ]
         for sequence in running:
             if sequence.request.error is None:
                 self._engine.submit(sequence)

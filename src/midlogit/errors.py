@@ -56,7 +56,9 @@ class InvalidField(InvalidRequest):
         unsupported: whether it asks for what midlogit does not do, rather than being of no known form.
     """
 
-    def __init__(self, message: str, hint: str = "", field: str = "", *, unsupported: bool = False) -> None:
+    def __init__(
+        self, message: str, hint: str = "", field: str = "", *, unsupported: bool = False
+    ) -> None:
         super().__init__(message, hint)
         self.field, self.unsupported = field, unsupported
 

@@ -17,4 +17,6 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"{error.name} is not installed.", f"Run: pip install 'midlogit[{extra}]'") from error
+        raise MissingExtra(
+            f"{error.name} is not installed.", f"Run: pip install 'midlogit[{extra}]'"
+        ) from error

@@ -82,22 +82,33 @@ def plain_messages(messages: Iterable[Any], where: str) -> list[Message]:
     Raises:
         InvalidField: a message of no known form, or one that asks for what midlogit cannot do.
     """
-    return [plain_message(message, f"message {n} of the {where}") for n, message in enumerate(messages)]
+    return [
+        plain_message(message, f"message {n} of the {where}") for n, message in enumerate(messages)
+    ]
 
 
 def plain_message(message: Any, where: str = "the message") -> Message:
     """One message of `plain_messages`."""
     subject = where[0].upper() + where[1:]
     if not isinstance(message, Mapping):
-        raise InvalidField(f"{subject} is of no known form.", "Give an object with role and content.")
+        raise InvalidField(
+            f"{subject} is of no known form.", "Give an object with role and content."
+        )
     if message.get("role") is None or "content" not in message:
         raise InvalidField(f"{subject} lacks a role or content.")
 
     role = message["role"]
     if role in TOOL_ROLES:
-        raise InvalidField(f"{subject} has the role {role!r}.", "midlogit calls no tools.", "role", unsupported=True)
+        raise InvalidField(
+            f"{subject} has the role {role!r}.",
+            "midlogit calls no tools.",
+            "role",
+            unsupported=True,
+        )
     if not isinstance(role, str) or role not in ROLES:
-        raise InvalidField(f"{subject} has the role {role!r:.80}.", f"Use {', '.join(ROLES)}.", "role")
+        raise InvalidField(
+            f"{subject} has the role {role!r:.80}.", f"Use {', '.join(ROLES)}.", "role"
+        )
     plain = {"role": ROLES[role], "content": _text_of(message["content"], where)}
 
     for name, value in message.items():
@@ -114,11 +125,17 @@ def plain_message(message: Any, where: str = "the message") -> Message:
 def _text_of(content: Any, where: str) -> str:
     """The text of a content: a text, or parts that are joined; null is an empty one."""
     if isinstance(content, list | tuple):
-        content = "".join(_text_of_part(part, f"content.{n}", where) for n, part in enumerate(content))
+        content = "".join(
+            _text_of_part(part, f"content.{n}", where) for n, part in enumerate(content)
+        )
     if not isinstance(content, str | None):
-        raise InvalidField(f"The content of {where} is no text.", "Give text or text parts.", "content")
+        raise InvalidField(
+            f"The content of {where} is no text.", "Give text or text parts.", "content"
+        )
     if content and not is_unicode(content):
-        raise InvalidField(f"The content of {where} holds lone surrogates.", "Decode its bytes anew.", "content")
+        raise InvalidField(
+            f"The content of {where} holds lone surrogates.", "Decode its bytes anew.", "content"
+        )
     return content or ""
 
 
@@ -149,11 +166,18 @@ def template_variables(given: Any) -> dict[str, Any]:
         InvalidField: no mapping of names to values, or an argument that is not the template's.
     """
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise InvalidField("chat_template_kwargs must map names to values.", 'Give such as {"enable_thinking": false}.')
+        raise InvalidField(
+            "chat_template_kwargs must map names to values.",
+            'Give such as {"enable_thinking": false}.',
+        )
     for name, value in given.items():
         if name in OF_TEMPLATES and not asks_for_nothing(name, value, OF_TEMPLATES):
             raise _unsupported(f"{name!r} in chat_template_kwargs", name)
-    return {name: value for name, value in given.items() if value is not None and name not in OF_TEMPLATES}
+    return {
+        name: value
+        for name, value in given.items()
+        if value is not None and name not in OF_TEMPLATES
+    }
 
 
 def of_each_side(given: TemplateOptions | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -164,7 +188,9 @@ def of_each_side(given: TemplateOptions | None) -> tuple[dict[str, Any], dict[st
     """
     if isinstance(given, tuple):
         if len(given) != 2:
-            raise InvalidRequest("chat_template_kwargs is no pair.", "Give one mapping, or one for (base, teacher).")
+            raise InvalidRequest(
+                "chat_template_kwargs is no pair.", "Give one mapping, or one for (base, teacher)."
+            )
         return template_variables(given[0] or {}), template_variables(given[1] or {})
     both = template_variables({} if given is None else given)
     return both, both

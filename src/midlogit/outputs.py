@@ -182,7 +182,11 @@ class Completion:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON; `top` and `error` only when they say something."""
         data = asdict(self)
-        return {key: value for key, value in data.items() if value is not None or key not in ("top", "error")}
+        return {
+            key: value
+            for key, value in data.items()
+            if value is not None or key not in ("top", "error")
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +223,9 @@ class Scores:
     ) -> Scores:
         top = [d.top for d in decisions if d.top]
         first = len(token_ids) - len(decisions)
-        return cls(index, token_ids, base_token_ids, first, Diagnostics.of(decisions), top or None, error)
+        return cls(
+            index, token_ids, base_token_ids, first, Diagnostics.of(decisions), top or None, error
+        )
 
 
 @dataclass(slots=True)

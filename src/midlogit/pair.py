@@ -177,7 +177,9 @@ class Pair(Openers):
         Leaving the loop early aborts the request. The pieces `token.text` joined are `completion.text`.
         """
         reading = Reading(chat, chat_template_kwargs, add_special_tokens)
-        return self._delivery.stream(self._stream_request(prompt, params, base_prompt, teacher_prompt, reading))
+        return self._delivery.stream(
+            self._stream_request(prompt, params, base_prompt, teacher_prompt, reading)
+        )
 
     async def astream(
         self,
@@ -192,7 +194,9 @@ class Pair(Openers):
     ) -> AsyncIterator[Event]:
         """`stream` for asyncio."""
         reading = Reading(chat, chat_template_kwargs, add_special_tokens)
-        request = await asyncio.to_thread(self._stream_request, prompt, params, base_prompt, teacher_prompt, reading)
+        request = await asyncio.to_thread(
+            self._stream_request, prompt, params, base_prompt, teacher_prompt, reading
+        )
         async with aclosing(self.run([request])) as events:
             async for event in events:
                 yield event
@@ -298,7 +302,10 @@ class Pair(Openers):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -311,9 +318,13 @@ class Pair(Openers):
         reading: Reading,
     ) -> Request:
         if params is not None and params.n > 1:
-            raise InvalidRequest(f"n is {params.n}.", "A stream is one completion: open one for each.")
+            raise InvalidRequest(
+                f"n is {params.n}.", "A stream is one completion: open one for each."
+            )
         one = [None if p is None else [p] for p in (prompt, base_prompt, teacher_prompt)]
-        requests = self.prepare(one[0], params, reading, base_prompts=one[1], teacher_prompts=one[2], stream=True)
+        requests = self.prepare(
+            one[0], params, reading, base_prompts=one[1], teacher_prompts=one[2], stream=True
+        )
         return requests[0]
 
     def _count(self, sequence: Running) -> None:

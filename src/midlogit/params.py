@@ -28,9 +28,24 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset("conservative", True, 0.90, "first token from the teacher, support held to its top-p 0.90"),
-        Preset("balanced", True, 0.95, "first token from the teacher, support held to its top-p 0.95 (default)"),
-        Preset("exploratory", False, None, "no forced token, no constraint: q* over the whole vocabulary"),
+        Preset(
+            "conservative",
+            True,
+            0.90,
+            "first token from the teacher, support held to its top-p 0.90",
+        ),
+        Preset(
+            "balanced",
+            True,
+            0.95,
+            "first token from the teacher, support held to its top-p 0.95 (default)",
+        ),
+        Preset(
+            "exploratory",
+            False,
+            None,
+            "no forced token, no constraint: q* over the whole vocabulary",
+        ),
     )
 }
 DEFAULT_PRESET = "balanced"
@@ -90,8 +105,12 @@ class SamplingParams:
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         object.__setattr__(self, "special_token_ids", tuple(self.special_token_ids))
-        _require(1 <= self.n <= MOST_SAMPLES, f"n is {self.n}.", f"It must lie in 1 to {MOST_SAMPLES}.")
-        _require(self.max_tokens >= 1, f"max_tokens is {self.max_tokens}.", "It must be at least 1.")
+        _require(
+            1 <= self.n <= MOST_SAMPLES, f"n is {self.n}.", f"It must lie in 1 to {MOST_SAMPLES}."
+        )
+        _require(
+            self.max_tokens >= 1, f"max_tokens is {self.max_tokens}.", "It must be at least 1."
+        )
         _require(
             0 <= self.min_tokens <= self.max_tokens,
             f"min_tokens is {self.min_tokens}.",
@@ -102,9 +121,19 @@ class SamplingParams:
             f"temperature is {self.temperature}.",
             "It must be 0 (greedy) or a positive number.",
         )
-        _require(0 < self.target_top_p <= 1, f"target_top_p is {self.target_top_p}.", "It must lie in (0, 1].")
-        _require(0 <= self.top_logprobs <= 20, f"top_logprobs is {self.top_logprobs}.", "It must lie in 0 to 20.")
-        _require(0 < self.alpha_tol <= 0.1, f"alpha_tol is {self.alpha_tol}.", "It must lie in (0, 0.1].")
+        _require(
+            0 < self.target_top_p <= 1,
+            f"target_top_p is {self.target_top_p}.",
+            "It must lie in (0, 1].",
+        )
+        _require(
+            0 <= self.top_logprobs <= 20,
+            f"top_logprobs is {self.top_logprobs}.",
+            "It must lie in 0 to 20.",
+        )
+        _require(
+            0 < self.alpha_tol <= 0.1, f"alpha_tol is {self.alpha_tol}.", "It must lie in (0, 0.1]."
+        )
         _require(all(stop), "A stop string is empty.", "Leave it out.")
         _require(
             isinstance(self.alpha_rule, AlphaRule),

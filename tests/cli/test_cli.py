@@ -24,23 +24,48 @@ DIAGNOSTICS = (
 
 
 def run(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_json_holds_the_contract(pair: Pair) -> None:
     done = run(
-        "generate", *QUESTIONS[:3], "--chat", "--json", "--seed", 7, "--max-tokens", 12, "--n", 2, "--device", "cpu"
+        "generate",
+        *QUESTIONS[:3],
+        "--chat",
+        "--json",
+        "--seed",
+        7,
+        "--max-tokens",
+        12,
+        "--n",
+        2,
+        "--device",
+        "cpu",
     )
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [(c["index"], c["sample"]) for c in lines] == [(i, s) for i in range(3) for s in range(2)]
+    assert [(c["index"], c["sample"]) for c in lines] == [
+        (i, s) for i in range(3) for s in range(2)
+    ]
     for line in lines:
-        assert {"prompt", "text", "token_ids", "finish_reason", "stop_reason", "usage", "diagnostics"} <= line.keys()
+        assert {
+            "prompt",
+            "text",
+            "token_ids",
+            "finish_reason",
+            "stop_reason",
+            "usage",
+            "diagnostics",
+        } <= line.keys()
         assert {len(line["diagnostics"][name]) for name in DIAGNOSTICS} == {len(line["token_ids"])}
         assert line["prompt"] == QUESTIONS[line["index"]]
         assert line["usage"]["completion_tokens"] == len(line["token_ids"])
     params = SamplingParams.preset("balanced", seed=7, max_tokens=12, n=2)
-    assert [c["token_ids"] for c in lines] == [c.token_ids for c in pair.generate(QUESTIONS[:3], params, chat=True)]
+    assert [c["token_ids"] for c in lines] == [
+        c.token_ids for c in pair.generate(QUESTIONS[:3], params, chat=True)
+    ]
 
 
 def test_text_of_prompts_from_standard_input(pair: Pair) -> None:
@@ -57,26 +82,54 @@ def test_text_of_prompts_from_standard_input(pair: Pair) -> None:
     )
     params = SamplingParams.preset("balanced", temperature=0, max_tokens=12)
     assert done.returncode == 0
-    assert done.stdout == "".join(c.text + "\n" for c in pair.generate(QUESTIONS[:2], params, chat=True))
+    assert done.stdout == "".join(
+        c.text + "\n" for c in pair.generate(QUESTIONS[:2], params, chat=True)
+    )
     assert done.stderr == ""
 
 
 def test_streaming_prints_the_same_text() -> None:
-    arguments = ("generate", QUESTIONS[0], "--chat", "--seed", 7, "--max-tokens", 30, "--device", "cpu")
+    arguments = (
+        "generate",
+        QUESTIONS[0],
+        "--chat",
+        "--seed",
+        7,
+        "--max-tokens",
+        30,
+        "--device",
+        "cpu",
+    )
     assert run(*arguments, "--stream").stdout == run(*arguments).stdout != ""
 
 
 def test_drafts_change_nothing_that_is_printed() -> None:
-    asked = ["generate", *QUESTIONS[:2], "--chat", "--json", "--seed", 5, "--max-tokens", 24, "--device", "cpu"]
+    asked = [
+        "generate",
+        *QUESTIONS[:2],
+        "--chat",
+        "--json",
+        "--seed",
+        5,
+        "--max-tokens",
+        24,
+        "--device",
+        "cpu",
+    ]
     off, four = (run(*asked, "--speculation", speculation) for speculation in ("off", 4))
     assert off.returncode == four.returncode == 0, off.stderr + four.stderr
-    texts = [[json.loads(line)["token_ids"] for line in done.stdout.splitlines()] for done in (off, four)]
+    texts = [
+        [json.loads(line)["token_ids"] for line in done.stdout.splitlines()] for done in (off, four)
+    ]
     assert len(texts[0]) == 2 and texts[0] == texts[1]
 
 
 def test_the_base_may_see_another_prompt() -> None:
     arguments = ("generate", "Why?", "--json", "--seed", 1, "--max-tokens", 4, "--device", "cpu")
-    same, other = (json.loads(run(*arguments, *more).stdout) for more in ((), ("--base-prompt", "Once upon a time")))
+    same, other = (
+        json.loads(run(*arguments, *more).stdout)
+        for more in ((), ("--base-prompt", "Once upon a time"))
+    )
     assert same["base_prompt"] == "Why?" and other["base_prompt"] == "Once upon a time"
     assert same["diagnostics"]["kl_base"] != other["diagnostics"]["kl_base"]
 
@@ -84,7 +137,9 @@ def test_the_base_may_see_another_prompt() -> None:
 def test_options_reach_the_sampler() -> None:
     arguments = ("generate", QUESTIONS[2], "--chat", "--json", "--seed", 1, "--device", "cpu")
     fixed = json.loads(
-        run(*arguments, "--alpha-rule", "fixed:0.25", "--preset", "exploratory", "--max-tokens", 6).stdout
+        run(
+            *arguments, "--alpha-rule", "fixed:0.25", "--preset", "exploratory", "--max-tokens", 6
+        ).stdout
     )
     assert fixed["diagnostics"]["alpha"] == [0.25] * 6
     stopped = json.loads(run(*arguments, "--stop", ".", "--target-top-p", 0.5).stdout)
@@ -113,14 +168,30 @@ def test_options_reach_the_sampler() -> None:
         (["generate", "a", "--device", "meta"], 2, "Device 'meta' cannot be used"),
         (["generate", "a", "--input", "b"], 2, "prompts on the command line and an input"),
         (["generate", "--input", "."], 2, "Cannot read .: Is a directory"),
-        (["generate", "--base", "http://[::1/v1", "--teacher", "http://[::1/v1", "a"], 2, "'http://[::1/v1'"),
-        (["generate", "--base", "localhost:1", "--teacher", "localhost:1", "a"], 2, "mean http://localhost:1/v1?"),
+        (
+            ["generate", "--base", "http://[::1/v1", "--teacher", "http://[::1/v1", "a"],
+            2,
+            "'http://[::1/v1'",
+        ),
+        (
+            ["generate", "--base", "localhost:1", "--teacher", "localhost:1", "a"],
+            2,
+            "mean http://localhost:1/v1?",
+        ),
         (["doctor", "--dtype", "int3"], 2, "Unknown dtype 'int3'"),
         (["generate"], 2, "holds no prompt"),
         (["generate", ""], 2, "prompt 1: The base prompt is empty"),
         (["generate", "word " * 2000], 2, "context window"),
-        (["generate", "a", "--base", "./nothing", "--teacher", "./nothing"], 1, "no model folder ./nothing"),
-        (["doctor", "--base", "./nothing", "--teacher", str(TEACHER)], 1, "no model folder ./nothing"),
+        (
+            ["generate", "a", "--base", "./nothing", "--teacher", "./nothing"],
+            1,
+            "no model folder ./nothing",
+        ),
+        (
+            ["doctor", "--base", "./nothing", "--teacher", str(TEACHER)],
+            1,
+            "no model folder ./nothing",
+        ),
         (["nonsense"], 2, "No such command"),
     ],
 )
@@ -180,7 +251,14 @@ def test_demo_without_colour_when_not_a_terminal() -> None:
     done = run("demo", "--max-tokens", 40, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
-    for part in ("q*, coloured", "mean α", "largest |KL base − KL teacher|", "ESS ratio", "tokens/s", "disagree most"):
+    for part in (
+        "q*, coloured",
+        "mean α",
+        "largest |KL base − KL teacher|",
+        "ESS ratio",
+        "tokens/s",
+        "disagree most",
+    ):
         assert part in done.stdout
     assert done.stdout.count("      q*     ") == 3
 

@@ -35,7 +35,9 @@ from tests.conftest import BASE
 def test_a_damaged_file_is_one_error(tmp_path: Path, name: str, content: bytes | None) -> None:
     folder = copytree(BASE, tmp_path / "model")
     if content is None:  # values of a wrong kind in a file that is otherwise whole
-        content = json.dumps(json.loads((folder / name).read_text()) | {"hidden_size": "big"}).encode()
+        content = json.dumps(
+            json.loads((folder / name).read_text()) | {"hidden_size": "big"}
+        ).encode()
     (folder / name).write_bytes(content)
     with pytest.raises(ModelUnavailable, match=str(folder)):
         run_doctor(PairOptions(str(folder), str(folder)), "auto")

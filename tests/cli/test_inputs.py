@@ -12,7 +12,9 @@ from midlogit.cli.inputs import Columns, Row, read_rows, rows_of_arguments
 from midlogit.errors import InvalidRequest
 
 
-def read(folder: Path, data: bytes, name: str = "p.txt", encoding: str = "utf-8", **columns: str) -> list[Row]:
+def read(
+    folder: Path, data: bytes, name: str = "p.txt", encoding: str = "utf-8", **columns: str
+) -> list[Row]:
     (folder / name).write_bytes(data)
     return read_rows(folder / name, encoding, Columns(**columns))
 
@@ -40,8 +42,16 @@ def test_encodings_and_byte_order_marks(tmp_path: Path, data: bytes, encoding: s
 @pytest.mark.parametrize(
     ("data", "encoding", "says"),
     [
-        (b"a\r\n\r\ncaf\xe9 is open\nb", "utf-8", "p.txt, line 3: the byte 0xe9 is not UTF-8. .*--encoding latin-1"),
-        (b"\xff\xfea\0", "utf-8", "p.txt, line 1: this is UTF-16, not UTF-8. Use --encoding utf-16"),
+        (
+            b"a\r\n\r\ncaf\xe9 is open\nb",
+            "utf-8",
+            "p.txt, line 3: the byte 0xe9 is not UTF-8. .*--encoding latin-1",
+        ),
+        (
+            b"\xff\xfea\0",
+            "utf-8",
+            "p.txt, line 1: this is UTF-16, not UTF-8. Use --encoding utf-16",
+        ),
         (b"a", "utf-9", "--encoding is 'utf-9': unknown encoding"),
         (b"a", "hex", "--encoding is 'hex'"),
         (b"a", "undefined", "--encoding is 'undefined'"),
@@ -53,7 +63,9 @@ def test_input_that_cannot_be_read(tmp_path: Path, data: bytes, encoding: str, s
         read(tmp_path, data, encoding=encoding)
 
 
-@pytest.mark.parametrize(("name", "says"), [("none", "No such file"), (".", "Is a directory"), ("a" * 999, "too long")])
+@pytest.mark.parametrize(
+    ("name", "says"), [("none", "No such file"), (".", "Is a directory"), ("a" * 999, "too long")]
+)
 def test_files_that_are_none(tmp_path: Path, name: str, says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
         read_rows(tmp_path / name, "utf-8", Columns())
@@ -66,12 +78,23 @@ def test_json_lines(tmp_path: Path) -> None:
         b'{"prompt": null, "messages": [5, 6]}\nnot json\n[1]\n{"text": "x"}\n{"prompt": 5}\n{"prompt": "\\ud800"}\n',
         "p.jsonl",
     )
-    assert [row.where.rpartition(" ")[2] for row in rows] == ["1", "3", "4", "5", "6", "7", "8", "9"]
+    assert [row.where.rpartition(" ")[2] for row in rows] == [
+        "1",
+        "3",
+        "4",
+        "5",
+        "6",
+        "7",
+        "8",
+        "9",
+    ]
     assert [row.prompt for row in rows] == [
         "a", [{"role": "user", "content": "hi"}], [5, 6], None, None, None, None, None,
     ]  # fmt: skip
     for row, says in zip(
-        rows[3:], ("not JSON", "no JSON object", "columns are 'text'", "'prompt' is neither", "not JSON"), strict=True
+        rows[3:],
+        ("not JSON", "no JSON object", "columns are 'text'", "'prompt' is neither", "not JSON"),
+        strict=True,
     ):
         assert row.error is not None and says in row.error
 

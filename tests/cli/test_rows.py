@@ -25,7 +25,9 @@ LONG = "word " * 2000
 
 
 @pytest.fixture
-def command(pair: Pair, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+def command(
+    pair: Pair, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Command:
     """`midlogit` in this process, with the pair that is open already: exit code, lines, errors."""
 
     @contextmanager
@@ -35,9 +37,13 @@ def command(pair: Pair, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.M
     monkeypatch.setattr("midlogit.cli.generate.open_pair", opened)
     monkeypatch.setattr("midlogit.cli.demo.open_pair", opened)
 
-    def call(*arguments: object, name: str = "generate", encoding: str = "utf-8") -> tuple[int, list[str], str]:
+    def call(
+        *arguments: object, name: str = "generate", encoding: str = "utf-8"
+    ) -> tuple[int, list[str], str]:
         monkeypatch.setattr(sys, "argv", ["midlogit", name, "--seed", "1", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.FileIO(1, "wb", closefd=False), encoding))
+        monkeypatch.setattr(
+            sys, "stdout", io.TextIOWrapper(io.FileIO(1, "wb", closefd=False), encoding)
+        )
         with pytest.raises(SystemExit) as ended:
             main.run()
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,10 +61,14 @@ def test_a_refused_row_costs_no_other(command: Command, tmp_path: Path) -> None:
     code, lines, errors = command(*short, "--json", "--n", 2)
     rows = [json.loads(line) for line in lines]
     assert code == 1
-    assert [(row["index"], row["sample"]) for row in rows] == [(i, s) for i in range(3) for s in range(2)]
+    assert [(row["index"], row["sample"]) for row in rows] == [
+        (i, s) for i in range(3) for s in range(2)
+    ]
     assert [row["finish_reason"] for row in rows[2:4]] == ["error", "error"]
     assert all(len(row["token_ids"]) == 3 for row in rows[:2] + rows[4:])
-    assert f"three.txt, line 3: The base prompt has {len(LONG.split()) + 2} tokens" in rows[2]["error"]
+    assert (
+        f"three.txt, line 3: The base prompt has {len(LONG.split()) + 2} tokens" in rows[2]["error"]
+    )
     assert errors == f"midlogit: {rows[2]['error']}\n"
 
     code, lines, errors = command(*short)
@@ -79,12 +89,19 @@ def test_bad_lines_of_json_are_rows(command: Command, tmp_path: Path) -> None:
     code, lines, errors = command("--input", file, "--json", "--max-tokens", 2)
     rows = [json.loads(line) for line in lines]
     reasons = [row["finish_reason"] for row in rows]
-    assert (code, reasons) == (1, ["length", "error", "error", "error", "error", "length", "length"])
+    assert (code, reasons) == (
+        1,
+        ["length", "error", "error", "error", "error", "length", "length"],
+    )
     for row, line in zip(rows[1:5], (3, 4, 5, 6), strict=True):
-        assert f"rows.jsonl, line {line}: " in row["error"] and f"midlogit: {row['error']}\n" in errors
+        assert (
+            f"rows.jsonl, line {line}: " in row["error"] and f"midlogit: {row['error']}\n" in errors
+        )
     assert rows[6]["prompt"] == [5, 6]
     file.write_text('{"prompt": "Once", "b": "The"}\n')
-    row = json.loads(command("--input", file, "--base-prompt-column", "b", "--json", "--max-tokens", 2)[1][0])
+    row = json.loads(
+        command("--input", file, "--base-prompt-column", "b", "--json", "--max-tokens", 2)[1][0]
+    )
     assert (row["prompt"], row["base_prompt"]) == ("Once", "The")
     file.write_text("\nnot json\n")
     assert command("--input", file, "--strict")[:2] == (2, [])
@@ -93,7 +110,8 @@ def test_bad_lines_of_json_are_rows(command: Command, tmp_path: Path) -> None:
 
 def test_refused_prompts_in_python(pair: Pair) -> None:
     found = sorted(
-        pair.as_completed(["a", LONG, "b"], SamplingParams(max_tokens=2), strict=False), key=lambda c: c.index
+        pair.as_completed(["a", LONG, "b"], SamplingParams(max_tokens=2), strict=False),
+        key=lambda c: c.index,
     )
     assert [c.finish_reason for c in found] == ["length", "error", "length"]
     assert "The base prompt has" in str(found[1].error) and found[1].token_ids == []
@@ -179,7 +197,10 @@ pair.close()
 def test_no_signal_at_any_moment_costs_a_finished_row(tmp_path: Path) -> None:
     """One to three signals of any kind, at random moments of a batch, again and again."""
     done = subprocess.run(
-        [sys.executable, "-c", SHOTS, str(tmp_path / "rows.jsonl")], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", SHOTS, str(tmp_path / "rows.jsonl")],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     shots, torn = map(int, done.stderr.split()[-2:])
@@ -207,7 +228,9 @@ def test_a_signal_within_a_write_tears_nothing(
     assert capfd.readouterr().out == row.decode() + "\n" + row.decode() + "\n"
 
 
-def test_a_second_interrupt_ends_the_wait_for_the_rest(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_interrupt_ends_the_wait_for_the_rest(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -241,12 +264,16 @@ except console.OutputLost as error:
 def test_a_full_disk_holds_whole_rows(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     with file.open("wb") as out:
-        done = subprocess.run([sys.executable, "-c", FULL], stdout=out, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", FULL], stdout=out, stderr=subprocess.PIPE, text=True
+        )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert "File too large" in done.stderr and file.read_text() == '{"row":0}\n{"row":1}\n'
 
 
-def test_a_reader_who_takes_nothing_is_not_waited_for_after_a_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_who_takes_nothing_is_not_waited_for_after_a_second_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     read, write = os.pipe()
     kept = os.dup(1)
     os.dup2(write, 1)
@@ -271,7 +298,9 @@ def test_a_reader_who_takes_nothing_is_not_waited_for_after_a_second_signal(monk
     ],
 )
 def test_output_that_takes_nothing_is_one_line(shell: str, says: str) -> None:
-    done = subprocess.run(["bash", "-c", f"{sys.executable} -m midlogit {shell}"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m midlogit {shell}"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (1, "") and says in done.stderr
     assert done.stderr.count("\n") == bool(says), done.stderr
 
@@ -285,15 +314,25 @@ def test_a_reader_that_has_gone_is_one_line() -> None:
 
 
 def test_bytes_of_another_encoding_are_told_before_anything_is_loaded() -> None:
-    done = subprocess.run([*COMMAND, "generate", "--json"], input=b"\ncaf\xe9 is open\nThe dog\n", capture_output=True)
+    done = subprocess.run(
+        [*COMMAND, "generate", "--json"], input=b"\ncaf\xe9 is open\nThe dog\n", capture_output=True
+    )
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
-    assert b"standard input, line 2: the byte 0xe9 is not UTF-8." in done.stderr and b"--encoding" in done.stderr
+    assert (
+        b"standard input, line 2: the byte 0xe9 is not UTF-8." in done.stderr
+        and b"--encoding" in done.stderr
+    )
 
 
 def test_any_encoding_of_the_output_and_of_arguments(command: Command) -> None:
-    code, lines, errors = command("--json", "--max-tokens", 2, "你好", "caf\udce9", "The dog", encoding="latin-1")
+    code, lines, errors = command(
+        "--json", "--max-tokens", 2, "你好", "caf\udce9", "The dog", encoding="latin-1"
+    )
     assert [json.loads(line)["prompt"] for line in lines] == ["你好", None, "The dog"]
-    assert (code, errors.count("\n")) == (1, 1) and "prompt 2: It holds bytes that are not UTF-8" in errors
+    assert (code, errors.count("\n")) == (
+        1,
+        1,
+    ) and "prompt 2: It holds bytes that are not UTF-8" in errors
     for encoding in ("ascii", "latin-1"):
         code, lines, errors = command("你好", "--max-tokens", 2, name="demo", encoding=encoding)
         assert (code, errors) == (0, "") and "prompt   ??" in lines

@@ -33,7 +33,9 @@ def row_pairs(n: int, seed: int, sharpness: float = 2.5) -> tuple[np.ndarray, np
     """Log-probabilities of two related models, some rows peaked and some flat."""
     rng = np.random.default_rng(seed)
     common = rng.normal(size=(n, V)) * rng.uniform(0.3, sharpness, size=(n, 1))
-    rows = [common + rng.normal(size=(n, V)) * rng.uniform(0.05, 1.5, size=(n, 1)) for _ in range(2)]
+    rows = [
+        common + rng.normal(size=(n, V)) * rng.uniform(0.05, 1.5, size=(n, 1)) for _ in range(2)
+    ]
     base, teacher = (x - np.log(np.exp(x).sum(axis=-1, keepdims=True)) for x in rows)
     return base, teacher
 
@@ -73,9 +75,21 @@ def test_never_exceeds_its_bounds(
     rule: AlphaRule, temperature: float, top_p: float | None, score: bool, outcomes: Outcomes
 ) -> None:
     base, teacher = row_pairs(120, seed=1)
-    for k, forced, may_end in ((5, False, True), (20, False, True), (20, True, True), (20, False, False)):
+    for k, forced, may_end in (
+        (5, False, True),
+        (20, False, True),
+        (20, True, True),
+        (20, False, False),
+    ):
         rows = [
-            settings(rule, outcomes=outcomes, temperature=temperature, top_p=top_p, forced=forced, may_end=may_end)
+            settings(
+                rule,
+                outcomes=outcomes,
+                temperature=temperature,
+                top_p=top_p,
+                forced=forced,
+                may_end=may_end,
+            )
         ] * 120
         exact = decide(base, teacher, rows)
         cut = decide_truncated(pairs_of(base, teacher, k, score), rows, V)
@@ -89,13 +103,20 @@ def test_whole_lists_are_whole_rows() -> None:
     base, teacher = row_pairs(40, seed=2)
     for top_p in (None, 0.95):
         rows = [
-            settings(outcomes=MASKED, top_p=top_p, uniforms=TokenUniforms(u, 0.5, u), temperature=0.8)
+            settings(
+                outcomes=MASKED, top_p=top_p, uniforms=TokenUniforms(u, 0.5, u), temperature=0.8
+            )
             for u in np.linspace(0, 0.99, 40)
         ]
         exact = decide(base, teacher, rows)
         cut = decide_truncated(pairs_of(base, teacher, V), rows, V)
         for e, c in zip(exact, cut, strict=True):
-            assert (c.token_id, c.coverage, c.alpha_bound, c.tv_bound) == (e.token_id, 1.0, 0.0, 0.0)
+            assert (c.token_id, c.coverage, c.alpha_bound, c.tv_bound) == (
+                e.token_id,
+                1.0,
+                0.0,
+                0.0,
+            )
             assert c.alpha == pytest.approx(e.alpha, abs=1e-8)
             assert c.base_logprob == pytest.approx(e.base_logprob)
             assert c.kl_base == pytest.approx(e.kl_base)
@@ -126,7 +147,12 @@ def test_wider_lists_bound_tighter() -> None:
     medians = []
     for k in (10, 40, 120, V):
         medians.append(
-            np.median([c.tv_bound for c in decide_truncated(pairs_of(base, teacher, k), [settings()] * 50, V)])
+            np.median(
+                [
+                    c.tv_bound
+                    for c in decide_truncated(pairs_of(base, teacher, k), [settings()] * 50, V)
+                ]
+            )
         )
     assert medians == sorted(medians, reverse=True)
     assert medians[-1] == 0
@@ -135,13 +161,21 @@ def test_wider_lists_bound_tighter() -> None:
 @pytest.mark.parametrize("score", [False, True])
 @pytest.mark.parametrize("top_p", [None, 0.9, 1.0])
 @pytest.mark.parametrize("widths", [(V - 2, V), (V, V - 2)], ids=["teacher", "base"])
-def test_a_stop_id_that_one_model_alone_has(widths: tuple[int, int], top_p: float | None, score: bool) -> None:
+def test_a_stop_id_that_one_model_alone_has(
+    widths: tuple[int, int], top_p: float | None, score: bool
+) -> None:
     rows = [row[:, :width] for row, width in zip(row_pairs(120, seed=8), widths, strict=True)]
     for row in rows:
         row[:, [4, V - 2 if row.shape[1] == V else 5]] += 6.0  # ends are likely
         row -= np.log(np.exp(row).sum(axis=-1, keepdims=True))
     outcomes = Outcomes(masked_ids=(3,), stop_ids=(4, V - 2, V - 1))
-    for k, temperature, may_end in ((8, 1.0, True), (20, 0.7, True), (20, 1.4, True), (20, 1.0, False), (V, 1.0, True)):
+    for k, temperature, may_end in (
+        (8, 1.0, True),
+        (20, 0.7, True),
+        (20, 1.4, True),
+        (20, 1.0, False),
+        (V, 1.0, True),
+    ):
         asked = [
             settings(
                 outcomes=outcomes,
@@ -152,7 +186,10 @@ def test_a_stop_id_that_one_model_alone_has(widths: tuple[int, int], top_p: floa
             )
             for u in np.linspace(0, 0.99, 120)
         ]
-        lists = [(listed(p, min(k, len(p))), listed(t, min(k, len(t)))) for p, t in zip(*rows, strict=True)]
+        lists = [
+            (listed(p, min(k, len(p))), listed(t, min(k, len(t))))
+            for p, t in zip(*rows, strict=True)
+        ]
         if score:
             wanted = [unlisted_ids(*pair, asked[0], V - 2) for pair in lists]
             lists = [

@@ -33,7 +33,9 @@ def fixed_rows() -> tuple[np.ndarray, np.ndarray]:
 def draw(outcomes: Outcomes, to_array=torch.from_numpy, **changes):
     """Decisions of DRAWS requests on the same rows, at a fixed seed."""
     uniforms = Uniforms(seed=5, sample=0)
-    settings = [row_settings(outcomes=outcomes, uniforms=uniforms.at(i), **changes) for i in range(DRAWS)]
+    settings = [
+        row_settings(outcomes=outcomes, uniforms=uniforms.at(i), **changes) for i in range(DRAWS)
+    ]
     base, teacher = (to_array(np.tile(row, (DRAWS, 1))) for row in fixed_rows())
     return decide(base, teacher, settings)
 
@@ -56,7 +58,9 @@ def draw(outcomes: Outcomes, to_array=torch.from_numpy, **changes):
 def test_draws_follow_q(to_array, changes, masked, stops) -> None:
     decisions = draw(Outcomes(masked, stops), to_array, **changes)
     base, teacher = fixed_rows()
-    expected = reference.mixture(base.tolist(), teacher.tolist(), masked_ids=masked, stop_ids=stops, **changes)
+    expected = reference.mixture(
+        base.tolist(), teacher.tolist(), masked_ids=masked, stop_ids=stops, **changes
+    )
     # A drawn stop class is emitted as the teacher's most likely stop id; count it where the reference has it.
     drawn = [STOPS[0] if stops and d.token_id in STOPS else d.token_id for d in decisions]
     assert chi_square_p(drawn, expected.q) > 0.01
@@ -89,7 +93,9 @@ def test_draws_follow_the_other_rules(rule: AlphaRule, check) -> None:
 def test_the_recorded_logprobs_are_those_of_the_drawn_token() -> None:
     masked, changes = (0, 1, 20), {"temperature": 0.7}
     base, teacher = fixed_rows()
-    expected = reference.mixture(base.tolist(), teacher.tolist(), masked_ids=masked, stop_ids=STOPS, **changes)
+    expected = reference.mixture(
+        base.tolist(), teacher.tolist(), masked_ids=masked, stop_ids=STOPS, **changes
+    )
     raw_base, raw_teacher = reference.softmax(base.tolist()), reference.softmax(teacher.tolist())
     seen = set()
     for d in draw(Outcomes(masked, STOPS), **changes):
@@ -112,7 +118,9 @@ def test_greedy_takes_the_most_likely_token_of_q_at_temperature_one() -> None:
 def test_greedy_ties_go_to_the_lowest_id() -> None:
     rows = np.zeros((1, 6))
     uniforms = TokenUniforms(0.9, 0.9, 0.9)
-    settings = [row_settings(outcomes=Outcomes((0,)), temperature=0.0, top_p=0.9, uniforms=uniforms)]
+    settings = [
+        row_settings(outcomes=Outcomes((0,)), temperature=0.0, top_p=0.9, uniforms=uniforms)
+    ]
     assert decide(rows, rows.copy(), settings)[0].token_id == 1
 
 
@@ -133,7 +141,8 @@ def test_mixed_settings_in_one_batch_equal_each_alone() -> None:
         row_settings(outcomes=other, temperature=1.5, may_end=False),
     ]
     settings = [
-        replace(s, uniforms=TokenUniforms(u, 0.9, u)) for s, u in zip(settings, (0.3, 0.6, 0.1, 0.99), strict=True)
+        replace(s, uniforms=TokenUniforms(u, 0.9, u))
+        for s, u in zip(settings, (0.3, 0.6, 0.1, 0.99), strict=True)
     ]
     batch = decide(np.tile(base, (4, 1)), np.tile(teacher, (4, 1)), settings)
     for found, s in zip(batch, settings, strict=True):
@@ -173,7 +182,9 @@ def test_top_logprobs_are_q_and_each_model_alone() -> None:
     for candidates, probabilities in pairs:
         best = np.argsort(-np.asarray(probabilities))[:3]
         assert [i for i, _ in candidates] == best.tolist()
-        np.testing.assert_allclose([lp for _, lp in candidates], np.log(np.asarray(probabilities)[best]), atol=1e-8)
+        np.testing.assert_allclose(
+            [lp for _, lp in candidates], np.log(np.asarray(probabilities)[best]), atol=1e-8
+        )
 
 
 def test_inverse_cdf_reaches_every_outcome_and_only_those() -> None:
@@ -192,7 +203,12 @@ def test_uniforms_depend_on_their_key_alone() -> None:
     backwards = Uniforms(1, 0)
     assert [c for i in reversed(range(3 * BLOCK)) for c in reversed(backwards.at(i))][::-1] == long
     assert len(set(long)) == len(long) and stats.kstest(long, "uniform").pvalue > 0.01
-    others = [identity([1, 2], [3]), identity([1], [2, 3]), identity([1, 2], [3], "a"), identity([1, 2], [3], "b")]
+    others = [
+        identity([1, 2], [3]),
+        identity([1], [2, 3]),
+        identity([1, 2], [3], "a"),
+        identity([1, 2], [3], "b"),
+    ]
     apart = [first(50, identity=name) for name in others]
     assert len({uniform for run in apart for uniform in run}) == len(apart) * len(apart[0])
     for other in ({"seed": 2}, {"sample": 1}, {"seed": 2**40 + 1}, {"identity": others[0]}):

@@ -38,7 +38,9 @@ def test_float64_agrees_with_the_reference(to_array, rows) -> None:
     np.testing.assert_allclose(np.exp(log_q), expected.q, atol=1e-6)
     np.testing.assert_allclose(kl_base, expected.kl_base, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(kl_teacher, expected.kl_teacher, rtol=1e-6, atol=1e-6)
-    assert abs(alpha - expected.alpha) <= 1e-6 or alpha_is_undetermined(base, teacher, np.finfo(np.float64).eps)
+    assert abs(alpha - expected.alpha) <= 1e-6 or alpha_is_undetermined(
+        base, teacher, np.finfo(np.float64).eps
+    )
 
 
 @library
@@ -51,7 +53,9 @@ def test_float32_agrees_with_the_reference(to_array, rows) -> None:
     np.testing.assert_allclose(np.exp(log_q), expected.q, atol=1e-4)
     np.testing.assert_allclose(kl_base, expected.kl_base, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(kl_teacher, expected.kl_teacher, rtol=1e-4, atol=1e-4)
-    assert abs(alpha - expected.alpha) <= 1e-4 or alpha_is_undetermined(base, teacher, np.finfo(np.float32).eps)
+    assert abs(alpha - expected.alpha) <= 1e-4 or alpha_is_undetermined(
+        base, teacher, np.finfo(np.float32).eps
+    )
 
 
 def alpha_is_undetermined(base, teacher, eps: float) -> bool:
@@ -91,7 +95,9 @@ def test_exchanging_the_models_turns_alpha_round(rows) -> None:
     np.testing.assert_allclose(np.exp(log_q), np.exp(swapped_log_q), atol=1e-6)
     np.testing.assert_allclose(kl_base, swapped_kl_teacher, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(kl_teacher, swapped_kl_base, rtol=1e-6, atol=1e-6)
-    assert abs(alpha - (1 - swapped)) <= 1e-6 or alpha_is_undetermined(base, teacher, np.finfo(np.float64).eps)
+    assert abs(alpha - (1 - swapped)) <= 1e-6 or alpha_is_undetermined(
+        base, teacher, np.finfo(np.float64).eps
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -102,7 +108,9 @@ def test_adding_a_constant_changes_nothing(rows, shift_base: float, shift_teache
     shifted_alpha, shifted_log_q, *shifted_kls = mix(base + shift_base, teacher + shift_teacher)
     np.testing.assert_allclose(np.exp(log_q), np.exp(shifted_log_q), atol=1e-6)
     np.testing.assert_allclose(kls, shifted_kls, rtol=1e-6, atol=1e-6)
-    assert abs(alpha - shifted_alpha) <= 1e-6 or alpha_is_undetermined(base, teacher, np.finfo(np.float64).eps)
+    assert abs(alpha - shifted_alpha) <= 1e-6 or alpha_is_undetermined(
+        base, teacher, np.finfo(np.float64).eps
+    )
 
 
 @library
@@ -117,7 +125,10 @@ def test_kl_budget_takes_the_largest_alpha_within(to_array, rows, epsilon: float
     assert kl_base <= epsilon + 1e-8 or alpha == 0
     more, _ = reference.geometric(p, t, min(1.0, float(alpha) + 1e-4))
     assert alpha == 1 or reference.kl(more, p) >= epsilon - 1e-8 or reference.kl(more, q) < 1e-12
-    assert abs(alpha - expected) < 1e-4 or reference.kl(reference.geometric(p, t, expected)[0], q) < 1e-9
+    assert (
+        abs(alpha - expected) < 1e-4
+        or reference.kl(reference.geometric(p, t, expected)[0], q) < 1e-9
+    )
 
 
 @library
@@ -125,7 +136,9 @@ def test_fixed_alpha_mixes_at_that_alpha(to_array) -> None:
     base, teacher = make_rows("random", 50, seed=1)
     for value in (0.0, 0.3, 1.0):
         alpha, log_q, *_ = mix(to_array(base), to_array(teacher), FixedAlpha(value))
-        q, _ = reference.geometric(reference.softmax(base.tolist()), reference.softmax(teacher.tolist()), value)
+        q, _ = reference.geometric(
+            reference.softmax(base.tolist()), reference.softmax(teacher.tolist()), value
+        )
         assert alpha == value
         np.testing.assert_allclose(np.exp(log_q), q, atol=1e-12)
 
@@ -144,7 +157,10 @@ def test_rows_do_not_touch_each_other() -> None:
     pairs = [make_rows(kind, 64, seed) for seed in range(4) for kind in KINDS]
     base, teacher = (np.stack(rows) for rows in zip(*pairs, strict=True))
     batch = solve(EqualKL(), LogPair.of(normalise(base), normalise(teacher)), 1e-9)
-    alone = [solve(EqualKL(), LogPair.of(normalise(b[None]), normalise(t[None])), 1e-9)[0] for b, t in pairs]
+    alone = [
+        solve(EqualKL(), LogPair.of(normalise(b[None]), normalise(t[None])), 1e-9)[0]
+        for b, t in pairs
+    ]
     np.testing.assert_array_equal(batch, alone)
 
 

@@ -51,7 +51,9 @@ def test_more_than_one_percent_of_differing_ids_is_refused() -> None:
     few = base | dict.fromkeys(range(10), "other")
     many = base | dict.fromkeys(range(11), "other")
     require_mixable(align(base, few, 1000, 1000))
-    with pytest.raises(PairMismatch, match=r"11 of 1000 shared ids differ \(0: 't0' / 'other', 1: 't1'"):
+    with pytest.raises(
+        PairMismatch, match=r"11 of 1000 shared ids differ \(0: 't0' / 'other', 1: 't1'"
+    ):
         require_mixable(align(base, many, 1000, 1000))
     with pytest.raises(PairMismatch):
         require_mixable(align({0: "a"}, {1: "a"}, 2, 2))

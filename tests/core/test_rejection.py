@@ -130,7 +130,9 @@ def run(case: Case, drafts: int, runs: int = RUNS) -> np.ndarray:
             )
             at[ahead] = child(at[ahead], drafted[place, ahead])
         alive = running
-        for place in range(drafts + 1):  # the teacher has read the drafts: one token per accepted draft, and one more
+        for place in range(
+            drafts + 1
+        ):  # the teacher has read the drafts: one token per accepted draft, and one more
             if not alive.size:
                 break
             rows = node[alive]
@@ -154,7 +156,8 @@ def mixture(case: Case, node: int, position: int) -> reference.Mixture:
         base[node].tolist(),
         teacher[node].tolist(),
         temperature=case.temperature,
-        masked_ids=set(case.outcomes.masked_ids) | set(() if position >= case.min_tokens else STOPS),
+        masked_ids=set(case.outcomes.masked_ids)
+        | set(() if position >= case.min_tokens else STOPS),
         stop_ids=STOPS if case.outcomes.merged else (),
         top_p=case.top_p,
         forced=case.forced_at(position),
@@ -165,7 +168,9 @@ def mixture(case: Case, node: int, position: int) -> reference.Mixture:
 def exact_probabilities(case: Case) -> dict[tuple[int, ...], float]:
     """The probability of each sequence; the merged stop class is written as its first id."""
 
-    def grow(prefix: tuple[int, ...], node: int, mass: float) -> Iterator[tuple[tuple[int, ...], float]]:
+    def grow(
+        prefix: tuple[int, ...], node: int, mass: float
+    ) -> Iterator[tuple[tuple[int, ...], float]]:
         for token, q in enumerate(mixture(case, node, len(prefix)).q):
             sequence = (*prefix, token)
             if token in STOPS or len(sequence) == LONGEST:
@@ -204,7 +209,9 @@ def test_sequences_follow_the_product_of_q_whatever_the_drafts(name: str) -> Non
     ids=["accepts_with_r", "redraws_from_r"],
 )
 @pytest.mark.parametrize("drafts", [0, 3])
-def test_the_chi_square_test_tells_wrong_rules(monkeypatch: pytest.MonkeyPatch, function, wrong, drafts: int) -> None:
+def test_the_chi_square_test_tells_wrong_rules(
+    monkeypatch: pytest.MonkeyPatch, function, wrong, drafts: int
+) -> None:
     case, _ = CASES["equal_cool_all"]
     monkeypatch.setattr(f"midlogit.decide.sampling.{function}", wrong)
     assert p_value(case, run(case, drafts)) < 1e-6
@@ -240,7 +247,9 @@ def test_drafts_are_accepted_as_often_as_the_distributions_overlap(name: str) ->
         ([1, 2, 3], [1, 2], 2),
     ],
 )
-def test_accepted_drafts_are_the_common_beginning(drafted: list[int], sampled: list[int], number: int) -> None:
+def test_accepted_drafts_are_the_common_beginning(
+    drafted: list[int], sampled: list[int], number: int
+) -> None:
     assert num_accepted(drafted, sampled) == number
 
 
@@ -249,7 +258,9 @@ def masses(logits: np.ndarray) -> np.ndarray:
     return (mass / mass.sum())[None]
 
 
-uniform = st.one_of(st.sampled_from([0.0, ALMOST_ONE]), st.integers(0, 2**53 - 1).map(lambda k: k * 2.0**-53))
+uniform = st.one_of(
+    st.sampled_from([0.0, ALMOST_ONE]), st.integers(0, 2**53 - 1).map(lambda k: k * 2.0**-53)
+)
 
 
 @given(row_pairs(60))
@@ -264,7 +275,9 @@ def test_the_residual_is_what_the_target_has_more(rows) -> None:
 
 
 @given(row_pairs(60), uniform, uniform, uniform)
-def test_a_token_without_mass_under_the_target_is_never_the_outcome(rows, first, second, third) -> None:
+def test_a_token_without_mass_under_the_target_is_never_the_outcome(
+    rows, first, second, third
+) -> None:
     draft_NV, target_NV = map(masses, rows)
     target_NV[:, ::2] = 0  # as masks and the support do
     if target_NV.sum() == 0:
@@ -286,17 +299,26 @@ def test_a_draft_from_the_target_itself_is_always_accepted(rows, accept_uniform)
 @given(row_pairs(60), uniform)
 def test_a_draft_without_any_mass_is_never_accepted(rows, accept_uniform) -> None:
     (target_V,) = masses(rows[0])
-    assert not accepted(target_V, np.zeros_like(target_V), np.full(len(target_V), accept_uniform)).any()
+    assert not accepted(
+        target_V, np.zeros_like(target_V), np.full(len(target_V), accept_uniform)
+    ).any()
 
 
 @settings(max_examples=60)
-@given(row_pairs(60), st.tuples(uniform, uniform, uniform), st.sampled_from([None, 0.5, 0.95]), st.booleans())
+@given(
+    row_pairs(60),
+    st.tuples(uniform, uniform, uniform),
+    st.sampled_from([None, 0.5, 0.95]),
+    st.booleans(),
+)
 def test_every_draw_has_mass_under_q(rows, three, top_p, forced) -> None:
     """Whatever the rows, and at both ends of the uniforms: the whole decision, with its draft."""
     base_NV, teacher_NV = (row[None] for row in rows)
     for temperature in (0.7, 1.0):
         uniforms = TokenUniforms(*three)
-        asked_for = row_settings(temperature=temperature, top_p=top_p, forced=forced, uniforms=uniforms)
+        asked_for = row_settings(
+            temperature=temperature, top_p=top_p, forced=forced, uniforms=uniforms
+        )
         (d,) = decide(base_NV, teacher_NV, [asked_for])
         assert d.error is None and np.isfinite(d.logprob)
         (drafted,) = draft(base_NV, [asked_for], base_NV.shape[-1])

@@ -46,12 +46,18 @@ def test_whole_rows_follow_the_rule(to_array, top_p: float | None) -> None:
     base, teacher = log_probs(1)
     uniforms = Uniforms(seed=5, sample=0)
     asked = [
-        row_settings(rule=DoubleKL(), outcomes=OUTCOMES, top_p=top_p, uniforms=uniforms.at(i)) for i in range(5000)
+        row_settings(rule=DoubleKL(), outcomes=OUTCOMES, top_p=top_p, uniforms=uniforms.at(i))
+        for i in range(5000)
     ]
     decisions = decide(*(to_array(np.tile(row, (5000, 1))) for row in (base, teacher)), asked)
 
     expected = reference.mixture(
-        base.tolist(), teacher.tolist(), masked_ids=(5,), stop_ids=(7, 3), top_p=top_p, rule=double_kl
+        base.tolist(),
+        teacher.tolist(),
+        masked_ids=(5,),
+        stop_ids=(7, 3),
+        top_p=top_p,
+        rule=double_kl,
     )
     assert decisions[0].alpha == pytest.approx(expected.alpha, abs=1e-7)
     assert decisions[0].kl_base == pytest.approx(2 * decisions[0].kl_teacher, abs=1e-7)
@@ -61,12 +67,17 @@ def test_whole_rows_follow_the_rule(to_array, top_p: float | None) -> None:
 def test_truncated_rows_follow_the_rule_within_its_bounds() -> None:
     rows = [log_probs(seed) for seed in range(60)]
     base, teacher = (np.stack(side) for side in zip(*rows, strict=True))
-    asked = [row_settings(rule=DoubleKL(), outcomes=OUTCOMES, uniforms=Uniforms(n, 0).at(0)) for n in range(60)]
+    asked = [
+        row_settings(rule=DoubleKL(), outcomes=OUTCOMES, uniforms=Uniforms(n, 0).at(0))
+        for n in range(60)
+    ]
     exact = decide(base, teacher, asked)
     for k in (8, VOCABULARY):
         lists = [(top(p, k), top(t, k)) for p, t in rows]
         together = decide_truncated(lists, asked, VOCABULARY)
-        alone = [sample_truncated([pair], [s], VOCABULARY) for pair, s in zip(lists, asked, strict=True)]
+        alone = [
+            sample_truncated([pair], [s], VOCABULARY) for pair, s in zip(lists, asked, strict=True)
+        ]
         assert [d.token_ids[0] for d in alone] == [d.token_id for d in together]
 
         for e, d in zip(exact, together, strict=True):
@@ -76,7 +87,9 @@ def test_truncated_rows_follow_the_rule_within_its_bounds() -> None:
 
 
 def test_a_pair_samples_by_the_rule(pair: Pair) -> None:
-    params = SamplingParams.preset("exploratory", alpha_rule=DoubleKL(), max_tokens=20, seed=3, ignore_eos=True)
+    params = SamplingParams.preset(
+        "exploratory", alpha_rule=DoubleKL(), max_tokens=20, seed=3, ignore_eos=True
+    )
     (completion,) = pair.generate(["Once upon a time"], params, progress=False)
     found = completion.diagnostics
     inside = [n for n, alpha in enumerate(found.alpha) if 0 < alpha < 1 and alpha != 0.5]

@@ -40,14 +40,20 @@ def rows(seed: int) -> tuple[np.ndarray, TopLogprobs, TopLogprobs]:
     for logits in (base, teacher):
         logprobs = logits - np.log(np.exp(logits).sum())
         best = np.argsort(-logprobs)[:K]
-        lists.append(TopLogprobs({int(i): float(logprobs[i]) for i in best}, float(logprobs[best[-1]]), SERVED))
+        lists.append(
+            TopLogprobs(
+                {int(i): float(logprobs[i]) for i in best}, float(logprobs[best[-1]]), SERVED
+            )
+        )
     base_logprobs = base - np.log(np.exp(base).sum())
     # The base was asked to score what only the teacher lists: known, but never drafted.
     scored = {i: float(base_logprobs[i]) for i in lists[1].logprobs}
     return base_logprobs, replace(lists[0], logprobs=lists[0].logprobs | scored), lists[1]
 
 
-def drawn(settings: RowSettings, seed: int, probs: Mapping[int, float], sampled: np.ndarray) -> np.ndarray:
+def drawn(
+    settings: RowSettings, seed: int, probs: Mapping[int, float], sampled: np.ndarray
+) -> np.ndarray:
     """Counts of the drawn outcomes in RUNS runs, with drafts as the server sampled them."""
     _, base, teacher = rows(seed)
     rng = np.random.default_rng(seed + 1)
@@ -69,7 +75,9 @@ def p_value(settings: RowSettings, seed: int, *, conditioned: bool = True) -> fl
     total = weights[listed].sum() if conditioned else 1.0
     sampled = np.random.default_rng(seed + 2).choice(SERVED, RUNS, p=weights)
     counts = drawn(settings, seed, {i: float(weights[i] / total) for i in listed}, sampled)
-    top = decide_truncated([(base, teacher)], [replace(settings, top_logprobs=SERVED)], VOCABULARY)[0].top
+    top = decide_truncated([(base, teacher)], [replace(settings, top_logprobs=SERVED)], VOCABULARY)[
+        0
+    ].top
     r = np.zeros(VOCABULARY)
     for token_id, logprob in top.q:
         r[token_id] = np.exp(logprob)

@@ -94,17 +94,28 @@ def test_alone_as_among_others(seed: int, monkeypatch: pytest.MonkeyPatch) -> No
         (ours,), (theirs,) = alone.decisions(), among.decisions()
         assert ours == theirs
         token_id = alone.token_ids[0]
-        ends["empty" if token_id is None else "stop" if token_id in settings.outcomes.merged_stops else "token"] += 1
+        ends[
+            "empty"
+            if token_id is None
+            else "stop"
+            if token_id in settings.outcomes.merged_stops
+            else "token"
+        ] += 1
         ends["own stop"] += token_id == 59
         ends["bounded"] += ours.base_bounded or ours.teacher_bounded
         ends["fallback"] += ours.fallback
         ends["drafted"] += settings.draft is not None
-    assert min(ends[name] for name in ("token", "stop", "own stop", "fallback", "drafted", "bounded")) > 20
+    assert (
+        min(ends[name] for name in ("token", "stop", "own stop", "fallback", "drafted", "bounded"))
+        > 20
+    )
     print(ends)
 
 
 def test_nothing_that_may_be_drawn() -> None:
-    settings = replace(some_settings(np.random.default_rng(0)), outcomes=Outcomes(masked_ids=tuple(range(SIZE))))
+    settings = replace(
+        some_settings(np.random.default_rng(0)), outcomes=Outcomes(masked_ids=tuple(range(SIZE)))
+    )
     row = TopLogprobs({1: -0.1, 2: -3.0}, -3.0, SIZE)
     drawn = sample_truncated([(row, row)], [settings], VOCABULARY)
     assert drawn.token_ids == [None] and drawn.decisions()[0].error
@@ -120,8 +131,12 @@ def test_a_row_is_solved_on_floats_as_on_arrays(rows) -> None:
         return
     common = np.flatnonzero(pair.common_NV[0] > -np.inf)
     log_base, ratio = pair.common_NV[0, common].tolist(), pair.ratio_NV[0, common].tolist()
-    largest = float(np.max(np.abs(pair.ratio_NV)))  # F″ is a difference of numbers of the size of its square
-    for one, row in zip(moments(log_base, ratio, 0.3), mixture.moments(pair, np.full(1, 0.3)), strict=True):
+    largest = float(
+        np.max(np.abs(pair.ratio_NV))
+    )  # F″ is a difference of numbers of the size of its square
+    for one, row in zip(
+        moments(log_base, ratio, 0.3), mixture.moments(pair, np.full(1, 0.3)), strict=True
+    ):
         np.testing.assert_allclose(one, row[0], rtol=1e-9, atol=1e-12 + 1e-13 * largest**2)
     for rule in (EqualKL(), KLBudget(0.05)):
         expected = solver.solve(rule, pair, 1e-9)[0]

@@ -35,7 +35,13 @@ def with_sampling_defaults(model: Path, folder: Path) -> Path:
     """A copy of a model that samples otherwise when it is not told how."""
     copytree(model, folder)
     file = folder / "generation_config.json"
-    defaults = {"do_sample": True, "temperature": 0.2, "top_k": 3, "top_p": 0.5, "repetition_penalty": 1.7}
+    defaults = {
+        "do_sample": True,
+        "temperature": 0.2,
+        "top_k": 3,
+        "top_p": 0.5,
+        "repetition_penalty": 1.7,
+    }
     file.write_text(json.dumps(json.loads(file.read_text()) | defaults))
     return folder
 

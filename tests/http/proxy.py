@@ -76,14 +76,19 @@ class Proxy:
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}{self._target.path}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._closing.set()
         self._server.shutdown()
@@ -129,18 +134,25 @@ class Proxy:
             time.sleep(0.5)
         status, content = self._forward(handler, body)
         if what == "reset":
-            handler.wfile.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content[:40])
+            handler.wfile.write(
+                f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content[:40]
+            )
             handler.wfile.flush()
             self._cut(handler)
             return
-        self._answer(handler, status, content[: len(content) // 2] if what == "truncate" else content)
+        self._answer(
+            handler, status, content[: len(content) // 2] if what == "truncate" else content
+        )
 
     def _forward(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
         if body:
             body = json.dumps(self.rewrite_request(handler.path, json.loads(body))).encode()
         connection = HTTPConnection(str(self._target.hostname), self._target.port, timeout=60)
         try:
-            headers = {"Content-Type": "application/json", "Authorization": handler.headers.get("Authorization", "")}
+            headers = {
+                "Content-Type": "application/json",
+                "Authorization": handler.headers.get("Authorization", ""),
+            }
             connection.request(handler.command, handler.path, body or None, headers)
             answer = connection.getresponse()
             content = answer.read()

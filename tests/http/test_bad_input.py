@@ -11,7 +11,15 @@ from shutil import copytree
 
 import pytest
 
-from midlogit import InvalidRequest, ModelUnavailable, Pair, PairMismatch, PromptTooLong, SamplingParams, Upstream
+from midlogit import (
+    InvalidRequest,
+    ModelUnavailable,
+    Pair,
+    PairMismatch,
+    PromptTooLong,
+    SamplingParams,
+    Upstream,
+)
 from midlogit.cli.main import app
 from midlogit.errors import ServerUnavailable
 from midlogit.models.checkpoint import bundled
@@ -19,7 +27,9 @@ from tests.http.conftest import Urls
 from tests.http.proxy import Proxy, from_elsewhere
 
 
-def refused(base: str | Upstream, teacher: str | Upstream, kind: type[Exception], **options: object) -> str:
+def refused(
+    base: str | Upstream, teacher: str | Upstream, kind: type[Exception], **options: object
+) -> str:
     with pytest.raises(kind) as caught:
         Pair.http(base, teacher, **options).close()  # type: ignore[arg-type]
     assert isinstance(caught.value, kind)
@@ -38,7 +48,9 @@ def test_not_an_http_url(urls: Urls) -> None:
 def test_not_such_a_server(tmp_path: Path, urls: Urls) -> None:
     with Proxy(urls.base) as base:
         base.rewrite_answer = lambda path, body: {"hello": "world"}
-        assert "does not answer like a vLLM server" in refused(base.url, urls.teacher, ServerUnavailable)
+        assert "does not answer like a vLLM server" in refused(
+            base.url, urls.teacher, ServerUnavailable
+        )
 
 
 def test_path_without_v1(urls: Urls) -> None:
@@ -58,7 +70,9 @@ def test_a_redirect_is_told_not_followed(urls: Urls) -> None:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        message = refused(f"http://127.0.0.1:{server.server_port}/v1", urls.teacher, ServerUnavailable)
+        message = refused(
+            f"http://127.0.0.1:{server.server_port}/v1", urls.teacher, ServerUnavailable
+        )
         server.shutdown()
     assert f"it redirects to {urls.base}/models" in message
 
@@ -81,7 +95,9 @@ def test_wrong_key_is_named_by_its_option_and_never_shown(
         assert {"Bearer sk-of-openai", "Bearer sk-of-teacher"} == set(seen)
         base.authorize = lambda key: False
         message = refused(Upstream(base.url, api_key="sk-secret"), teacher.url, ServerUnavailable)
-    assert "base http" in message and "refuses the API key" in message and "--base-api-key" in message
+    assert (
+        "base http" in message and "refuses the API key" in message and "--base-api-key" in message
+    )
     assert "sk-" not in message + caplog.text
 
 
@@ -115,7 +131,9 @@ def test_context_longer_than_one_server_allows(urls: Urls) -> None:
             with pytest.raises(PromptTooLong, match="base's context window 24"):
                 pair.generate(["a fox " * 40])
             # What fits is cut off at the window, not refused by the server.
-            completion = pair.generate(["a fox"], SamplingParams(max_tokens=100, ignore_eos=True))[0]
+            completion = pair.generate(["a fox"], SamplingParams(max_tokens=100, ignore_eos=True))[
+                0
+            ]
         used = len(pair.mixing.base.encode("a fox")) + len(completion.token_ids)
     assert (completion.finish_reason, used) == ("length", 24)
 
@@ -167,7 +185,9 @@ def test_logprobs_cut_short_in_passing_are_asked_for_again(urls: Urls) -> None:
         answers.extend(listed)
         if len(listed) == 2 == len(answers):
             for logprobs in listed:
-                logprobs["top_logprobs"] = [dict(list(row.items())[:1]) for row in logprobs["top_logprobs"]]
+                logprobs["top_logprobs"] = [
+                    dict(list(row.items())[:1]) for row in logprobs["top_logprobs"]
+                ]
         return body
 
     with Proxy(urls.base) as base:
@@ -193,7 +213,8 @@ def test_probabilities_above_one(urls: Urls) -> None:
         for choice in body.get("choices", []):
             if choice["logprobs"]:
                 choice["logprobs"]["top_logprobs"] = [
-                    {key: value + 9 for key, value in row.items()} for row in choice["logprobs"]["top_logprobs"]
+                    {key: value + 9 for key, value in row.items()}
+                    for row in choice["logprobs"]["top_logprobs"]
                 ]
         return body
 
@@ -215,11 +236,16 @@ def test_server_without_chosen_id_scoring_works(urls: Urls, what: str) -> None:
     with Proxy(urls.base) as base, Proxy(urls.teacher) as teacher:
         for proxy in (base, teacher):
             if what == "ignores":
-                proxy.rewrite_request = lambda path, body: {k: v for k, v in body.items() if k != "logprob_token_ids"}
+                proxy.rewrite_request = lambda path, body: {
+                    k: v for k, v in body.items() if k != "logprob_token_ids"
+                }
             else:
                 proxy.refuse = lambda body: "logprob_token_ids" in body
         params = SamplingParams(max_tokens=12, seed=1)
-        with Pair.http(base.url, teacher.url) as without, Pair.http(urls.base, urls.teacher) as full:
+        with (
+            Pair.http(base.url, teacher.url) as without,
+            Pair.http(urls.base, urls.teacher) as full,
+        ):
             cut = without.generate(["Once there was a fox"], params)[0]
             scored = full.generate(["Once there was a fox"], params)[0]
     assert cut.finish_reason in ("length", "stop")
@@ -236,12 +262,21 @@ def test_command_line(urls: Urls, capsys: pytest.CaptureFixture[str]) -> None:
             app([*arguments], standalone_mode=True)
         return int(caught.value.code or 0), capsys.readouterr().out
 
-    code, out = run("generate", "Tell me a story.", "--chat", "--max-tokens", "8", "--seed", "1", *servers)
+    code, out = run(
+        "generate", "Tell me a story.", "--chat", "--max-tokens", "8", "--seed", "1", *servers
+    )
     assert code == 0 and out.strip()
     code, out = run("doctor", *servers)
     assert code == 0
     scoring = "cannot be scored" if "vLLM 0.24" in out else "can be scored"
-    for part in (urls.base, urls.teacher, "up to 4096 log-probabilities", scoring, "can be mixed", "stop ids: 1"):
+    for part in (
+        urls.base,
+        urls.teacher,
+        "up to 4096 log-probabilities",
+        scoring,
+        "can be mixed",
+        "stop ids: 1",
+    ):
         assert part in out
     with pytest.raises(InvalidRequest, match="two servers or two folders"):
         app(["generate", "x", "--base", urls.base, "--teacher", "folder"], standalone_mode=False)

@@ -21,11 +21,19 @@ from tests.http.conftest import WHOLE
 from tests.rows import row_settings
 
 POSITIONS = 2000
-PROMPTS = ["Once upon a time", "The little boy", "Why is the sky", "a dog and a cat", "One day, a girl named"] * 10
+PROMPTS = [
+    "Once upon a time",
+    "The little boy",
+    "Why is the sky",
+    "a dog and a cat",
+    "One day, a girl named",
+] * 10
 
 
 @pytest.fixture(scope="module")
-def rows(pair: Pair, models: tuple[torch.nn.Module, torch.nn.Module]) -> tuple[np.ndarray, np.ndarray]:
+def rows(
+    pair: Pair, models: tuple[torch.nn.Module, torch.nn.Module]
+) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of both bundled models along texts of their own mixture."""
     params = SamplingParams.preset("exploratory", max_tokens=40, seed=5, ignore_eos=True)
     completions = pair.generate(PROMPTS, params, progress=False)
@@ -45,14 +53,22 @@ def rows(pair: Pair, models: tuple[torch.nn.Module, torch.nn.Module]) -> tuple[n
 
 def listed(row: np.ndarray) -> TopLogprobs:
     order = np.argsort(-row, kind="stable")[:20]
-    return TopLogprobs({int(i): float(np.float32(row[i])) for i in order}, float(np.float32(row[order[-1]])), WHOLE)
+    return TopLogprobs(
+        {int(i): float(np.float32(row[i])) for i in order}, float(np.float32(row[order[-1]])), WHOLE
+    )
 
 
-def cut(base: np.ndarray, teacher: np.ndarray, settings: RowSettings, score: bool) -> tuple[TopLogprobs, TopLogprobs]:
+def cut(
+    base: np.ndarray, teacher: np.ndarray, settings: RowSettings, score: bool
+) -> tuple[TopLogprobs, TopLogprobs]:
     lists = [listed(base), listed(teacher)]
     if score:
-        for at, (ids, row) in enumerate(zip(unlisted_ids(*lists, settings, WHOLE), (base, teacher), strict=True)):
-            lists[at] = replace(lists[at], logprobs=lists[at].logprobs | {i: float(np.float32(row[i])) for i in ids})
+        for at, (ids, row) in enumerate(
+            zip(unlisted_ids(*lists, settings, WHOLE), (base, teacher), strict=True)
+        ):
+            lists[at] = replace(
+                lists[at], logprobs=lists[at].logprobs | {i: float(np.float32(row[i])) for i in ids}
+            )
     return lists[0], lists[1]
 
 
@@ -61,7 +77,9 @@ def variation(one: Decision, other: Decision) -> float:
     return 0.5 * sum(abs(a.get(i, 0) - b.get(i, 0)) for i in {*a, *b})
 
 
-def assert_raw(decision: Decision, base: np.ndarray, teacher: np.ndarray, settings: RowSettings, score: bool) -> None:
+def assert_raw(
+    decision: Decision, base: np.ndarray, teacher: np.ndarray, settings: RowSettings, score: bool
+) -> None:
     """Both reported log-probabilities are the models' own, or marked as upper bounds where no server scores ids."""
     stops = settings.outcomes.merged_stops
     members = list(stops) if decision.token_id in stops else [decision.token_id]
@@ -92,7 +110,9 @@ def test_bounds_hold_and_say_something(
         base, teacher = (row[at : at + 250] for row in rows)
         alike: Sequence[RowSettings] = [settings] * len(base)
         exact = decide(base, teacher, alike)
-        ours = decide_truncated([cut(p, t, settings, score) for p, t in zip(base, teacher, strict=True)], alike, WHOLE)
+        ours = decide_truncated(
+            [cut(p, t, settings, score) for p, t in zip(base, teacher, strict=True)], alike, WHOLE
+        )
         for e, c, p, t in zip(exact, ours, base, teacher, strict=True):
             assert_raw(c, p, t, settings, score)
             errors.append((abs(e.alpha - c.alpha), c.alpha_bound, variation(e, c), c.tv_bound))

@@ -56,7 +56,9 @@ def http(urls: Urls) -> Pair:
 
 
 def both(pair: Pair, params: SamplingParams) -> list[Completion]:
-    return pair.generate(base_prompts=BASE_PROMPTS, teacher_prompts=PROMPTS, params=params, progress=False)
+    return pair.generate(
+        base_prompts=BASE_PROMPTS, teacher_prompts=PROMPTS, params=params, progress=False
+    )
 
 
 def test_whole_vocabulary_equals_the_local_engine(pair: Pair, whole: Pair) -> None:
@@ -65,7 +67,9 @@ def test_whole_vocabulary_equals_the_local_engine(pair: Pair, whole: Pair) -> No
         assert (served.text, served.finish_reason) == (local.text, local.finish_reason)
         assert served.diagnostics.alpha == pytest.approx(local.diagnostics.alpha, abs=1e-4)
         assert served.diagnostics.kl_base == pytest.approx(local.diagnostics.kl_base, abs=1e-4)
-        assert served.diagnostics.base_logprobs == pytest.approx(local.diagnostics.base_logprobs, abs=1e-4)
+        assert served.diagnostics.base_logprobs == pytest.approx(
+            local.diagnostics.base_logprobs, abs=1e-4
+        )
         assert set(served.diagnostics.tv_bound) == {0.0} == set(served.diagnostics.alpha_bound)
         assert set(served.diagnostics.coverage) == {1.0}
 
@@ -78,12 +82,17 @@ def test_top_20_keeps_its_word_against_the_local_engine(pair: Pair, http: Pair) 
     for local, served in zip(both(pair, params), both(http, params), strict=True):
         for position, (a, b) in enumerate(zip(local.token_ids, served.token_ids, strict=False)):
             ours, theirs = local.diagnostics, served.diagnostics
-            assert abs(ours.alpha[position] - theirs.alpha[position]) <= theirs.alpha_bound[position] + 1e-4
+            assert (
+                abs(ours.alpha[position] - theirs.alpha[position])
+                <= theirs.alpha_bound[position] + 1e-4
+            )
             compared += 1
             exact += theirs.tv_bound[position] == 0
             if theirs.tv_bound[position] == 0:
                 assert a == b
-                assert theirs.base_logprobs[position] == pytest.approx(ours.base_logprobs[position], abs=1e-4)
+                assert theirs.base_logprobs[position] == pytest.approx(
+                    ours.base_logprobs[position], abs=1e-4
+                )
             if a != b:
                 break
     assert compared > 30
@@ -97,10 +106,16 @@ def test_reported_logprobs_are_the_models_own(pair: Pair, urls: Urls) -> None:
     with Pair.http(urls.base, urls.teacher, top_k=4) as narrow:
         scored = narrow.engine.sides.scores
         found = narrow.generate(PROMPTS, params, progress=False)
-    texts = [pair.mixing.teacher.encode(c.prompt) + c.token_ids for c in found if c.finish_reason == "length"]
+    texts = [
+        pair.mixing.teacher.encode(c.prompt) + c.token_ids
+        for c in found
+        if c.finish_reason == "length"
+    ]
     scores = pair.score(texts, SamplingParams.preset("exploratory"))
     outside = 0
-    for completion, own in zip((c for c in found if c.finish_reason == "length"), scores, strict=True):
+    for completion, own in zip(
+        (c for c in found if c.finish_reason == "length"), scores, strict=True
+    ):
         for side in ("base", "teacher"):
             reported = getattr(completion.diagnostics, f"{side}_logprobs")
             bounded = getattr(completion.diagnostics, f"{side}_bounded")
@@ -115,10 +130,14 @@ def test_reported_logprobs_are_the_models_own(pair: Pair, urls: Urls) -> None:
 def test_a_stop_id_of_the_teacher_alone_ends_texts(urls: Urls, tmp_path: Path) -> None:
     _, teacher = with_own_stop(tmp_path)
     params = SamplingParams(max_tokens=150, n=4)
-    with serving(teacher, flags=FLAGS, version=os.environ.get("MIDLOGIT_TEST_VLLM", VERSION)) as (url,):
+    with serving(teacher, flags=FLAGS, version=os.environ.get("MIDLOGIT_TEST_VLLM", VERSION)) as (
+        url,
+    ):
         for speculation in ("off", 3):
             with Pair.http(urls.base, url, speculation=speculation) as own:
-                found = own.generate(["Tell me a story.", "Who is there?"], params, chat=True, progress=False)
+                found = own.generate(
+                    ["Tell me a story.", "Who is there?"], params, chat=True, progress=False
+                )
                 assert own.mixing.stop_ids == (0, WHOLE)
             stops = [completion for completion in found if completion.finish_reason == "stop"]
             assert len(stops) >= 6 and {completion.token_ids[-1] for completion in stops} == {WHOLE}
@@ -128,7 +147,9 @@ def test_same_seed_same_tokens_alone_and_in_a_batch(http: Pair) -> None:
     params = SamplingParams(max_tokens=12, seed=7)
     together = both(http, params)
     for n in (0, 9):
-        alone = http.generate(base_prompts=[BASE_PROMPTS[n]], teacher_prompts=[PROMPTS[n]], params=params)[0]
+        alone = http.generate(
+            base_prompts=[BASE_PROMPTS[n]], teacher_prompts=[PROMPTS[n]], params=params
+        )[0]
         assert alone.token_ids == together[n].token_ids
 
 
@@ -148,8 +169,12 @@ def test_chat_stream_and_stop_string(http: Pair) -> None:
 def test_every_parameter_of_the_local_engine(pair: Pair, whole: Pair) -> None:
     for params in (
         SamplingParams.preset("exploratory", max_tokens=4, seed=1, temperature=0.7),
-        SamplingParams.preset("conservative", max_tokens=4, seed=1, min_tokens=4, alpha_rule=KLBudget(0.1)),
-        SamplingParams(max_tokens=4, seed=1, n=2, ignore_eos=True, special_token_ids=(40, 41), top_logprobs=3),
+        SamplingParams.preset(
+            "conservative", max_tokens=4, seed=1, min_tokens=4, alpha_rule=KLBudget(0.1)
+        ),
+        SamplingParams(
+            max_tokens=4, seed=1, n=2, ignore_eos=True, special_token_ids=(40, 41), top_logprobs=3
+        ),
     ):
         prompts = PROMPTS[:2]
         local = pair.generate(prompts, params, progress=False)
@@ -176,14 +201,18 @@ def test_adaptive_width_meets_its_tolerance(urls: Urls, proxies: tuple[Proxy, Pr
     assert {20, 80} <= asked
 
 
-def test_adaptive_width_says_when_it_cannot(proxies: tuple[Proxy, Proxy], caplog: pytest.LogCaptureFixture) -> None:
+def test_adaptive_width_says_when_it_cannot(
+    proxies: tuple[Proxy, Proxy], caplog: pytest.LogCaptureFixture
+) -> None:
     base, teacher = proxies
     base.max_logprobs = 40
     with (
         caplog.at_level("WARNING", logger="midlogit"),
         Pair.http(base.url, teacher.url, top_k="auto", tolerance=1e-5) as pair,
     ):
-        pair.generate(PROMPTS[:2], SamplingParams.preset("exploratory", max_tokens=4, seed=1), progress=False)
+        pair.generate(
+            PROMPTS[:2], SamplingParams.preset("exploratory", max_tokens=4, seed=1), progress=False
+        )
     assert caplog.text.count("--max-logprobs") == 1
     assert " 40 " in caplog.text
 
@@ -199,7 +228,9 @@ def test_256_in_flight_keep_their_order(http: Pair) -> None:
     assert alone.token_ids == found[200].token_ids
 
 
-def test_rows_of_a_step_share_a_call_and_a_lone_one_does_not_wait(proxies: tuple[Proxy, Proxy]) -> None:
+def test_rows_of_a_step_share_a_call_and_a_lone_one_does_not_wait(
+    proxies: tuple[Proxy, Proxy],
+) -> None:
     base, teacher = proxies
     with Pair.http(base.url, teacher.url) as pair:
         before = teacher.calls, teacher.rows
@@ -211,7 +242,9 @@ def test_rows_of_a_step_share_a_call_and_a_lone_one_does_not_wait(proxies: tuple
 
 def test_asyncio_cancelling_ends_the_requests(http: Pair) -> None:
     async def run() -> None:
-        task = asyncio.create_task(http.agenerate(PROMPTS, SamplingParams(max_tokens=400, ignore_eos=True)))
+        task = asyncio.create_task(
+            http.agenerate(PROMPTS, SamplingParams(max_tokens=400, ignore_eos=True))
+        )
         await asyncio.sleep(0.5)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -223,7 +256,9 @@ def test_asyncio_cancelling_ends_the_requests(http: Pair) -> None:
 
 def test_stopping_at_once_ends_every_request(http: Pair) -> None:
     for _ in range(5):
-        completions = http.as_completed(PROMPTS, SamplingParams(max_tokens=400, ignore_eos=True)).stop()
+        completions = http.as_completed(
+            PROMPTS, SamplingParams(max_tokens=400, ignore_eos=True)
+        ).stop()
         assert [c.finish_reason for c in completions] == ["abort"] * len(PROMPTS)
 
 
@@ -249,8 +284,12 @@ def test_tokenizers_of_the_servers_alone(proxies: tuple[Proxy, Proxy], http: Pai
     with Pair.http(base.url, teacher.url) as remote:
         assert remote.mixing.stop_ids == http.mixing.stop_ids
         assert remote.mixing.base.vocabulary is None
-        ours = http.generate(["Tell me a story.", "Who are you? ☃"], params, chat=True, progress=False)
-        theirs = remote.generate(["Tell me a story.", "Who are you? ☃"], params, chat=True, progress=False)
+        ours = http.generate(
+            ["Tell me a story.", "Who are you? ☃"], params, chat=True, progress=False
+        )
+        theirs = remote.generate(
+            ["Tell me a story.", "Who are you? ☃"], params, chat=True, progress=False
+        )
         for a, b in zip(ours, theirs, strict=True):
             assert (b.token_ids, b.text, b.finish_reason) == (a.token_ids, a.text, a.finish_reason)
         *tokens, completion = remote.stream("Tell me a story.", params, chat=True)

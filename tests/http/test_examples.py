@@ -19,7 +19,9 @@ def output(name: str, urls: Urls) -> str:
     """The output of a script."""
     command = [sys.executable, str(ROOT / "examples" / name), urls.base, urls.teacher]
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
-    run = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120, check=False)
+    run = subprocess.run(
+        command, env=environment, capture_output=True, encoding="utf-8", timeout=120, check=False
+    )
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -42,7 +44,9 @@ def test_constraint(urls: Urls) -> None:
     held, free = numbers_of("mean entropy", report)
     assert held < free
     assert all(0 < bound < 0.8 for bound in numbers_of("mean bound", report))
-    for base, teacher in zip(numbers_of("mean kl_base", report), numbers_of("mean kl_teacher", report), strict=True):
+    for base, teacher in zip(
+        numbers_of("mean kl_base", report), numbers_of("mean kl_teacher", report), strict=True
+    ):
         assert base == pytest.approx(teacher, abs=0.02)
 
 

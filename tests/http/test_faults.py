@@ -99,7 +99,11 @@ def test_a_server_that_never_comes_back_ends_with_what_there_was(
         start = time.monotonic()
         completions = sorted(batch, key=lambda c: c.index)
         assert time.monotonic() - start < 30
-        assert pair.statistics()["failed_requests"] == sum(c.finish_reason == "error" for c in completions) > 0
+        assert (
+            pair.statistics()["failed_requests"]
+            == sum(c.finish_reason == "error" for c in completions)
+            > 0
+        )
     for completion, whole in zip(completions, undisturbed, strict=True):
         assert completion.token_ids == whole[: len(completion.token_ids)]
         assert len(completion.diagnostics.alpha) == len(completion.token_ids)
@@ -125,7 +129,9 @@ def test_only_the_prompt_at_fault_fails(proxies: tuple[Proxy, Proxy]) -> None:
     with Pair.http(base.url, teacher.url) as pair:
         bad = pair.mixing.base.encode(PROMPTS[3])
         # A server that refuses one prompt refuses every call that holds it.
-        base.refuse = lambda body: bad in [list(ids[: len(bad)]) for ids in body["prompt"] if len(ids) == len(bad)]
+        base.refuse = lambda body: (
+            bad in [list(ids[: len(bad)]) for ids in body["prompt"] if len(ids) == len(bad)]
+        )
         completions = pair.generate(PROMPTS[:8], PARAMS, progress=False)
     reasons = [c.finish_reason for c in completions]
     assert reasons == ["length"] * 3 + ["error"] + ["length"] * 4
@@ -160,7 +166,9 @@ def test_replicas_keep_their_sequences(urls: Urls) -> None:
     ):
         for proxy, seen in zip((first, second), prefixes, strict=True):
 
-            def note(path: str, body: dict[str, object], seen: list[tuple[int, ...]] = seen) -> dict[str, object]:
+            def note(
+                path: str, body: dict[str, object], seen: list[tuple[int, ...]] = seen
+            ) -> dict[str, object]:
                 seen += [tuple(ids) for ids in body["prompt"]]
                 return body
 
@@ -176,12 +184,18 @@ def test_replicas_keep_their_sequences(urls: Urls) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_list_cut_short_in_passing_moves_no_sequence(urls: Urls, undisturbed: list[list[int]]) -> None:
+def test_a_list_cut_short_in_passing_moves_no_sequence(
+    urls: Urls, undisturbed: list[list[int]]
+) -> None:
     """The server is well: another of its clients had chosen ids scored."""
     lists: list[dict[str, float]] = []
 
     def cut_third(path: str, body: dict[str, object]) -> dict[str, object]:
-        rows = [choice["logprobs"]["top_logprobs"] for choice in body.get("choices", []) if choice["logprobs"]]
+        rows = [
+            choice["logprobs"]["top_logprobs"]
+            for choice in body.get("choices", [])
+            if choice["logprobs"]
+        ]
         for row in [row[0] for row in rows if len(row[0]) == 20]:
             lists.append(row)
             if len(lists) == 3:
@@ -214,6 +228,14 @@ def test_a_sampling_default_of_the_server_changes_nothing(
 
     base.rewrite_request = note
     run(base.url, teacher.url)
-    sent = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
+    sent = {
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+    }
     rows = [body for body in bodies if "logprobs" in body]
     assert rows and all(sent | {"max_tokens", "n", "ignore_eos"} <= body.keys() for body in rows)

@@ -34,7 +34,8 @@ def test_greedy_drafts_of_a_real_pair_give_the_text_of_lock_step(real_urls: Urls
         Pair.http(real_urls.base, real_urls.teacher, speculation="off") as lockstep,
     ):
         found, expected = (
-            pair.generate(PROMPTS[:4], asked, chat=True, progress=False) for pair in (drafting, lockstep)
+            pair.generate(PROMPTS[:4], asked, chat=True, progress=False)
+            for pair in (drafting, lockstep)
         )
         assert drafting.statistics()["speculation"]["accepted"] > 4 * 10
     assert require_equal_up_to_ties(found, expected) > 4 * 15

@@ -28,7 +28,10 @@ SAMPLED = SamplingParams(max_tokens=16, seed=11, ignore_eos=True)
 
 def both(pair: Pair, params: SamplingParams, prompts: int = 6) -> list[Completion]:
     return pair.generate(
-        base_prompts=BASE_PROMPTS[:prompts], teacher_prompts=PROMPTS[:prompts], params=params, progress=False
+        base_prompts=BASE_PROMPTS[:prompts],
+        teacher_prompts=PROMPTS[:prompts],
+        params=params,
+        progress=False,
     )
 
 
@@ -55,8 +58,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "BACKOFF", (0.02, 0.05, 0.1))
 
 
-@pytest.mark.parametrize(("top_k", "preset"), [(20, "balanced"), (20, "exploratory"), (WHOLE, "exploratory")], ids=str)
-def test_greedy_text_is_that_of_lockstep(urls: Urls, lockstep: Pair, top_k: int, preset: str) -> None:
+@pytest.mark.parametrize(
+    ("top_k", "preset"), [(20, "balanced"), (20, "exploratory"), (WHOLE, "exploratory")], ids=str
+)
+def test_greedy_text_is_that_of_lockstep(
+    urls: Urls, lockstep: Pair, top_k: int, preset: str
+) -> None:
     params = SamplingParams.preset(preset, max_tokens=20 if top_k == 20 else 7, temperature=0)
     prompts = 6 if top_k == 20 else 2
     with Pair.http(urls.base, urls.teacher, top_k=top_k, speculation=0) as pair:
@@ -67,13 +74,26 @@ def test_greedy_text_is_that_of_lockstep(urls: Urls, lockstep: Pair, top_k: int,
             assert pair.statistics()["speculation"]["accepted"] > 0
         for a, b in zip(expected, found, strict=True):
             assert (b.token_ids, b.text, b.finish_reason) == (a.token_ids, a.text, a.finish_reason)
-            for name in ("alpha", "kl_base", "coverage", "tv_bound", "alpha_bound", "logprobs", "base_logprobs"):
-                assert getattr(b.diagnostics, name) == pytest.approx(getattr(a.diagnostics, name), abs=1e-3), name
+            for name in (
+                "alpha",
+                "kl_base",
+                "coverage",
+                "tv_bound",
+                "alpha_bound",
+                "logprobs",
+                "base_logprobs",
+            ):
+                assert getattr(b.diagnostics, name) == pytest.approx(
+                    getattr(a.diagnostics, name), abs=1e-3
+                ), name
 
 
 def test_sampled_continuations_follow_the_law_of_lockstep(lockstep: Pair, four: Pair) -> None:
     together = min(CONTINUATIONS, 250)
-    samples = [continuations(pair, seed, CONTINUATIONS, together) for pair, seed in ((lockstep, 1), (four, 2))]
+    samples = [
+        continuations(pair, seed, CONTINUATIONS, together)
+        for pair, seed in ((lockstep, 1), (four, 2))
+    ]
     ps = same_law_ps(*samples)
     print(f"p-values of {len(samples[0])} and {len(samples[1])} continuations: {ps}")
     assert min(ps.values()) > 1e-3
@@ -108,7 +128,9 @@ def test_sequences_move_from_a_killed_replica(urls: Urls, undisturbed: list[list
         Pair.http([first.url, second.url], urls.teacher, speculation=4) as pair,
     ):
         calls = first.calls
-        batch = pair.as_completed(base_prompts=BASE_PROMPTS[:6], teacher_prompts=PROMPTS[:6], params=SAMPLED)
+        batch = pair.as_completed(
+            base_prompts=BASE_PROMPTS[:6], teacher_prompts=PROMPTS[:6], params=SAMPLED
+        )
         while first.calls < calls + 6:
             time.sleep(0.01)
         first.dead = True
@@ -117,15 +139,23 @@ def test_sequences_move_from_a_killed_replica(urls: Urls, undisturbed: list[list
     assert [c.token_ids for c in completions] == undisturbed
 
 
-def test_a_seed_draws_the_same_alone_and_in_a_batch(four: Pair, undisturbed: list[list[int]]) -> None:
+def test_a_seed_draws_the_same_alone_and_in_a_batch(
+    four: Pair, undisturbed: list[list[int]]
+) -> None:
     for n in (0, 5):
-        alone = four.generate(base_prompts=[BASE_PROMPTS[n]], teacher_prompts=[PROMPTS[n]], params=SAMPLED)[0]
+        alone = four.generate(
+            base_prompts=[BASE_PROMPTS[n]], teacher_prompts=[PROMPTS[n]], params=SAMPLED
+        )[0]
         assert alone.token_ids == undisturbed[n]
 
 
-def test_auto_drafts_nothing_that_would_change_what_a_seed_draws(urls: Urls, lockstep: Pair) -> None:
+def test_auto_drafts_nothing_that_would_change_what_a_seed_draws(
+    urls: Urls, lockstep: Pair
+) -> None:
     with Pair.http(urls.base, urls.teacher) as pair:
-        assert [c.token_ids for c in both(pair, SAMPLED)] == [c.token_ids for c in both(lockstep, SAMPLED)]
+        assert [c.token_ids for c in both(pair, SAMPLED)] == [
+            c.token_ids for c in both(lockstep, SAMPLED)
+        ]
         assert pair.statistics()["speculation"]["rounds"] == 0
     for params in (replace(SAMPLED, seed=None), replace(SAMPLED, temperature=0)):
         with Pair.http(urls.base, urls.teacher) as pair:  # a new one: "auto" tries drafts first
@@ -138,7 +168,9 @@ def test_statistics_tell_what_became_of_drafts(four: Pair, lockstep: Pair) -> No
     drawn = sum(len(c.token_ids) for c in both(four, SAMPLED))
     after = four.statistics()["speculation"]
     rounds, accepted = (after[name] - before[name] for name in ("rounds", "accepted"))
-    assert rounds + accepted + 6 <= drawn + 6 and rounds + accepted >= drawn - 2 * 6  # the first and a last without
+    assert (
+        rounds + accepted + 6 <= drawn + 6 and rounds + accepted >= drawn - 2 * 6
+    )  # the first and a last without
     assert len(after["acceptance_by_position"]) == 4 and after["drafts_in_use"] == {"all": 4}
     assert lockstep.statistics()["speculation"]["acceptance"] is None
 
@@ -150,7 +182,9 @@ def test_calls_for_a_token_fall_to_a_third(proxies: tuple[Proxy, Proxy], preset:
         with Pair.http(proxies[0].url, proxies[1].url, speculation=drafts) as pair:
             before, drawn = sum(proxy.calls for proxy in proxies), 0
             for temperature in (0.0, 1.0):
-                params = SamplingParams.preset(preset, max_tokens=48, seed=3, ignore_eos=True, temperature=temperature)
+                params = SamplingParams.preset(
+                    preset, max_tokens=48, seed=3, ignore_eos=True, temperature=temperature
+                )
                 for prompt in PROMPTS[4:6]:
                     drawn += len(pair.generate([prompt], params)[0].token_ids)
             calls[drafts] = (sum(proxy.calls for proxy in proxies) - before) / drawn
@@ -167,8 +201,13 @@ def test_stop_strings_limits_and_streams(four: Pair, lockstep: Pair) -> None:
     cut = four.generate(["a fox"], replace(params, stop=(stop,)))[0]
     assert (cut.text, cut.stop_reason) == (whole.text[: whole.text.index(stop)], stop)
     for most in range(1, 8):
-        assert four.generate(["a fox"], replace(params, max_tokens=most))[0].token_ids == whole.token_ids[:most]
-    held = replace(SAMPLED, ignore_eos=False, min_tokens=16, temperature=2.5)  # hotter than servers draw
+        assert (
+            four.generate(["a fox"], replace(params, max_tokens=most))[0].token_ids
+            == whole.token_ids[:most]
+        )
+    held = replace(
+        SAMPLED, ignore_eos=False, min_tokens=16, temperature=2.5
+    )  # hotter than servers draw
     assert {c.finish_reason for c in both(four, held)} == {"length"}
 
 
@@ -188,9 +227,13 @@ def test_numbers_that_cannot_be(urls: Urls) -> None:
         Pair.http(urls.base, urls.teacher, speculation=drafts, top_k="auto").close()  # type: ignore[arg-type]
 
 
-def test_a_server_that_ignores_the_seed(proxies: tuple[Proxy, Proxy], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_that_ignores_the_seed(
+    proxies: tuple[Proxy, Proxy], caplog: pytest.LogCaptureFixture
+) -> None:
     base, teacher = proxies
-    base.rewrite_request = lambda path, body: {name: value for name, value in body.items() if name != "seed"}
+    base.rewrite_request = lambda path, body: {
+        name: value for name, value in body.items() if name != "seed"
+    }
     with pytest.raises(ServerUnavailable, match="other tokens from the same seed") as caught:
         Pair.http(base.url, teacher.url, speculation=2)
     assert f"base {base.url}" in str(caught.value) and "turn speculation off" in str(caught.value)
@@ -202,7 +245,9 @@ def test_a_server_that_ignores_the_seed(proxies: tuple[Proxy, Proxy], caplog: py
 
 def test_a_server_that_ignores_the_temperature(proxies: tuple[Proxy, Proxy]) -> None:
     base, teacher = proxies
-    base.rewrite_request = lambda path, body: {**body, "temperature": 0.0} if "seed" in body else body
+    base.rewrite_request = lambda path, body: (
+        {**body, "temperature": 0.0} if "seed" in body else body
+    )
     with pytest.raises(ServerUnavailable, match="whatever temperature and seed"):
         Pair.http(base.url, teacher.url, speculation=2)
 
@@ -219,6 +264,8 @@ def test_a_drawn_token_that_its_own_list_does_not_name(proxies: tuple[Proxy, Pro
     with Pair.http(base.url, teacher.url, speculation=4) as pair:
         base.rewrite_answer = rename
         completion = pair.generate(["a fox"], SAMPLED)[0]
-    assert completion.finish_reason == "error" and len(completion.token_ids) == 1 and completion.text
+    assert (
+        completion.finish_reason == "error" and len(completion.token_ids) == 1 and completion.text
+    )
     assert f"base {base.url}" in completion.error and "drew token 4095" in completion.error
     assert math.isfinite(completion.diagnostics.alpha[0])

@@ -56,7 +56,14 @@ def test_urls_that_are_none_are_told_before_anything_is_asked(given: str, says: 
 
 
 def test_servers_on_the_command_line() -> None:
-    for url in ("HTTP://h/v1", "https://h", "localhost:9000", "127.0.0.1", "[::1]:9000", "http://[::1/v1"):
+    for url in (
+        "HTTP://h/v1",
+        "https://h",
+        "localhost:9000",
+        "127.0.0.1",
+        "[::1]:9000",
+        "http://[::1/v1",
+    ):
         assert are_urls(url, url)
     for name in ("./folder", "org/model", "folder", "/a:1/b"):
         assert not are_urls(name, name)
@@ -84,7 +91,9 @@ def elsewhere() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1/chat/completions", "/v1/models"])
-def test_a_base_url_with_another_path_shows_what_was_asked_and_meant(elsewhere: str, path: str) -> None:
+def test_a_base_url_with_another_path_shows_what_was_asked_and_meant(
+    elsewhere: str, path: str
+) -> None:
     with pytest.raises(ServerUnavailable) as caught:
         Pair.http(elsewhere + path, elsewhere + path, max_retries=0)
     asked = f"{elsewhere}{path.rstrip('/')}/models"

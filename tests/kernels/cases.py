@@ -15,7 +15,13 @@ from midlogit.decide.base import RowSettings
 from midlogit.outputs import Decision
 from tests.rows import KINDS, make_rows, row_settings
 
-RULES: tuple[AlphaRule, ...] = (EqualKL(), EqualKL(), FixedAlpha(0.3), FixedAlpha(1.0), KLBudget(0.1))
+RULES: tuple[AlphaRule, ...] = (
+    EqualKL(),
+    EqualKL(),
+    FixedAlpha(0.3),
+    FixedAlpha(1.0),
+    KLBudget(0.1),
+)
 
 
 def kernel_settings(**changes: Any) -> RowSettings:

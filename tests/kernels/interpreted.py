@@ -26,7 +26,9 @@ from midlogit.outputs import Decision
 from tests.kernels.cases import assert_agree, kernel_settings, make_batch, mixed_settings
 from tests.rows import DoubleKL
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # NumPy's, where the kernel computes with infinities
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # NumPy's, where the kernel computes with infinities
 
 # Small tiles, so that small rows have several, and a nucleus that may or may not fit the copy.
 kernels.LANES, kernels.FEW_LANES, kernels.CAPACITY, kernels.GROUP = 16, 16, 128, 2
@@ -39,7 +41,9 @@ RULES = {
 }
 
 
-def run(base_NV: torch.Tensor, teacher_NV: torch.Tensor, settings: list[RowSettings], **rows: object) -> list[Decision]:
+def run(
+    base_NV: torch.Tensor, teacher_NV: torch.Tensor, settings: list[RowSettings], **rows: object
+) -> list[Decision]:
     vocabulary = min(base_NV.shape[1], teacher_NV.shape[1])
     launcher = kernels.KernelLauncher(vocabulary, torch.device("cpu"))
     prepared = launcher.prepare(settings, **rows)
@@ -53,7 +57,11 @@ def run(base_NV: torch.Tensor, teacher_NV: torch.Tensor, settings: list[RowSetti
 
 
 def test_every_setting() -> None:
-    for seed, vocabulary, dtype in ((1, 300, torch.float32), (2, 517, torch.bfloat16), (3, 641, torch.float16)):
+    for seed, vocabulary, dtype in (
+        (1, 300, torch.float32),
+        (2, 517, torch.bfloat16),
+        (3, 641, torch.float16),
+    ):
         base_NV, teacher_NV = (x.to(dtype) for x in make_batch(12, vocabulary, seed))
         settings = mixed_settings(12, vocabulary, np.random.default_rng(seed))
         truth = decide(base_NV.double(), teacher_NV.double(), settings)
@@ -71,7 +79,12 @@ def test_every_way_to_a_token() -> None:
     teacher_NV[20:, : vocabulary // 2], base_NV[20:, vocabulary // 2 :] = -torch.inf, -torch.inf
     outcomes = Outcomes(masked_ids=(3,), stop_ids=(10, 159))
     ways: Counter[str] = Counter()
-    for dtype, top_p in ((torch.float32, None), (torch.float32, 0.7), (torch.bfloat16, 0.7), (torch.float16, None)):
+    for dtype, top_p in (
+        (torch.float32, None),
+        (torch.float32, 0.7),
+        (torch.bfloat16, 0.7),
+        (torch.float16, None),
+    ):
         base, teacher = base_NV.to(dtype), teacher_NV.to(dtype)
         settings = [
             replace(
@@ -84,7 +97,15 @@ def test_every_way_to_a_token() -> None:
         truth = decide(base.double(), teacher.double(), settings)
         for i, (a, b) in enumerate(zip(run(base, teacher, settings), truth, strict=True)):
             assert_agree(a, b, f"{dtype}, {top_p}, row {i}, {settings[i]}")
-            way = "forced" if b.forced else "fallback" if b.fallback else "greedy" if i % 4 == 3 else "mixed"
+            way = (
+                "forced"
+                if b.forced
+                else "fallback"
+                if b.fallback
+                else "greedy"
+                if i % 4 == 3
+                else "mixed"
+            )
             stopped = b.token_id in outcomes.stop_ids
             accepted = drafts[i] == b.token_id or (stopped and drafts[i] == 10)
             ways[f"{way} {'accepted' if accepted else 'rejected'}"] += 1
@@ -96,7 +117,11 @@ def test_every_way_to_a_token() -> None:
             ).q[drafts[i]] == 0  # fmt: skip
             ways["outside"] += outside and way == "mixed"
             assert not (outside and way == "mixed" and accepted)
-    expected = [f"{way} {end}" for way in ("forced", "greedy", "mixed", "stop") for end in ("accepted", "rejected")]
+    expected = [
+        f"{way} {end}"
+        for way in ("forced", "greedy", "mixed", "stop")
+        for end in ("accepted", "rejected")
+    ]
     assert all(ways[way] for way in (*expected, "fallback rejected", "outside")), ways
 
 
@@ -127,7 +152,12 @@ def test_a_base_that_drafts_nothing() -> None:
     launcher = kernels.KernelLauncher(200, torch.device("cpu"))
     for top_p in (None, 0.9):
         settings = [
-            replace(PLAIN, outcomes=Outcomes(masked_ids=(0,)), top_p=top_p, uniforms=TokenUniforms(u, u, u))
+            replace(
+                PLAIN,
+                outcomes=Outcomes(masked_ids=(0,)),
+                top_p=top_p,
+                uniforms=TokenUniforms(u, u, u),
+            )
             for u in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999)
         ]
         decided = launcher.launch(base_NV, teacher_NV, launcher.prepare(settings))
@@ -141,7 +171,11 @@ def test_a_base_that_drafts_nothing() -> None:
 def test_against_the_plain_reference() -> None:
     base_NV, teacher_NV = (x.float() for x in make_batch(6, 240, 5))
     for rule, plain in RULES.items():
-        settings = [replace(PLAIN, rule=rule, outcomes=Outcomes((1, 2), (8, 200)), temperature=0.8, top_p=0.9)] * 6
+        settings = [
+            replace(
+                PLAIN, rule=rule, outcomes=Outcomes((1, 2), (8, 200)), temperature=0.8, top_p=0.9
+            )
+        ] * 6
         for i, found in enumerate(run(base_NV, teacher_NV, settings)):
             truth = reference.mixture(
                 base_NV[i].tolist(), teacher_NV[i].tolist(), temperature=0.8, masked_ids={1, 2}, stop_ids=(8, 200),
@@ -151,7 +185,9 @@ def test_against_the_plain_reference() -> None:
                 assert abs(found.alpha - truth.alpha) <= 1e-4, (rule, i)
             for name in ("kl_base", "kl_teacher", "entropy", "ess_base", "ess_teacher"):
                 a, b = getattr(found, name), getattr(truth, name)
-                assert math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6 if name == "entropy" else 1e-12), (rule, i, name)
+                assert math.isclose(
+                    a, b, rel_tol=1e-4, abs_tol=1e-6 if name == "entropy" else 1e-12
+                ), (rule, i, name)
 
 
 def test_rows_of_larger_buffers() -> None:
@@ -164,10 +200,16 @@ def test_rows_of_larger_buffers() -> None:
         launcher = kernels.KernelLauncher(320, torch.device("cpu"))
         for top_p in (None, 0.9):
             for stops in ((), (10, 7, 330, 399), (10, 399)):
-                row = replace(PLAIN, outcomes=Outcomes(stop_ids=stops), top_p=top_p, temperature=0.8)
+                row = replace(
+                    PLAIN, outcomes=Outcomes(stop_ids=stops), top_p=top_p, temperature=0.8
+                )
                 settings = [replace(row, uniforms=TokenUniforms(u, u, u)) for u in (0.02, 0.4, 0.9)]
-                decided = launcher.launch(base_NV, teacher_NV, launcher.prepare(settings, base_rows, teacher_rows))
-                truth = decide(base_NV[base_rows].double(), teacher_NV[teacher_rows].double(), settings)
+                decided = launcher.launch(
+                    base_NV, teacher_NV, launcher.prepare(settings, base_rows, teacher_rows)
+                )
+                truth = decide(
+                    base_NV[base_rows].double(), teacher_NV[teacher_rows].double(), settings
+                )
                 for a, b in zip(decided.decisions(), truth, strict=True):
                     assert_agree(a, b)
                 shared = [d.token_id if d.token_id < 320 else 10 for d in truth]
@@ -182,7 +224,9 @@ def test_rows_of_larger_buffers() -> None:
         launcher = kernels.KernelLauncher(320, torch.device("cpu"))
         decided = launcher.launch(base_NV, teacher_NV, launcher.prepare(settings))
         assert decided.token_ids() == [399] and decided.tokens_N.tolist() == [10]
-        assert_agree(decided.decisions()[0], decide(base_NV.double(), teacher_NV.double(), settings)[0])
+        assert_agree(
+            decided.decisions()[0], decide(base_NV.double(), teacher_NV.double(), settings)[0]
+        )
 
 
 def test_what_cannot_be_drawn() -> None:
@@ -194,7 +238,10 @@ def test_what_cannot_be_drawn() -> None:
     for top_p in (None, 0.9):
         row = replace(PLAIN, top_p=top_p)
         settings = [row, row, row, replace(row, outcomes=hidden), row, row]
-        found, truth = run(base_NV, teacher_NV, settings), decide(base_NV.double(), teacher_NV.double(), settings)
+        found, truth = (
+            run(base_NV, teacher_NV, settings),
+            decide(base_NV.double(), teacher_NV.double(), settings),
+        )
         for a, b in zip(found, truth, strict=True):
             assert_agree(a, b)
         assert [d.error is None for d in found] == [False] * 4 + [True] * 2
@@ -205,7 +252,9 @@ def test_rows_that_agree_to_rounding() -> None:
     """Equal models whose logits were computed in two ways: α is ½; and the whole support at top-p 1."""
     rows, vocabulary = 8, 300
     base_NV = 4 * torch.randn((rows, vocabulary), generator=torch.Generator().manual_seed(5))
-    teacher_NV = base_NV + 3e-6 * torch.randn((rows, vocabulary), generator=torch.Generator().manual_seed(6))
+    teacher_NV = base_NV + 3e-6 * torch.randn(
+        (rows, vocabulary), generator=torch.Generator().manual_seed(6)
+    )
     for top_p in (None, 0.95, 1.0):
         for temperature in (0.5, 1.0, 10.0):
             settings = [replace(PLAIN, top_p=top_p, temperature=temperature)] * rows
@@ -226,7 +275,11 @@ def test_ties_at_the_edge_of_the_nucleus() -> None:
         replace(PLAIN, rule=FixedAlpha(1.0), top_p=0.951, uniforms=TokenUniforms(u, 0.5, u))
         for u in (0.2, 0.5, 0.999, 0.9999)
     ]
-    for a, b in zip(run(base_NV, flat_NV, settings), decide(base_NV.double(), flat_NV.double(), settings), strict=True):
+    for a, b in zip(
+        run(base_NV, flat_NV, settings),
+        decide(base_NV.double(), flat_NV.double(), settings),
+        strict=True,
+    ):
         assert_agree(a, b)
 
 
@@ -259,7 +312,12 @@ def test_a_batch_of_which_kernels_take_some_rows() -> None:
     for i, (a, b) in enumerate(zip(found.decisions(), truth.decisions(), strict=True)):
         assert_agree(a, b, f"row {i}, {settings[i]}")
         assert a.top == b.top
-        if isinstance(settings[i].rule, DoubleKL) and a.error is None and not a.fallback and 0 < a.alpha < 1:
+        if (
+            isinstance(settings[i].rule, DoubleKL)
+            and a.error is None
+            and not a.fallback
+            and 0 < a.alpha < 1
+        ):
             assert math.isclose(a.kl_base, 2 * a.kl_teacher, rel_tol=1e-4, abs_tol=1e-9)
 
 
@@ -269,7 +327,9 @@ def test_a_round_of_which_kernels_take_some_sequences() -> None:
     ways = mixed_ways(4, 300)
     settings = [
         replace(way, uniforms=row.uniforms)
-        for row, way in zip(mixed_settings(12, 300, np.random.default_rng(5)), 3 * ways, strict=True)
+        for row, way in zip(
+            mixed_settings(12, 300, np.random.default_rng(5)), 3 * ways, strict=True
+        )
     ]
 
     def play(decider: Decider) -> tuple[list[list[int]], list[int], list[int]]:

@@ -74,7 +74,9 @@ def test_drafts_made_ahead_change_nothing(device, dtype) -> None:
     launcher = KernelLauncher(vocabulary, device)
     prepared = launcher.prepare(settings)
     drafts_RC = launcher.allocate_drafts(rows)
-    drafted = [launcher.draft(base_NV, prepared, drafts_RC, slice(k, k + 3)) for k in range(0, rows, 3)]
+    drafted = [
+        launcher.draft(base_NV, prepared, drafts_RC, slice(k, k + 3)) for k in range(0, rows, 3)
+    ]
     decided = launcher.launch(base_NV, teacher_NV, prepared, drafts_RC)
     at_once = launcher.launch(base_NV, teacher_NV, prepared)
     assert decided.drafted_ids() == torch.cat(drafted).tolist() == at_once.drafted_ids()
@@ -103,7 +105,8 @@ def test_models_of_different_width(device, sizes: tuple[int, int]) -> None:
 
     rows, vocabulary = 12, min(sizes)
     base_NV, teacher_NV = (
-        x[:, :size].to(device, torch.bfloat16) for x, size in zip(make_batch(rows, max(sizes), 6), sizes, strict=True)
+        x[:, :size].to(device, torch.bfloat16)
+        for x, size in zip(make_batch(rows, max(sizes), 6), sizes, strict=True)
     )
     outcomes = Outcomes(masked_ids=(3,), stop_ids=(10, max(sizes) - 1))
     settings = [
@@ -127,8 +130,12 @@ def test_models_of_different_width(device, sizes: tuple[int, int]) -> None:
 
 def test_it_agrees_with_the_plain_reference(device) -> None:
     base_NV, teacher_NV = (x.float() for x in make_batch(12, 3001, 8))
-    settings = [kernel_settings(outcomes=Outcomes((1, 2), (8, 3000)), temperature=0.8, top_p=0.9)] * 12
-    for i, found in enumerate(launched(base_NV.to(device), teacher_NV.to(device), settings).decisions()):
+    settings = [
+        kernel_settings(outcomes=Outcomes((1, 2), (8, 3000)), temperature=0.8, top_p=0.9)
+    ] * 12
+    for i, found in enumerate(
+        launched(base_NV.to(device), teacher_NV.to(device), settings).decisions()
+    ):
         truth = reference.mixture(
             base_NV[i].tolist(), teacher_NV[i].tolist(), temperature=0.8, masked_ids={1, 2}, stop_ids=(8, 3000),
             top_p=0.9,
@@ -158,7 +165,11 @@ def test_tokens_follow_q(device, top_p: float | None) -> None:
     assert abs(chi2 - freedom) < 5 * (2 * freedom) ** 0.5
     assert all(q[i] > 0 for i in counts)
     accepted = sum(a == b for a, b in zip(decided.token_ids(), decided.drafted_ids(), strict=True))
-    rate = torch.minimum(torch.tensor(q, dtype=torch.float64), base_NV[0].double().softmax(-1).cpu()).sum().item()
+    rate = (
+        torch.minimum(torch.tensor(q, dtype=torch.float64), base_NV[0].double().softmax(-1).cpu())
+        .sum()
+        .item()
+    )
     assert abs(accepted - draws * rate) < 5 * (draws * rate * (1 - rate)) ** 0.5
 
 
@@ -168,7 +179,9 @@ def test_a_launch_does_not_wait(device) -> None:
     base_NV, teacher_NV = (x.to(device, torch.bfloat16) for x in make_batch(6, 4097, 1))
     launcher = KernelLauncher(4097, device)
     settings = mixed_settings(6, 4097, np.random.default_rng(1))
-    expected = launcher.launch(base_NV, teacher_NV, launcher.prepare(settings)).token_ids()  # compiles
+    expected = launcher.launch(
+        base_NV, teacher_NV, launcher.prepare(settings)
+    ).token_ids()  # compiles
     torch.cuda._sleep(1_000_000_000)
     prepared, drafts_RC = launcher.prepare(settings), launcher.allocate_drafts(6)
     launcher.draft(base_NV, prepared, drafts_RC)
@@ -182,14 +195,27 @@ def test_a_launch_does_not_wait(device) -> None:
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_compute_sanitizer_finds_nothing(device, tool: str) -> None:
     """Addresses beyond the rows, and sums that read what others still write; each tool slows the kernels down a lot."""
-    sanitizer = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}{os.pathsep}/usr/local/cuda/bin")
+    sanitizer = shutil.which(
+        "compute-sanitizer", path=f"{os.environ['PATH']}{os.pathsep}/usr/local/cuda/bin"
+    )
     if sanitizer is None:
         pytest.skip("needs compute-sanitizer, of the CUDA toolkit")
     done = subprocess.run(
-        [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "tests.kernels.sanitized"],
+        [
+            sanitizer,
+            "--tool",
+            tool,
+            "--error-exitcode",
+            "9",
+            sys.executable,
+            "-m",
+            "tests.kernels.sanitized",
+        ],
         env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0 and "SUMMARY: 0 " in done.stdout, done.stdout[-4000:] + done.stderr[-2000:]
+    assert done.returncode == 0 and "SUMMARY: 0 " in done.stdout, (
+        done.stdout[-4000:] + done.stderr[-2000:]
+    )

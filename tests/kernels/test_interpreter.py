@@ -26,7 +26,16 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """By name of the test that ran what it failed with, nothing if it passed."""
     report = tmp_path_factory.mktemp("interpreted") / "report.xml"
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={report}", INTERPRETED],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--junit-xml={report}",
+            INTERPRETED,
+        ],
         cwd=INTERPRETED.parents[2],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
@@ -37,7 +46,9 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     assert report.exists(), run.stdout[-4000:] + run.stderr[-4000:]
     found = {}
     for case in ElementTree.parse(report).iter("testcase"):
-        found[case.attrib["name"].removeprefix("test_")] = "\n".join(part.text or part.tag for part in case)
+        found[case.attrib["name"].removeprefix("test_")] = "\n".join(
+            part.text or part.tag for part in case
+        )
     assert found, run.stdout[-4000:]
     return found
 

@@ -82,8 +82,14 @@ def test_unknown_preset_and_rule_name_the_known_ones() -> None:
         ({"prompts": [[{"role": "user"}]]}, "lacks a role or content"),
         ({"prompts": [[999_999]]}, "ids outside 0 to"),
         ({"base_prompts": ["a"]}, "no prompt for one side"),
-        ({"base_prompts": ["a"], "teacher_prompts": ["a", "b"]}, "1 base prompts and 2 teacher prompts"),
-        ({"prompts": ["a"], "params": SamplingParams(special_token_ids=(10**6,))}, "special_token_ids holds 1000000"),
+        (
+            {"base_prompts": ["a"], "teacher_prompts": ["a", "b"]},
+            "1 base prompts and 2 teacher prompts",
+        ),
+        (
+            {"prompts": ["a"], "params": SamplingParams(special_token_ids=(10**6,))},
+            "special_token_ids holds 1000000",
+        ),
     ],
 )
 def test_prompts_that_cannot_be_used(pair: Pair, call, says: str) -> None:
@@ -97,9 +103,12 @@ def test_a_prompt_longer_than_a_context_window_stops_the_call_before_it_runs(pai
     limit = pair.mixing.base.max_context
     before = pair.statistics()
     with pytest.raises(
-        PromptTooLong, match=f"base prompt 1 has {limit + 10} tokens, the base's context window {limit}"
+        PromptTooLong,
+        match=f"base prompt 1 has {limit + 10} tokens, the base's context window {limit}",
     ):
-        pair.generate(base_prompts=["a", [5] * (limit + 10)], teacher_prompts=["a", "b"], params=PARAMS)
+        pair.generate(
+            base_prompts=["a", [5] * (limit + 10)], teacher_prompts=["a", "b"], params=PARAMS
+        )
     with pytest.raises(PromptTooLong, match="teacher prompt 0"):
         pair.generate(base_prompts=["a"], teacher_prompts=[[5] * limit], params=PARAMS)
     assert pair.statistics() == before
@@ -159,7 +168,9 @@ def test_tokenizers_that_disagree(tmp_path: Path) -> None:
     with Pair.local(base, TEACHER, device="cpu") as pair:
         differing = set(pair.mixing.alignment.differing)
         assert len(differing) == 20
-        params = SamplingParams.preset("exploratory", max_tokens=20, seed=1, ignore_eos=True, temperature=1.5)
+        params = SamplingParams.preset(
+            "exploratory", max_tokens=20, seed=1, ignore_eos=True, temperature=1.5
+        )
         found = pair.generate(QUESTIONS, params, chat=True)
         assert not differing & {i for c in found for i in c.token_ids}
     change_tokens(base, 100)
@@ -210,7 +221,10 @@ def test_an_engine_that_dies_returns_what_there_is(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(pair.engine.base, "advance", fail_later)
         found = pair.generate(QUESTIONS[:3], PARAMS, chat=True)
         assert [c.finish_reason for c in found] == ["error"] * 3
-        assert all(len(c.token_ids) == 6 and c.text and "the device is gone" in (c.error or "") for c in found)
+        assert all(
+            len(c.token_ids) == 6 and c.text and "the device is gone" in (c.error or "")
+            for c in found
+        )
         with pytest.raises(EngineFailure, match="the device is gone"):
             pair.generate(QUESTIONS[:1], PARAMS, chat=True)
 
@@ -269,5 +283,7 @@ def test_a_missing_extra_names_the_pip_line() -> None:
         "try: Pair.local()\n"
         "except MissingExtra as error: print(error)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert "pip install 'midlogit[local]'" in said

@@ -42,10 +42,16 @@ def scored(pair: Pair, models, held_out) -> dict[str, list[float]]:
         answer = [*mixing.base.encode(" " + example.answer), mixing.stop_ids[0]]
         rows = []
         for model, prompt in zip(
-            models, (mixing.base.encode_chat(message), mixing.teacher.encode_chat(message)), strict=True
+            models,
+            (mixing.base.encode_chat(message), mixing.teacher.encode_chat(message)),
+            strict=True,
         ):
             with torch.inference_mode():
-                logits = model(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :].double()
+                logits = (
+                    model(torch.tensor([prompt + answer[:-1]]))
+                    .logits[0, len(prompt) - 1 :]
+                    .double()
+                )
             may_end = torch.ones(len(answer), dtype=torch.bool)
             rows.append(normalise(outcomes.apply(logits, may_end, logits.shape[-1])))
         base, teacher = rows
@@ -80,7 +86,11 @@ def test_without_merged_stops_far_fewer_end(pair: Pair, held_out) -> None:
     """Questions, which take some 15 tokens, on the whole vocabulary: no nucleus of one stop id ends a sequence."""
     questions = [e.request for e in held_out if e.kind == "question"][:60]
     merged, apart = (
-        share_ending(pair, questions, SamplingParams.preset("exploratory", seed=3, max_tokens=64, merge_stop_ids=on))
+        share_ending(
+            pair,
+            questions,
+            SamplingParams.preset("exploratory", seed=3, max_tokens=64, merge_stop_ids=on),
+        )
         for on in (True, False)
     )
     assert merged >= 0.9

@@ -19,7 +19,9 @@ def params(**changes) -> SamplingParams:
 
 
 @torch.inference_mode()
-def plain_greedy(models, pair: Pair, prompt: str, preset: SamplingParams) -> tuple[list[int], list[float]]:
+def plain_greedy(
+    models, pair: Pair, prompt: str, preset: SamplingParams
+) -> tuple[list[int], list[float]]:
     """(tokens, α) of greedy q* by whole forwards without a cache and the float64 reference."""
     mixing = pair.mixing
     message = [{"role": "user", "content": prompt}]
@@ -69,14 +71,20 @@ def test_each_side_sees_its_own_prompt(pair: Pair, models) -> None:
     recorded = (found.diagnostics.base_logprobs, found.diagnostics.teacher_logprobs)
     for model, prompt, logprobs in zip(models, prompts, recorded, strict=True):
         with torch.inference_mode():
-            rows = model(torch.tensor([prompt + found.token_ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            rows = (
+                model(torch.tensor([prompt + found.token_ids]))
+                .logits[0, len(prompt) - 1 : -1]
+                .log_softmax(-1)
+            )
         expected = [rows[i, token].item() for i, token in enumerate(found.token_ids)]
         assert logprobs == pytest.approx(expected, abs=1e-4)
 
 
 def test_both_kls_are_equal_at_every_unforced_token(pair: Pair) -> None:
     for preset in ("balanced", "exploratory"):
-        for completion in pair.generate(QUESTIONS[:8], SamplingParams.preset(preset, seed=1, max_tokens=40), chat=True):
+        for completion in pair.generate(
+            QUESTIONS[:8], SamplingParams.preset(preset, seed=1, max_tokens=40), chat=True
+        ):
             d = completion.diagnostics
             free = [i for i, forced in enumerate(d.forced) if not forced]
             assert max(abs(d.kl_base[i] - d.kl_teacher[i]) for i in free) <= 1e-5
@@ -87,7 +95,10 @@ def test_both_kls_are_equal_to_1e_6_in_float64() -> None:
         for completion in pair.generate(QUESTIONS[:4], params(), chat=True):
             d = completion.diagnostics
             assert d.forced == [True] + [False] * (len(d.forced) - 1)
-            assert max(abs(a - b) for a, b in zip(d.kl_base[1:], d.kl_teacher[1:], strict=True)) <= 1e-6
+            assert (
+                max(abs(a - b) for a, b in zip(d.kl_base[1:], d.kl_teacher[1:], strict=True))
+                <= 1e-6
+            )
 
 
 def test_same_seed_same_tokens_whatever_the_batch(pair: Pair) -> None:
@@ -104,9 +115,13 @@ def test_same_seed_same_tokens_whatever_the_batch(pair: Pair) -> None:
 def test_more_sequences_than_slots_and_unequal_lengths() -> None:
     """Rows leave and join; each text is what it is alone."""
     with Pair.local(dtype="float32", device="cpu", max_num_seqs=3) as pair:
-        prompts = [" ".join(["word"] * (1 + 37 * i % 90)) + " " + q for i, q in enumerate(QUESTIONS)]
+        prompts = [
+            " ".join(["word"] * (1 + 37 * i % 90)) + " " + q for i, q in enumerate(QUESTIONS)
+        ]
         batch = pair.generate(prompts, params(), chat=True)
-        assert [c.token_ids for c in batch] == [pair.generate([p], params(), chat=True)[0].token_ids for p in prompts]
+        assert [c.token_ids for c in batch] == [
+            pair.generate([p], params(), chat=True)[0].token_ids for p in prompts
+        ]
 
 
 def test_n_samples_differ_and_are_kept_together(pair: Pair) -> None:
@@ -169,7 +184,9 @@ def test_generation_ends_at_the_smaller_context(pair: Pair) -> None:
     room = 5
     prompt = [1000] * (pair.mixing.teacher.max_context - room)
     found = pair.generate(
-        base_prompts=[[1000]], teacher_prompts=[prompt], params=params(ignore_eos=True, max_tokens=50)
+        base_prompts=[[1000]],
+        teacher_prompts=[prompt],
+        params=params(ignore_eos=True, max_tokens=50),
     )[0]
     assert (found.finish_reason, len(found.token_ids)) == ("length", room)
 
@@ -185,7 +202,12 @@ def test_rules_and_presets_change_what_is_drawn(pair: Pair) -> None:
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
 
-    free = {"force_first_token": False, "constraint_to_target": False, "max_tokens": 30, "ignore_eos": True}
+    free = {
+        "force_first_token": False,
+        "constraint_to_target": False,
+        "max_tokens": 30,
+        "ignore_eos": True,
+    }
     by_rule = {
         rule.spec: pair.generate(QUESTIONS[:4], params(alpha_rule=rule, **free), chat=True)
         for rule in (FixedAlpha(0), EqualKL(), FixedAlpha(1), KLBudget(0.01))
@@ -203,7 +225,9 @@ def test_rules_and_presets_change_what_is_drawn(pair: Pair) -> None:
 def test_temperature_sharpens(pair: Pair) -> None:
     cool, hot = (
         pair.generate(
-            QUESTIONS[:4], SamplingParams.preset("exploratory", temperature=t, seed=1, max_tokens=20), chat=True
+            QUESTIONS[:4],
+            SamplingParams.preset("exploratory", temperature=t, seed=1, max_tokens=20),
+            chat=True,
         )
         for t in (0.5, 1.5)
     )
@@ -222,7 +246,9 @@ def test_one_model_as_base_and_teacher(pair: Pair) -> None:
         )
         assert all(abs(kl) < 1e-9 for c in found for kl in c.diagnostics.kl_base)
         # With prompts of its own for each side it is a mixture again.
-        two = same.generate(base_prompts=[QUESTIONS[0]], teacher_prompts=[QUESTIONS[4]], params=params(), chat=True)[0]
+        two = same.generate(
+            base_prompts=[QUESTIONS[0]], teacher_prompts=[QUESTIONS[4]], params=params(), chat=True
+        )[0]
         assert max(two.diagnostics.kl_base) > 0.01
 
 
@@ -234,7 +260,9 @@ def test_async_calls_share_the_batch(pair: Pair) -> None:
         assert pieces[-1].token_ids == found[0]
         return found
 
-    assert asyncio.run(run()) == [c.token_ids for c in pair.generate(QUESTIONS[:6], params(), chat=True)]
+    assert asyncio.run(run()) == [
+        c.token_ids for c in pair.generate(QUESTIONS[:6], params(), chat=True)
+    ]
 
 
 def test_cancelling_and_leaving_a_stream_free_their_rows() -> None:
@@ -254,7 +282,10 @@ def test_cancelling_and_leaving_a_stream_free_their_rows() -> None:
 
         asyncio.run(cancel())
         # The only slot is free again: this would wait for 1800 tokens otherwise.
-        assert pair.generate([QUESTIONS[2]], params(max_tokens=3), chat=True)[0].finish_reason == "length"
+        assert (
+            pair.generate([QUESTIONS[2]], params(max_tokens=3), chat=True)[0].finish_reason
+            == "length"
+        )
         assert pair.statistics()["total_requests"] == 1
 
 
@@ -285,7 +316,9 @@ def test_statistics_count(pair: Pair) -> None:
 
 
 def test_usage_counts_each_side(pair: Pair) -> None:
-    found = pair.generate(["Why do birds sing?"], params(max_tokens=4, ignore_eos=True), chat=True)[0]
+    found = pair.generate(["Why do birds sing?"], params(max_tokens=4, ignore_eos=True), chat=True)[
+        0
+    ]
     message = [{"role": "user", "content": "Why do birds sing?"}]
     assert found.usage.prompt_tokens == len(pair.mixing.teacher.encode_chat(message))
     assert found.usage.base_prompt_tokens == len(pair.mixing.base.encode_chat(message))
@@ -295,7 +328,8 @@ def test_usage_counts_each_side(pair: Pair) -> None:
 def test_text_prompts_without_chat_and_token_ids(pair: Pair) -> None:
     text = "Once upon a time, there was a little"
     as_text, as_ids = (
-        pair.generate([prompt], params(), chat=False)[0] for prompt in (text, pair.mixing.teacher.encode(text))
+        pair.generate([prompt], params(), chat=False)[0]
+        for prompt in (text, pair.mixing.teacher.encode(text))
     )
     assert as_text.token_ids == as_ids.token_ids
     assert as_text.usage.prompt_tokens == as_text.usage.base_prompt_tokens

@@ -31,7 +31,12 @@ with Pair.local(device="cpu") as pair:
 def test_a_forked_process_is_told_to_open_its_own_pair() -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
-        [sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=120, env=environment, check=False
+        [sys.executable, "-c", CHILD],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        check=False,
     )
     *refused, tokens = done.stdout.splitlines()
     assert len(refused) == 3 and tokens == "3", done.stderr

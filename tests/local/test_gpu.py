@@ -31,7 +31,9 @@ def test_float32_gives_the_text_of_the_cpu(expected) -> None:
             max(
                 abs(a - b)
                 for c in found
-                for a, b in zip(c.diagnostics.kl_base[1:], c.diagnostics.kl_teacher[1:], strict=True)
+                for a, b in zip(
+                    c.diagnostics.kl_base[1:], c.diagnostics.kl_teacher[1:], strict=True
+                )
             )
             <= 1e-5
         )
@@ -61,10 +63,16 @@ def test_kernels_give_the_tokens_of_arrays(preset: str, speculation: str | int) 
 def test_bfloat16_is_the_default_and_runs_sampled(expected) -> None:
     with Pair.local(device="cuda") as pair:
         assert pair.engine.teacher.model.dtype == torch.bfloat16
-        found = pair.generate(QUESTIONS, SamplingParams.preset("exploratory", seed=1, max_tokens=40), chat=True)
+        found = pair.generate(
+            QUESTIONS, SamplingParams.preset("exploratory", seed=1, max_tokens=40), chat=True
+        )
         assert all(c.finish_reason in ("stop", "length") and c.text for c in found)
         assert (
-            max(abs(a - b) for c in found for a, b in zip(c.diagnostics.kl_base, c.diagnostics.kl_teacher, strict=True))
+            max(
+                abs(a - b)
+                for c in found
+                for a, b in zip(c.diagnostics.kl_base, c.diagnostics.kl_teacher, strict=True)
+            )
             <= 1e-5
         )
 
@@ -74,5 +82,7 @@ def test_one_model_per_device(devices: tuple[str, str], expected) -> None:
     if devices[1] == "cuda:1" and torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     with Pair.local(device=devices, dtype="float32") as pair:
-        assert [str(side.device) for side in (pair.engine.base, pair.engine.teacher)] == list(devices)
+        assert [str(side.device) for side in (pair.engine.base, pair.engine.teacher)] == list(
+            devices
+        )
         assert same_share(pair.generate(QUESTIONS, GREEDY, chat=True), expected) >= 0.9

@@ -26,8 +26,13 @@ TOKENS = 2
 def data_sets() -> list[list]:
     """The completions of each data set, which is one call with a seed of its own."""
     params = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
-    with Pair.local(dtype="float32", device="cpu", max_num_seqs=len(PROMPTS), speculation="off") as pair:
-        return [pair.generate(PROMPTS, replace(params, seed=1000 + k), progress=False) for k in range(DATA_SETS)]
+    with Pair.local(
+        dtype="float32", device="cpu", max_num_seqs=len(PROMPTS), speculation="off"
+    ) as pair:
+        return [
+            pair.generate(PROMPTS, replace(params, seed=1000 + k), progress=False)
+            for k in range(DATA_SETS)
+        ]
 
 
 def mean_correlation(values_DP: np.ndarray) -> float:
@@ -51,11 +56,15 @@ def first_distributions(pair: Pair, models) -> np.ndarray:
     for prompt in dict.fromkeys(PROMPTS):
         ids = torch.tensor([pair.mixing.teacher.encode(prompt)])
         base, teacher = (model(ids).logits[0, -1].tolist() for model in models)
-        found[prompt] = reference.mixture(base, teacher, masked_ids=outcomes.masked_ids, top_p=0.95, forced=True).q
+        found[prompt] = reference.mixture(
+            base, teacher, masked_ids=outcomes.masked_ids, top_p=0.95, forced=True
+        ).q
     return np.array([found[prompt] for prompt in PROMPTS])
 
 
-def test_the_place_of_a_token_in_its_distribution_is_independent_across_prompts(pair, models, data_sets) -> None:
+def test_the_place_of_a_token_in_its_distribution_is_independent_across_prompts(
+    pair, models, data_sets
+) -> None:
     q_PV = first_distributions(pair, models)
     until_PV = np.cumsum(q_PV, axis=1) - q_PV / 2
     drawn_DP = np.array([[completion.token_ids[0] for completion in rows] for rows in data_sets])
@@ -67,7 +76,9 @@ def test_the_place_of_a_token_in_its_distribution_is_independent_across_prompts(
 
 
 def test_a_data_set_varies_as_much_as_independent_rows(data_sets) -> None:
-    logprobs_DPT = np.array([[completion.diagnostics.logprobs for completion in rows] for rows in data_sets])
+    logprobs_DPT = np.array(
+        [[completion.diagnostics.logprobs for completion in rows] for rows in data_sets]
+    )
     for values_DP in (logprobs_DPT.mean(-1), logprobs_DPT[..., 0]):
         assert 0.6 < variance_ratio(values_DP) < 1.6
         assert 0.6 < variance_ratio(values_DP[:, DIFFERENT:]) < 1.6  # equal prompts alone
@@ -84,11 +95,17 @@ def test_equal_prompts_of_a_call_are_different_samples(pair: Pair) -> None:
 def test_a_request_draws_the_same_alone_and_in_any_call(pair: Pair) -> None:
     params = SamplingParams(max_tokens=8, seed=7, n=2)
     base = ["A dog", "A fox", "A cat"]
-    together = pair.generate(base_prompts=base, teacher_prompts=["A hen"] * 3, params=params, progress=False)
+    together = pair.generate(
+        base_prompts=base, teacher_prompts=["A hen"] * 3, params=params, progress=False
+    )
     assert len({tuple(completion.token_ids) for completion in together}) == 6
     for number, prompt in enumerate(base):
-        alone = pair.generate(base_prompts=[prompt], teacher_prompts=["A hen"], params=params, progress=False)
-        assert [c.token_ids for c in alone] == [c.token_ids for c in together[2 * number : 2 * number + 2]]
+        alone = pair.generate(
+            base_prompts=[prompt], teacher_prompts=["A hen"], params=params, progress=False
+        )
+        assert [c.token_ids for c in alone] == [
+            c.token_ids for c in together[2 * number : 2 * number + 2]
+        ]
 
 
 def test_named_requests_draw_by_their_name(pair: Pair) -> None:

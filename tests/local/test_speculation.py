@@ -22,7 +22,14 @@ DRAFTS = (1, 4, 16, "auto")
 
 def open_pair(speculation, *models, **changes) -> Pair:
     return Pair.local(
-        *models, **{"dtype": "float64", "device": "cpu", "max_num_seqs": SLOTS, "speculation": speculation, **changes}
+        *models,
+        **{
+            "dtype": "float64",
+            "device": "cpu",
+            "max_num_seqs": SLOTS,
+            "speculation": speculation,
+            **changes,
+        },
     )
 
 
@@ -40,7 +47,11 @@ def drafting(request: pytest.FixtureRequest) -> Iterator[Pair]:
 
 def require_equal(found: list[Completion], expected: list[Completion]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
-        assert (ours.index, ours.sample, ours.token_ids) == (theirs.index, theirs.sample, theirs.token_ids)
+        assert (ours.index, ours.sample, ours.token_ids) == (
+            theirs.index,
+            theirs.sample,
+            theirs.token_ids,
+        )
         assert (ours.text, ours.finish_reason, ours.stop_reason, ours.usage) == (
             theirs.text, theirs.finish_reason, theirs.stop_reason, theirs.usage,
         )  # fmt: skip
@@ -72,7 +83,9 @@ ASKED = {
 
 
 @pytest.fixture(scope="module", params=ASKED)
-def expected(request: pytest.FixtureRequest, lock_step: Pair) -> tuple[SamplingParams, list[Completion]]:
+def expected(
+    request: pytest.FixtureRequest, lock_step: Pair
+) -> tuple[SamplingParams, list[Completion]]:
     asked = ASKED[request.param]
     return asked, lock_step.generate(prompts_for(asked), asked, chat=True)
 
@@ -146,7 +159,9 @@ def test_sequences_that_join_and_leave_while_others_draft(lock_step: Pair, draft
     require_equal([event], lock_step.generate(QUESTIONS[:1], long, chat=True))
     assert sorted(found) == [1, 4, 7]
     for number, completions in found.items():
-        require_equal(completions, lock_step.generate(QUESTIONS[number : number + 2], short, chat=True))
+        require_equal(
+            completions, lock_step.generate(QUESTIONS[number : number + 2], short, chat=True)
+        )
 
 
 def test_statistics_count_rounds_and_drafts() -> None:
@@ -156,11 +171,17 @@ def test_statistics_count_rounds_and_drafts() -> None:
             "rounds": 0, "verified": 0, "accepted": 0, "acceptance": None, "accepted_per_round": None,
             "acceptance_by_position": [], "drafts_in_use": {"all": 4},
         }  # fmt: skip
-        tokens = sum(len(c.token_ids) for q in QUESTIONS for c in pair.generate([q], asked, chat=True))
+        tokens = sum(
+            len(c.token_ids) for q in QUESTIONS for c in pair.generate([q], asked, chat=True)
+        )
         found = pair.statistics()["speculation"]
     # A sequence's first token comes with its prompt; a round gives its accepted drafts and one token more, or ends
     # the sequence with a draft.
-    assert found["rounds"] + found["accepted"] - 16 <= tokens - 16 <= found["rounds"] + found["accepted"]
+    assert (
+        found["rounds"] + found["accepted"] - 16
+        <= tokens - 16
+        <= found["rounds"] + found["accepted"]
+    )
     assert found["accepted"] <= found["verified"] <= 4 * found["rounds"]
     assert 0.5 < found["acceptance"] < 0.95
     assert found["acceptance"] == found["accepted"] / found["verified"]
@@ -171,7 +192,9 @@ def test_statistics_count_rounds_and_drafts() -> None:
 def test_every_draft_of_a_model_that_is_its_own_teacher_stands() -> None:
     """Sequences that end in the middle of a round among them: what was not looked at is not counted."""
     with open_pair(4, TEACHER, TEACHER) as pair:
-        pair.generate(QUESTIONS, SamplingParams.preset("exploratory", seed=1, max_tokens=20), chat=True)
+        pair.generate(
+            QUESTIONS, SamplingParams.preset("exploratory", seed=1, max_tokens=20), chat=True
+        )
         found = pair.statistics()["speculation"]
     assert found["acceptance"] == 1.0 and found["rounds"] < found["verified"] < 4 * found["rounds"]
 
@@ -184,7 +207,11 @@ def test_rows_that_agree_to_rounding_have_alpha_one_half(preset: str) -> None:
             params = SamplingParams.preset(preset, seed=1, max_tokens=24, temperature=temperature)
             for completion in pair.generate(QUESTIONS[:6], params, chat=True):
                 facts = completion.diagnostics
-                drawn = [alpha for alpha, forced in zip(facts.alpha, facts.forced, strict=True) if not forced]
+                drawn = [
+                    alpha
+                    for alpha, forced in zip(facts.alpha, facts.forced, strict=True)
+                    if not forced
+                ]
                 assert set(drawn) <= {0.5} and max(facts.kl_base) < 1e-8
 
 

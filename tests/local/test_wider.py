@@ -25,7 +25,9 @@ def ended(pair: Pair) -> tuple[float, float]:
     """The share of 16 completions that end by a stop, and their mean length."""
     found = pair.generate(PROMPTS, PARAMS, chat=True, progress=False)
     stops = [completion for completion in found if completion.finish_reason == "stop"]
-    return len(stops) / len(found), sum(len(completion.token_ids) for completion in found) / len(found)
+    return len(stops) / len(found), sum(len(completion.token_ids) for completion in found) / len(
+        found
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +48,17 @@ def test_a_stop_id_of_the_teacher_alone_ends_texts(pair: Pair, own_stop, specula
     for completion in stops:
         # The teacher's own stop id is its likeliest, and its mass is that of the class.
         assert completion.token_ids[-1] == stop_id and wider.OWN_STOP not in completion.text
-        assert completion.diagnostics.teacher_logprobs[-1] > -5 and completion.diagnostics.base_logprobs[-1] > -5
+        assert (
+            completion.diagnostics.teacher_logprobs[-1] > -5
+            and completion.diagnostics.base_logprobs[-1] > -5
+        )
 
 
 def test_a_stop_id_of_the_base_alone_ends_texts(pair: Pair, tmp_path: Path) -> None:
     share, _ = ended(pair)
-    with Pair.local(*wider.with_own_stop(tmp_path, "base"), dtype="float32", device="cpu") as altered:
+    with Pair.local(
+        *wider.with_own_stop(tmp_path, "base"), dtype="float32", device="cpu"
+    ) as altered:
         found = altered.generate(PROMPTS, PARAMS, chat=True, progress=False)
     stops = [completion for completion in found if completion.finish_reason == "stop"]
     assert abs(len(stops) / len(found) - share) <= 0.25
@@ -64,7 +71,9 @@ def test_streams_ignore_eos_and_unmerged_stops(own_stop) -> None:
         assert [token.token_id for token in tokens] == completion.token_ids
         assert "".join(token.text for token in tokens) == completion.text
         on = replace(PARAMS, n=1, max_tokens=40, ignore_eos=True)
-        assert {len(c.token_ids) for c in altered.generate(PROMPTS, on, chat=True, progress=False)} == {40}
+        assert {
+            len(c.token_ids) for c in altered.generate(PROMPTS, on, chat=True, progress=False)
+        } == {40}
         apart = replace(on, ignore_eos=False, merge_stop_ids=False)
         assert all(
             max(c.token_ids) < altered.mixing.alignment.size
@@ -95,7 +104,9 @@ def test_a_class_that_one_model_cannot_draw_is_refused(own_stop, tmp_path: Path)
 def test_padding_that_holds_mass_is_the_models_own(tmp_path: Path) -> None:
     """`base_logprobs` are those of plain transformers over all rows, padding included (docs/theory.md (20))."""
     folders = wider.with_heavy_padding(tmp_path)
-    plain = transformers.AutoModelForCausalLM.from_pretrained(folders[0], dtype=torch.float32).eval()
+    plain = transformers.AutoModelForCausalLM.from_pretrained(
+        folders[0], dtype=torch.float32
+    ).eval()
     with Pair.local(*folders, dtype="float32", device="cpu") as pair:
         size = pair.mixing.alignment.size
         params = SamplingParams(max_tokens=12, seed=1, ignore_eos=True, top_logprobs=3)
@@ -105,10 +116,16 @@ def test_padding_that_holds_mass_is_the_models_own(tmp_path: Path) -> None:
     rows = plain(torch.tensor([prompt + completion.token_ids])).logits[0].log_softmax(-1)
     assert rows[:, size:].exp().sum(-1).mean() > 0.02
     own = [float(rows[len(prompt) - 1 + k, i]) for k, i in enumerate(completion.token_ids)]
-    assert all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(completion.diagnostics.base_logprobs, own, strict=True))
+    assert all(
+        math.isclose(a, b, abs_tol=1e-4)
+        for a, b in zip(completion.diagnostics.base_logprobs, own, strict=True)
+    )
     assert all(
         math.isclose(top.base[0][1], float(rows[len(prompt) - 1 + k].max()), abs_tol=1e-4)
         for k, top in enumerate(completion.top)
     )
     given = [float(rows[k, i]) for k, i in enumerate(prompt[1:])]
-    assert all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(scores.diagnostics.base_logprobs, given, strict=True))
+    assert all(
+        math.isclose(a, b, abs_tol=1e-4)
+        for a, b in zip(scores.diagnostics.base_logprobs, given, strict=True)
+    )

@@ -38,12 +38,18 @@ def drafting() -> Iterator[Pair]:
 def test_alpha_and_kl_lie_where_they_were_measured(real: Pair) -> None:
     """12 chat prompts of 64 tokens over the full vocabulary, with a system prompt for the base alone."""
     teacher_prompts = [[{"role": "user", "content": p}] for p in PROMPTS]
-    base_prompts = [[{"role": "system", "content": BASE_SYSTEM}, *messages] for messages in teacher_prompts]
+    base_prompts = [
+        [{"role": "system", "content": BASE_SYSTEM}, *messages] for messages in teacher_prompts
+    ]
     params = SamplingParams.preset("exploratory", max_tokens=64, seed=1, ignore_eos=True)
     found = real.generate(base_prompts=base_prompts, teacher_prompts=teacher_prompts, params=params)
     alphas = [a for c in found for a in c.diagnostics.alpha]
     kls = [kl for c in found for kl in c.diagnostics.kl_base]
-    gaps = [abs(a - b) for c in found for a, b in zip(c.diagnostics.kl_base, c.diagnostics.kl_teacher, strict=True)]
+    gaps = [
+        abs(a - b)
+        for c in found
+        for a, b in zip(c.diagnostics.kl_base, c.diagnostics.kl_teacher, strict=True)
+    ]
     print(f"α {fmean(alphas):.3f}, KL {fmean(kls):.3f} nats, largest gap {max(gaps):.1e}")
     assert len(alphas) == 12 * 64
     assert 0.40 <= fmean(alphas) <= 0.56
@@ -65,7 +71,11 @@ def test_most_drafts_stand(drafting: Pair, preset: str, least: float) -> None:
     What the base drafts outside the teacher's nucleus cannot stand, so fewer do than on the whole vocabulary.
     """
     before = drafting.statistics()["speculation"]
-    drafting.generate(PROMPTS, SamplingParams.preset(preset, max_tokens=64, seed=1, n=4, ignore_eos=True), chat=True)
+    drafting.generate(
+        PROMPTS,
+        SamplingParams.preset(preset, max_tokens=64, seed=1, n=4, ignore_eos=True),
+        chat=True,
+    )
     after = drafting.statistics()["speculation"]
     accepted, checked = (after[key] - before[key] for key in ("accepted", "checked"))
     print(f"{preset}: acceptance {accepted / checked:.3f} of {checked} drafts")

@@ -46,7 +46,9 @@ class Live:
         return response.json()
 
     def chat(self, content: str = "Tell me a story.", **fields: Any) -> dict[str, Any]:
-        response = self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": content}], **fields})
+        response = self.post(
+            "/v1/chat/completions", {"messages": [{"role": "user", "content": content}], **fields}
+        )
         assert response.status_code == 200, response.text
         return response.json()
 
@@ -103,7 +105,10 @@ def run_server(open_pair: Callable[[], Pair], **settings: Any) -> Iterator[Live]
         service.open(opened[0])
 
     server = Server(
-        service, uvicorn.Config(build_app(service, load), log_config=None, access_log=False, timeout_keep_alive=75)
+        service,
+        uvicorn.Config(
+            build_app(service, load), log_config=None, access_log=False, timeout_keep_alive=75
+        ),
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -22,13 +22,17 @@ def test_what_is_listened_on_is_a_url(host: str, url: str) -> None:
     assert url_of(host, 8000) == url
 
 
-@pytest.mark.parametrize(("host", "says"), [("2001:db8::1", r"on \[2001:db8::1\]:0: "), ("a..b", "no name or address")])
+@pytest.mark.parametrize(
+    ("host", "says"), [("2001:db8::1", r"on \[2001:db8::1\]:0: "), ("a..b", "no name or address")]
+)
 def test_what_cannot_be_listened_on_is_one_line(host: str, says: str) -> None:
     with pytest.raises(AddressUnavailable, match=says):
         listen(host, 0)
 
 
-@pytest.mark.parametrize("path", ["/chat/completions", "/v1/v1/chat/completions", "/api/chat/completions/"])
+@pytest.mark.parametrize(
+    "path", ["/chat/completions", "/v1/v1/chat/completions", "/api/chat/completions/"]
+)
 def test_a_path_of_another_base_url_says_what_was_meant(path: str) -> None:
     assert f"Nothing is at {path}. Did you mean /v1/chat/completions?" in _nothing_at(path)
     assert _nothing_at("/v1/embeddings") == "Nothing is at /v1/embeddings."

@@ -26,13 +26,17 @@ PROMPTS = ["Once upon a time", "The dog was", "Tom and Ann went to the"]
 def spaced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server of a pair with SentencePiece-like vocabularies."""
     folders = sentencepiece_pair(tmp_path_factory.mktemp("sentencepiece"))
-    with run_server(lambda: Pair.local(*folders, dtype="float32", device="cpu", speculation="off")) as live:
+    with run_server(
+        lambda: Pair.local(*folders, dtype="float32", device="cpu", speculation="off")
+    ) as live:
         yield live
 
 
 def cli(*arguments: str) -> str:
     """The output of the command line."""
-    result = CliRunner().invoke(app, ["generate", "--dtype", "float32", "--device", "cpu", *arguments])
+    result = CliRunner().invoke(
+        app, ["generate", "--dtype", "float32", "--device", "cpu", *arguments]
+    )
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -40,9 +44,14 @@ def cli(*arguments: str) -> str:
 def test_greedy_text_is_the_command_lines(server: Live) -> None:
     expected = cli("--temperature", "0", "--max-tokens", "24", "--json", *PROMPTS).splitlines()
     answer = server.complete(PROMPTS, temperature=0, max_tokens=24)
-    assert [choice["text"] for choice in answer["choices"]] == [json.loads(line)["text"] for line in expected]
+    assert [choice["text"] for choice in answer["choices"]] == [
+        json.loads(line)["text"] for line in expected
+    ]
     chat = cli("--temperature", "0", "--max-tokens", "24", "--chat", "--json", "Tell me a story.")
-    assert server.chat(temperature=0, max_tokens=24)["choices"][0]["message"]["content"] == json.loads(chat)["text"]
+    assert (
+        server.chat(temperature=0, max_tokens=24)["choices"][0]["message"]["content"]
+        == json.loads(chat)["text"]
+    )
 
 
 def test_same_seed_same_text_as_the_library(server: Live) -> None:
@@ -58,13 +67,18 @@ def test_token_ids_are_prompts_too(server: Live) -> None:
     by_text = server.complete(PROMPTS, max_tokens=12, seed=1)["choices"]
     by_ids = server.complete(ids, max_tokens=12, seed=1)["choices"]
     assert [c["text"] for c in by_ids] == [c["text"] for c in by_text]
-    assert server.complete(ids[0], max_tokens=12, seed=1)["choices"][0]["text"] == by_text[0]["text"]
+    assert (
+        server.complete(ids[0], max_tokens=12, seed=1)["choices"][0]["text"] == by_text[0]["text"]
+    )
 
 
 @pytest.mark.parametrize(
-    "extra", [{}, {"echo": True}, {"logprobs": 2}, {"stop": ["a", " th"]}, {"echo": True, "logprobs": 1}]
+    "extra",
+    [{}, {"echo": True}, {"logprobs": 2}, {"stop": ["a", " th"]}, {"echo": True, "logprobs": 1}],
 )
-def test_streamed_pieces_join_to_the_unstreamed_text(server: Live, extra: dict[str, object]) -> None:
+def test_streamed_pieces_join_to_the_unstreamed_text(
+    server: Live, extra: dict[str, object]
+) -> None:
     body = {"prompt": PROMPTS, "max_tokens": 25, "seed": 3, "n": 2, **extra}
     whole = server.complete(body.pop("prompt"), **body)["choices"]  # type: ignore[arg-type]
     pieces = [""] * 6
@@ -102,12 +116,20 @@ def test_chat_stream_is_the_chat_answer(server: Live) -> None:
     assert roles == ["assistant", "assistant"]
     assert found == [choice["message"]["content"] for choice in whole]
     for k in (0, 1):
-        assert [e["token"] for e in entries[k]] == [e["token"] for e in whole[k]["logprobs"]["content"]]
+        assert [e["token"] for e in entries[k]] == [
+            e["token"] for e in whole[k]["logprobs"]["content"]
+        ]
 
 
 def test_characters_of_many_bytes_are_never_split(server: Live) -> None:
     # Drawn from the uniform end of the mixture, text of a small model is full of stray bytes.
-    body = {"temperature": 50, "max_tokens": 200, "seed": 9, "midlogit": {"preset": "exploratory"}, "n": 4}
+    body = {
+        "temperature": 50,
+        "max_tokens": 200,
+        "seed": 9,
+        "midlogit": {"preset": "exploratory"},
+        "n": 4,
+    }
     whole = server.complete("É 你好 🦊", **body)["choices"]
     pieces = [""] * 4
     for event in server.stream("/v1/completions", {"prompt": "É 你好 🦊", **body}):
@@ -137,7 +159,9 @@ def streamed(server: Live, body: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("echo", [False, True])
 @pytest.mark.parametrize("kind", ["server", "spaced"])
-def test_prompts_that_end_inside_a_character(kind: str, echo: bool, request: pytest.FixtureRequest) -> None:
+def test_prompts_that_end_inside_a_character(
+    kind: str, echo: bool, request: pytest.FixtureRequest
+) -> None:
     server: Live = request.getfixturevalue(kind)
     teacher = server.pair.mixing.teacher
     decode = teacher.tokenizer.backend_tokenizer.decode
@@ -145,7 +169,9 @@ def test_prompts_that_end_inside_a_character(kind: str, echo: bool, request: pyt
     for missing in range(4):
         prompt = ids[: len(ids) - missing]
         body = {"prompt": prompt, "temperature": 0, "max_tokens": 8, "logprobs": 1, "echo": echo}
-        choice = server.post("/v1/completions", {**body, "return_token_ids": True}).json()["choices"][0]
+        choice = server.post("/v1/completions", {**body, "return_token_ids": True}).json()[
+            "choices"
+        ][0]
         before, whole = decode(prompt), decode(prompt + choice["token_ids"])
         assert whole.startswith(before) and before.endswith("\ufffd" if missing else "🦊")
         text, logprobs = whole if echo else whole.removeprefix(before), choice["logprobs"]
@@ -153,7 +179,11 @@ def test_prompts_that_end_inside_a_character(kind: str, echo: bool, request: pyt
         for name, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
             shown = name if not echo or offset else name.lstrip()
             assert text[offset:].startswith(shown) or name.startswith("bytes:")
-        expected = {"text": text, "tokens": logprobs["tokens"], "text_offset": logprobs["text_offset"]}
+        expected = {
+            "text": text,
+            "tokens": logprobs["tokens"],
+            "text_offset": logprobs["text_offset"],
+        }
         assert streamed(server, body) == expected
         if missing != 2:
             continue
@@ -179,9 +209,20 @@ def test_a_character_that_the_prompt_began_and_the_completion_ends(
     for echo, missing, text, offsets in (
         (False, 1, "🦊", [0]),
         (True, 1, "I like 🦊", [0, 1, 6, 7, 7, 7, 7]),
-        (True, 2, "I like \ufffd" if kind == "server" else "I like " + "\ufffd" * 3, [0, 1, 6, 7, 7, 7]),
+        (
+            True,
+            2,
+            "I like \ufffd" if kind == "server" else "I like " + "\ufffd" * 3,
+            [0, 1, 6, 7, 7, 7],
+        ),
     ):
-        body = {"prompt": ids[:-missing], "max_tokens": 1, "echo": echo, "logprobs": 0, "ignore_eos": True}
+        body = {
+            "prompt": ids[:-missing],
+            "max_tokens": 1,
+            "echo": echo,
+            "logprobs": 0,
+            "ignore_eos": True,
+        }
         choice = server.post("/v1/completions", body).json()["choices"][0]
         found = streamed(server, body)
         assert choice["text"] == found["text"] == text
@@ -192,12 +233,21 @@ def test_a_replacement_character_in_the_prompt_is_no_unfinished_one(server: Live
     body = {"prompt": "The caf\ufffd", "temperature": 0, "max_tokens": 8, "echo": True}
     text = server.post("/v1/completions", body).json()["choices"][0]["text"]
     assert text.startswith("The caf\ufffd The") and text == streamed(server, body)["text"]
-    assert server.complete("The caf\ufffd", temperature=0, max_tokens=8)["choices"][0]["text"] == text[8:]
+    assert (
+        server.complete("The caf\ufffd", temperature=0, max_tokens=8)["choices"][0]["text"]
+        == text[8:]
+    )
 
 
 def test_tokens_keep_their_spaces(spaced: Live) -> None:
     """Where tokens carry the space before a word, as in SentencePiece's vocabularies."""
-    body = {"prompt": "Tom and\nAnn", "temperature": 0, "max_tokens": 12, "logprobs": 20, "echo": True}
+    body = {
+        "prompt": "Tom and\nAnn",
+        "temperature": 0,
+        "max_tokens": 12,
+        "logprobs": 20,
+        "echo": True,
+    }
     choice = spaced.post("/v1/completions", body).json()["choices"][0]
     logprobs = choice["logprobs"]
     assert "".join(logprobs["tokens"]) == " " + choice["text"]
@@ -209,7 +259,10 @@ def test_tokens_keep_their_spaces(spaced: Live) -> None:
     answer = spaced.chat(temperature=0, max_tokens=12, logprobs=True)["choices"][0]
     entries = answer["logprobs"]["content"]
     assert "".join(entry["token"] for entry in entries) == answer["message"]["content"]
-    assert b"".join(bytes(entry["bytes"]) for entry in entries).decode() == answer["message"]["content"]
+    assert (
+        b"".join(bytes(entry["bytes"]) for entry in entries).decode()
+        == answer["message"]["content"]
+    )
     found = spaced.post("/tokenize", {"prompt": "A  fox!\n", "return_token_strs": True}).json()
     assert "".join(found["token_strs"]) == " A  fox!\n"
     tokens = list(spaced.pair.stream("Tom and", SamplingParams(temperature=0, max_tokens=8)))
@@ -239,9 +292,13 @@ def test_ids_with_one_name_are_told_apart(spaced: Live) -> None:
         if len(ids) > 1:
             top = Top([(i, -1.0 - n) for n, i in enumerate(ids)], [], [])
             offsets = vocabulary.offsets(())
-            found = completion_logprobs(ids[1:2], [-2.0], [top], offsets, vocabulary, False)["top_logprobs"][0]
+            found = completion_logprobs(ids[1:2], [-2.0], [top], offsets, vocabulary, False)[
+                "top_logprobs"
+            ][0]
             expected = {name: -2.0, f"token_id:{ids[0]}": -1.0}
-            assert found is not None and found.items() >= expected.items() and len(found) == len(ids)
+            assert (
+                found is not None and found.items() >= expected.items() and len(found) == len(ids)
+            )
 
 
 def test_a_stop_string_that_begins_before_min_tokens(server: Live) -> None:
@@ -276,8 +333,12 @@ def test_stop_strings_never_leak(server: Live) -> None:
 
 
 def test_stop_ids_and_lengths(server: Live) -> None:
-    ids = server.complete(PROMPTS[0], max_tokens=10, temperature=0, return_token_ids=True)["choices"][0]["token_ids"]
-    stopped = server.complete(PROMPTS[0], max_tokens=10, temperature=0, stop_token_ids=[ids[4]], return_token_ids=True)
+    ids = server.complete(PROMPTS[0], max_tokens=10, temperature=0, return_token_ids=True)[
+        "choices"
+    ][0]["token_ids"]
+    stopped = server.complete(
+        PROMPTS[0], max_tokens=10, temperature=0, stop_token_ids=[ids[4]], return_token_ids=True
+    )
     choice = stopped["choices"][0]
     assert choice["token_ids"] == ids[: ids.index(ids[4]) + 1]
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", ids[4])
@@ -291,22 +352,39 @@ def test_stop_ids_and_lengths(server: Live) -> None:
 def test_usage_counts_each_prompt_once(server: Live) -> None:
     answer = server.complete(PROMPTS, max_tokens=7, ignore_eos=True, n=3)
     prompt_tokens = sum(len(server.pair.mixing.teacher.encode(prompt)) for prompt in PROMPTS)
-    expected = {"prompt_tokens": prompt_tokens, "completion_tokens": 63, "total_tokens": prompt_tokens + 63}
+    expected = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": 63,
+        "total_tokens": prompt_tokens + 63,
+    }
     assert answer["usage"] == expected
-    body = {"prompt": PROMPTS, "max_tokens": 7, "ignore_eos": True, "n": 3, "stream_options": {"include_usage": True}}
+    body = {
+        "prompt": PROMPTS,
+        "max_tokens": 7,
+        "ignore_eos": True,
+        "n": 3,
+        "stream_options": {"include_usage": True},
+    }
     *chunks, last = server.stream("/v1/completions", body)
     assert last["choices"] == [] and last["usage"] == expected
     assert all(chunk["usage"] is None for chunk in chunks)
-    assert all("usage" not in chunk for chunk in server.stream("/v1/completions", {"prompt": "a", "max_tokens": 2}))
+    assert all(
+        "usage" not in chunk
+        for chunk in server.stream("/v1/completions", {"prompt": "a", "max_tokens": 2})
+    )
 
 
 def test_token_ids_come_back(server: Live) -> None:
-    answer = server.complete(PROMPTS[0], max_tokens=5, return_token_ids=True, midlogit={"diagnostics": True})
+    answer = server.complete(
+        PROMPTS[0], max_tokens=5, return_token_ids=True, midlogit={"diagnostics": True}
+    )
     choice = answer["choices"][0]
     mixing = server.pair.mixing
     assert choice["prompt_token_ids"] == mixing.teacher.encode(PROMPTS[0])
     assert choice["midlogit"]["base_prompt_token_ids"] == mixing.base.encode(PROMPTS[0])
-    assert choice["text"] == mixing.teacher.tokenizer.decode(choice["token_ids"], skip_special_tokens=True)
+    assert choice["text"] == mixing.teacher.tokenizer.decode(
+        choice["token_ids"], skip_special_tokens=True
+    )
     body = {"prompt": PROMPTS[0], "max_tokens": 5, "seed": 2, "return_token_ids": True}
     whole = server.post("/v1/completions", body).json()["choices"][0]
     chunks = [event["choices"][0] for event in server.stream("/v1/completions", body)]
@@ -345,33 +423,50 @@ def test_logprobs_are_log_q_of_what_was_sampled_from(server: Live) -> None:
         for token_id, logprob in top["q"]:
             assert named[facts["tokens"][str(token_id)]] == pytest.approx(logprob)
     # The whole support of a small nucleus sums to one.
-    narrow = server.complete(PROMPTS[0], logprobs=20, max_tokens=1, midlogit={"target_top_p": 0.1})["choices"][0]
-    assert math.fsum(math.exp(v) for v in narrow["logprobs"]["top_logprobs"][0].values()) == pytest.approx(1)
+    narrow = server.complete(PROMPTS[0], logprobs=20, max_tokens=1, midlogit={"target_top_p": 0.1})[
+        "choices"
+    ][0]
+    assert math.fsum(
+        math.exp(v) for v in narrow["logprobs"]["top_logprobs"][0].values()
+    ) == pytest.approx(1)
 
 
 def test_controls_of_the_mixture(server: Live) -> None:
     def alphas(**options: object) -> list[float]:
         facts = {"diagnostics": True, **options}
-        choice = server.complete(PROMPTS[0], max_tokens=8, seed=1, midlogit=facts)["choices"][0]["midlogit"]
+        choice = server.complete(PROMPTS[0], max_tokens=8, seed=1, midlogit=facts)["choices"][0][
+            "midlogit"
+        ]
         return choice["diagnostics"]["alpha"]
 
     assert alphas()[0] == 1 and alphas(force_first_token=False)[0] < 1
     assert alphas(preset="exploratory")[0] < 1
     assert set(alphas(alpha_rule="fixed:0.25", force_first_token=False)) == {0.25}
     facts = {"diagnostics": True, "alpha_rule": "kl-budget:0.01"}
-    held = server.complete(PROMPTS[0], max_tokens=8, seed=1, midlogit=facts)["choices"][0]["midlogit"]
+    held = server.complete(PROMPTS[0], max_tokens=8, seed=1, midlogit=facts)["choices"][0][
+        "midlogit"
+    ]
     assert max(held["diagnostics"]["kl_base"][1:]) <= 0.01 + 1e-5
-    own = server.complete(PROMPTS[0], max_tokens=4, midlogit={"base_prompt": "A dog", "diagnostics": True})
-    assert own["choices"][0]["midlogit"]["base_prompt_tokens"] == len(server.pair.mixing.base.encode("A dog"))
+    own = server.complete(
+        PROMPTS[0], max_tokens=4, midlogit={"base_prompt": "A dog", "diagnostics": True}
+    )
+    assert own["choices"][0]["midlogit"]["base_prompt_tokens"] == len(
+        server.pair.mixing.base.encode("A dog")
+    )
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]
     ids = server.pair.mixing.base.encode_chat(messages)
     for base_prompt in (messages, ids):
-        own = server.chat(max_tokens=4, seed=3, midlogit={"base_prompt": base_prompt, "diagnostics": True})
+        own = server.chat(
+            max_tokens=4, seed=3, midlogit={"base_prompt": base_prompt, "diagnostics": True}
+        )
         assert own["choices"][0]["midlogit"]["base_prompt_tokens"] == len(ids)
 
 
 def test_each_side_reads_the_chat_in_its_own_template(server: Live) -> None:
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who are you?"}]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Who are you?"},
+    ]
     body = {
         "messages": messages,
         "max_completion_tokens": 4,
@@ -381,24 +476,44 @@ def test_each_side_reads_the_chat_in_its_own_template(server: Live) -> None:
     answer = server.post("/v1/chat/completions", body).json()
     mixing = server.pair.mixing
     assert answer["prompt_token_ids"] == mixing.teacher.encode_chat(messages)
-    assert answer["choices"][0]["midlogit"]["base_prompt_token_ids"] == mixing.base.encode_chat(messages)
+    assert answer["choices"][0]["midlogit"]["base_prompt_token_ids"] == mixing.base.encode_chat(
+        messages
+    )
     parts = [{"type": "text", "text": "Who are "}, {"type": "text", "text": "you?"}]
-    same = {**body, "messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]}
-    assert server.post("/v1/chat/completions", same).json()["prompt_token_ids"] == answer["prompt_token_ids"]
+    same = {
+        **body,
+        "messages": [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": parts},
+        ],
+    }
+    assert (
+        server.post("/v1/chat/completions", same).json()["prompt_token_ids"]
+        == answer["prompt_token_ids"]
+    )
 
 
 def test_small_routes(server: Live) -> None:
     card = server.http.get("/v1/models").json()["data"][0]
-    assert card["id"] == "midlogit" and card["max_model_len"] == 1024 and card["stop_token_ids"] == [1, 0]
+    assert (
+        card["id"] == "midlogit"
+        and card["max_model_len"] == 1024
+        and card["stop_token_ids"] == [1, 0]
+    )
     assert server.http.get("/v1/models/midlogit").json() == card
     ids = server.post("/tokenize", {"prompt": "A fox!", "return_token_strs": True}).json()
-    assert ids["tokens"] == server.pair.mixing.teacher.encode("A fox!") and ids["count"] == len(ids["tokens"])
+    assert ids["tokens"] == server.pair.mixing.teacher.encode("A fox!") and ids["count"] == len(
+        ids["tokens"]
+    )
     assert "".join(ids["token_strs"]) == "A fox!"
     assert server.post("/detokenize", {"tokens": ids["tokens"]}).json() == {"prompt": "A fox!"}
     messages = [{"role": "user", "content": "Hi"}]
     read = server.post("/tokenize", {"messages": messages}).json()["tokens"]
     assert read == server.pair.mixing.teacher.encode_chat(messages)
-    assert server.http.get("/tokenizer_info").json()["eos_token"] == server.pair.mixing.teacher.tokenizer.eos_token
+    assert (
+        server.http.get("/tokenizer_info").json()["eos_token"]
+        == server.pair.mixing.teacher.tokenizer.eos_token
+    )
     assert server.http.get("/health").status_code == 200
     assert server.http.get("/version").json().keys() == {"version"}
     assert "prefers-color-scheme" in server.http.get("/").text

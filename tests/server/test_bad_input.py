@@ -14,25 +14,42 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
-def refused(server: Live, status: int, path: str, body: Any = None, **kwargs: Any) -> dict[str, Any]:
+def refused(
+    server: Live, status: int, path: str, body: Any = None, **kwargs: Any
+) -> dict[str, Any]:
     """The error of a request that must end in `status`."""
-    response = server.post(path, body, **kwargs) if body is not None else server.http.post(path, **kwargs)
+    response = (
+        server.post(path, body, **kwargs) if body is not None else server.http.post(path, **kwargs)
+    )
     assert response.status_code == status, response.text
     assert response.json().keys() == {"error"}
     error = response.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
-    assert error["message"] and error["code"] and str(bundled("base").parent) not in error["message"]
+    assert (
+        error["message"] and error["code"] and str(bundled("base").parent) not in error["message"]
+    )
     server.wait_idle()
     return error
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"{'prompt': 1}", b'{"prompt": NaN}', b"\xff\xfe{}", b'{"prompt": "\xc3("}', b'{"prompt":"\\ud800"}'],
+    [
+        b"",
+        b"{",
+        b"{'prompt': 1}",
+        b'{"prompt": NaN}',
+        b"\xff\xfe{}",
+        b'{"prompt": "\xc3("}',
+        b'{"prompt":"\\ud800"}',
+    ],
 )
 def test_malformed_json_and_invalid_utf8(server: Live, content: bytes) -> None:
     headers = {"Content-Type": "application/json"}
-    assert refused(server, 400, COMPLETIONS, content=content, headers=headers)["code"] == "malformed_json"
+    assert (
+        refused(server, 400, COMPLETIONS, content=content, headers=headers)["code"]
+        == "malformed_json"
+    )
 
 
 def test_deeply_nested_json(server: Live) -> None:
@@ -84,7 +101,11 @@ def test_wrong_types_and_ranges(server: Live, fields: dict[str, Any]) -> None:
         {"messages": "Hello"},
         {"messages": [{"role": "user"}]},
         {"messages": [{"role": "wizard", "content": "x"}]},
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+            ]
+        },
         {"messages": HELLO, "top_logprobs": 3},
         {"messages": HELLO, "max_tokens": 0},
     ],
@@ -168,13 +189,18 @@ def test_huge_max_tokens_means_all_that_fits(server: Live) -> None:
 def test_bodies_too_large(server: Live) -> None:
     headers = {"Content-Type": "application/json"}
     huge = b'{"prompt": "' + b"a" * 50_000_000 + b'"}'
-    assert refused(server, 413, COMPLETIONS, content=huge, headers=headers)["code"] == "body_too_large"
+    assert (
+        refused(server, 413, COMPLETIONS, content=huge, headers=headers)["code"] == "body_too_large"
+    )
 
     def unannounced() -> Any:
         for _ in range(50):
             yield b"a" * 1_000_000
 
-    assert refused(server, 413, COMPLETIONS, content=unannounced(), headers=headers)["code"] == "body_too_large"
+    assert (
+        refused(server, 413, COMPLETIONS, content=unannounced(), headers=headers)["code"]
+        == "body_too_large"
+    )
     # A body beyond all measure is not read to its end.
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as plain:
@@ -185,11 +211,16 @@ def test_bodies_too_large(server: Live) -> None:
 
 
 def test_other_errors(server: Live) -> None:
-    assert refused(server, 404, COMPLETIONS, {"prompt": "a", "model": "gpt-4"})["code"] == "model_not_found"
+    assert (
+        refused(server, 404, COMPLETIONS, {"prompt": "a", "model": "gpt-4"})["code"]
+        == "model_not_found"
+    )
     assert server.http.get("/v1/models/other").status_code == 404
     refused(server, 404, "/v2/completions", {})
     assert server.http.get(COMPLETIONS).status_code == 405
-    refused(server, 415, COMPLETIONS, content=b'{"prompt":"a"}', headers={"Content-Type": "text/plain"})
+    refused(
+        server, 415, COMPLETIONS, content=b'{"prompt":"a"}', headers={"Content-Type": "text/plain"}
+    )
     refused(server, 422, "/tokenize", {})
     refused(server, 422, "/detokenize", {"tokens": "x"})
     refused(server, 400, "/detokenize", {"tokens": [10**6]})

@@ -17,7 +17,10 @@ COMPLETIONS, CHAT, TOKENIZE = "/v1/completions", "/v1/chat/completions", "/token
 ID = "7d1f"
 BODIES: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"prompt": "Once", "max_tokens": 1},
-    CHAT: {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "max_tokens": 1},
+    CHAT: {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+        "max_tokens": 1,
+    },
     TOKENIZE: {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
 }
 # The defaults of OpenAI's and vLLM's bodies, and what clients send besides, all of which asks for nothing.
@@ -29,7 +32,11 @@ SAMPLING: dict[str, tuple[Any, ...]] = {
     "stop": ([], [None]),
     "stop_token_ids": ([], [None]),
     "stream": (False,),
-    "stream_options": ({}, {"include_usage": False}, {"include_usage": None, "continuous_usage_stats": False}),
+    "stream_options": (
+        {},
+        {"include_usage": False},
+        {"include_usage": None, "continuous_usage_stats": False},
+    ),
     "stream_options.include_obfuscation": (True, False),
     "min_tokens": (0,),
     "ignore_eos": (False,),
@@ -78,7 +85,11 @@ TEMPLATE: dict[str, tuple[Any, ...]] = {
     "add_special_tokens": (False,),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
-    "chat_template_kwargs": ({}, {"enable_thinking": None}, {"enable_thinking": False, "add_generation_prompt": True}),
+    "chat_template_kwargs": (
+        {},
+        {"enable_thinking": None},
+        {"enable_thinking": False, "add_generation_prompt": True},
+    ),
     "tools": ([],),
     "documents": ([],),
     "media_io_kwargs": ({},),
@@ -103,7 +114,12 @@ TEMPLATE: dict[str, tuple[Any, ...]] = {
 }
 NOTHING: dict[str, dict[str, tuple[Any, ...]]] = {
     COMPLETIONS: SAMPLING
-    | {"add_special_tokens": (True,), "echo": (False,), "suffix": ("",), "chat_template_kwargs": ({},)},
+    | {
+        "add_special_tokens": (True,),
+        "echo": (False,),
+        "suffix": ("",),
+        "chat_template_kwargs": ({},),
+    },
     CHAT: SAMPLING
     | TEMPLATE
     | {
@@ -130,7 +146,9 @@ NOTHING: dict[str, dict[str, tuple[Any, ...]]] = {
 # Fields of which null alone asks for nothing; with what each may ask for.
 SOMETHING: dict[str, dict[str, Any]] = {
     COMPLETIONS: {
-        **dict.fromkeys(("best_of", "frequency_penalty", "repetition_penalty", "prompt_logprobs", "top_k"), 2),
+        **dict.fromkeys(
+            ("best_of", "frequency_penalty", "repetition_penalty", "prompt_logprobs", "top_k"), 2
+        ),
         "truncate_prompt_tokens": 5,
         "top_p": 0.5,
         "min_p": 0.1,
@@ -182,7 +200,12 @@ SOMETHING: dict[str, dict[str, Any]] = {
         "messages.0.made_up": 1,
         "messages.0.content.0.made_up": 1,
     },
-    TOKENIZE: {"tools": [{"type": "function"}], "chat_template": "x", "messages.0.tool_calls": [{}], "made_up": 1},
+    TOKENIZE: {
+        "tools": [{"type": "function"}],
+        "chat_template": "x",
+        "messages.0.tool_calls": [{}],
+        "made_up": 1,
+    },
 }
 WRONG: dict[str, Any] = {
     "messages.0.role": "wizard",
@@ -220,7 +243,9 @@ def put(body: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 def test_the_tables_hold_every_field() -> None:
     """Every field of midlogit's own bodies, and of those that it knows and does not support."""
-    tested = {path.split(".")[0] for table in (*NOTHING.values(), *SOMETHING.values()) for path in table}
+    tested = {
+        path.split(".")[0] for table in (*NOTHING.values(), *SOMETHING.values()) for path in table
+    }
     own = {*CompletionBody.model_fields, *ChatBody.model_fields, *TokenizeBody.model_fields}
     asking = {"prompt", "messages", "max_tokens", "max_completion_tokens", "seed"}
     assert own - asking <= tested
@@ -247,14 +272,26 @@ def test_each_value_that_asks_for_nothing(server: Live, path: str) -> None:
 @pytest.mark.parametrize("path", list(BODIES))
 def test_values_that_ask_for_nothing_together(server: Live, path: str) -> None:
     """Any of them together, at every depth, change nothing of the answer."""
-    table = NOTHING[path] | {null: (None,) for null in NULLS if path != COMPLETIONS or not null.startswith("messages")}
+    table = NOTHING[path] | {
+        null: (None,) for null in NULLS if path != COMPLETIONS or not null.startswith("messages")
+    }
     if path == TOKENIZE:
-        table = {field: values for field, values in table.items() if not field.startswith("midlogit")}
-    chosen = st.fixed_dictionaries({}, optional={field: st.sampled_from(values) for field, values in table.items()})
+        table = {
+            field: values for field, values in table.items() if not field.startswith("midlogit")
+        }
+    chosen = st.fixed_dictionaries(
+        {}, optional={field: st.sampled_from(values) for field, values in table.items()}
+    )
     plain = answer_of(server, path, BODIES[path])
 
     @given(fields=chosen)
-    @settings(max_examples=25, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=25,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
     def one(fields: dict[str, Any]) -> None:
         body = BODIES[path]
         # Shallow fields first: `stream_options` before `stream_options.include_obfuscation`.

@@ -21,8 +21,16 @@ from tests.server.conftest import Live
 from tests.server.test_scoring import reference
 
 ROWS = [
-    {"question": "Once upon a time there was a", "choices": [" little fox", " stone moon", " xylophone"], "gold": 0},
-    {"question": "The dog ran to the", "choices": [" park", " spoon", " zebra crossing"], "gold": 0},
+    {
+        "question": "Once upon a time there was a",
+        "choices": [" little fox", " stone moon", " xylophone"],
+        "gold": 0,
+    },
+    {
+        "question": "The dog ran to the",
+        "choices": [" park", " spoon", " zebra crossing"],
+        "gold": 0,
+    },
     {"question": "She was very", "choices": [" purple tooth", " happy", " because"], "gold": 1},
 ]
 CHOICE_TASK = """
@@ -77,13 +85,18 @@ def evaluate(tasks: TaskManager, model: str, task: str, **arguments: Any) -> dic
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_loglikelihoods_are_log_q(
-    server: Live, tasks: TaskManager, models: tuple[torch.nn.Module, torch.nn.Module], batch_size: int
+    server: Live,
+    tasks: TaskManager,
+    models: tuple[torch.nn.Module, torch.nn.Module],
+    batch_size: int,
 ) -> None:
     """The harness tokenizes through the server, and is given no model folder."""
     arguments = {"base_url": f"{server.url}/v1/completions", "num_concurrent": 2}
     server.service.settings = settings_with(server, "exploratory")
     try:
-        results = evaluate(tasks, "local-completions", "local_choice", model_args=arguments, batch_size=batch_size)
+        results = evaluate(
+            tasks, "local-completions", "local_choice", model_args=arguments, batch_size=batch_size
+        )
     finally:
         server.service.settings = settings_with(server, "balanced")
     assert len(results["samples"]["local_choice"]) == len(ROWS)
@@ -109,7 +122,11 @@ def test_generation(server: Live, tasks: TaskManager) -> None:
 def test_chat(server: Live, tasks: TaskManager) -> None:
     arguments = {"base_url": f"{server.url}/v1/chat/completions"}
     results = evaluate(
-        tasks, "local-chat-completions", "local_generate", model_args=arguments, apply_chat_template=True
+        tasks,
+        "local-chat-completions",
+        "local_generate",
+        model_args=arguments,
+        apply_chat_template=True,
     )
     for sample in results["samples"]["local_generate"]:
         alone = server.chat(sample["doc"]["question"], max_tokens=12, temperature=0, stop=["."])

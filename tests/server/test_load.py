@@ -38,10 +38,14 @@ def body_of(number: int, tokens: int = 20) -> dict[str, Any]:
     }
 
 
-async def read(client: httpx.AsyncClient, body: dict[str, Any], leave_after: int | None = None) -> str:
+async def read(
+    client: httpx.AsyncClient, body: dict[str, Any], leave_after: int | None = None
+) -> str:
     """The text of a stream; leaves in the middle when told to."""
     text, seen = "", 0
-    async with client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
+    async with client.stream(
+        "POST", "/v1/chat/completions", json={**body, "stream": True}
+    ) as response:
         assert response.status_code == 200
         async for line in response.aiter_lines():
             if not line.startswith("data: {"):
@@ -58,12 +62,16 @@ def test_64_streaming_clients(wide: Live) -> None:
     async def crowd() -> list[str]:
         limits = httpx.Limits(max_connections=CLIENTS)
         async with httpx.AsyncClient(base_url=wide.url, timeout=120, limits=limits) as client:
-            return await asyncio.gather(*(read(client, body_of(number)) for number in range(CLIENTS)))
+            return await asyncio.gather(
+                *(read(client, body_of(number)) for number in range(CLIENTS))
+            )
 
     together = asyncio.run(crowd())
     wide.wait_idle()
     for number, text in enumerate(together):
-        alone = wide.post("/v1/chat/completions", body_of(number)).json()["choices"][0]["message"]["content"]
+        alone = wide.post("/v1/chat/completions", body_of(number)).json()["choices"][0]["message"][
+            "content"
+        ]
         assert text == alone, number
 
 
@@ -82,7 +90,11 @@ def test_disconnecting_clients_leave_no_row_behind(wide: Live) -> None:
         async with httpx.AsyncClient(base_url=wide.url, timeout=120, limits=limits) as client:
             return await asyncio.gather(
                 *(
-                    read(client, {**body_of(number), "max_completion_tokens": 900, "min_tokens": 400}, leave_after=3)
+                    read(
+                        client,
+                        {**body_of(number), "max_completion_tokens": 900, "min_tokens": 400},
+                        leave_after=3,
+                    )
                     if number in leaving
                     else read(client, body_of(number))
                     for number in range(CLIENTS)
@@ -121,7 +133,14 @@ def test_leaving_while_being_scored(wide: Live) -> None:
 
 
 def test_a_slow_reader_does_not_slow_the_others(wide: Live) -> None:
-    body = {"prompt": "Once", "max_tokens": 700, "ignore_eos": True, "stream": True, "logprobs": 20, "n": 8}
+    body = {
+        "prompt": "Once",
+        "max_tokens": 700,
+        "ignore_eos": True,
+        "stream": True,
+        "logprobs": 20,
+        "n": 8,
+    }
     body["midlogit"] = {"diagnostics": True}  # far more bytes than the sockets hold
     data = json.dumps(body).encode()
     host, port = wide.url.removeprefix("http://").split(":")
@@ -129,7 +148,8 @@ def test_a_slow_reader_does_not_slow_the_others(wide: Live) -> None:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect((host, int(port)))
         head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+            "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(data)}"
         )
         slow.sendall(head.encode() + b"\r\n\r\n" + data)
         slow.recv(100)  # and reads no more
@@ -141,7 +161,9 @@ def test_a_slow_reader_does_not_slow_the_others(wide: Live) -> None:
 def test_requests_join_the_running_batch(wide: Live) -> None:
     """A short request ends while a long one that came before it still runs."""
     with wide.http.stream(
-        "POST", "/v1/completions", json={"prompt": "a", "max_tokens": 900, "ignore_eos": True, "stream": True}
+        "POST",
+        "/v1/completions",
+        json={"prompt": "a", "max_tokens": 900, "ignore_eos": True, "stream": True},
     ) as long:
         lines = long.iter_lines()
         next(lines)
@@ -163,5 +185,7 @@ def test_throughput_is_the_librarys(wide: Live) -> None:
         begun = time.perf_counter()
         assert wide.post("/v1/completions", body).status_code == 200
         server.append(time.perf_counter() - begun)
-    print(f"library {32 * 48 / min(library):.0f} tokens/s, server {32 * 48 / min(server):.0f} tokens/s")
+    print(
+        f"library {32 * 48 / min(library):.0f} tokens/s, server {32 * 48 / min(server):.0f} tokens/s"
+    )
     assert min(server) < 1.1 * min(library)

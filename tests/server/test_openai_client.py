@@ -29,13 +29,17 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 def test_completions(client: openai.OpenAI) -> None:
-    whole = client.completions.create(model="midlogit", prompt="Once upon a time", max_tokens=20, seed=1, logprobs=2)
+    whole = client.completions.create(
+        model="midlogit", prompt="Once upon a time", max_tokens=20, seed=1, logprobs=2
+    )
     choice = whole.choices[0]
     assert choice.finish_reason in ("length", "stop") and whole.usage is not None
     assert choice.logprobs is not None and choice.logprobs.token_logprobs is not None
     assert len(choice.logprobs.token_logprobs) == whole.usage.completion_tokens
     assert all(lp is not None and lp <= 0 for lp in choice.logprobs.token_logprobs)
-    stream = client.completions.create(model="midlogit", prompt="Once upon a time", max_tokens=20, seed=1, stream=True)
+    stream = client.completions.create(
+        model="midlogit", prompt="Once upon a time", max_tokens=20, seed=1, stream=True
+    )
     assert "".join(chunk.choices[0].text for chunk in stream) == choice.text
 
 
@@ -50,7 +54,11 @@ def test_chat(client: openai.OpenAI) -> None:
         extra_body={"midlogit": {"preset": "exploratory", "diagnostics": True}},
     )
     choice = whole.choices[0]
-    assert choice.logprobs is not None and choice.logprobs.content is not None and whole.usage is not None
+    assert (
+        choice.logprobs is not None
+        and choice.logprobs.content is not None
+        and whole.usage is not None
+    )
     assert len(choice.logprobs.content) == whole.usage.completion_tokens
     assert all(len(entry.top_logprobs) == 2 for entry in choice.logprobs.content)
     alphas = choice.model_extra["midlogit"]["diagnostics"]["alpha"]
@@ -66,13 +74,18 @@ def test_chat(client: openai.OpenAI) -> None:
     )
     chunks = list(stream)
     assert chunks[-1].usage == whole.usage
-    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == choice.message.content
+    assert (
+        "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        == choice.message.content
+    )
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == choice.finish_reason
 
 
 def test_the_chat_stream_helper(client: openai.OpenAI) -> None:
     # Without max_completion_tokens: the helper takes an answer that was cut off for an error.
-    with client.chat.completions.stream(model="midlogit", messages=USER, seed=1, temperature=0) as stream:
+    with client.chat.completions.stream(
+        model="midlogit", messages=USER, seed=1, temperature=0
+    ) as stream:
         text = "".join(event.delta for event in stream if event.type == "content.delta")
         assert stream.get_final_completion().choices[0].message.content == text
 
@@ -86,7 +99,9 @@ def test_errors(client: openai.OpenAI) -> None:
     assert long.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError) as tools:
         client.chat.completions.create(
-            model="midlogit", messages=USER, tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}]
+            model="midlogit",
+            messages=USER,
+            tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}],
         )
     assert tools.value.param == "tools"
     with pytest.raises(openai.UnprocessableEntityError):
@@ -103,7 +118,11 @@ def test_keys_and_retries_when_the_queue_is_full() -> None:
                 model="midlogit", prompt="a", max_tokens=60, extra_body={"ignore_eos": True}
             )
 
-        async with client("wrong", 0) as wrong, client("second-key", 0) as once, client("first-key", 20) as patient:
+        async with (
+            client("wrong", 0) as wrong,
+            client("second-key", 0) as once,
+            client("first-key", 20) as patient,
+        ):
             with pytest.raises(openai.AuthenticationError) as refused:
                 await ask(wrong)
             assert refused.value.code == "invalid_api_key"

@@ -44,13 +44,17 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": 32}))
 
     def open_pair() -> Pair:
-        return Pair.local(folder / "base", folder / "teacher", dtype="float32", device="cpu", max_num_seqs=32)
+        return Pair.local(
+            folder / "base", folder / "teacher", dtype="float32", device="cpu", max_num_seqs=32
+        )
 
     with run_server(open_pair, max_num_seqs=32) as live:
         yield live
 
 
-@pytest.mark.parametrize(("method", "path"), list(OPERATIONS), ids=lambda part: str(part).strip("/"))
+@pytest.mark.parametrize(
+    ("method", "path"), list(OPERATIONS), ids=lambda part: str(part).strip("/")
+)
 def test_no_request_breaks_the_server(short: Live, method: str, path: str) -> None:
     schema = schemathesis.openapi.from_url(f"{short.url}/openapi.json")
     operation = schema[path][method]
@@ -89,7 +93,9 @@ def test_the_description_names_every_route(short: Live) -> None:
     described = short.http.get("/openapi.json").json()["paths"]
     served = {
         route.path
-        for route in __import__("midlogit.server.app", fromlist=["x"]).build_app(short.service, lambda: None).routes
+        for route in __import__("midlogit.server.app", fromlist=["x"])
+        .build_app(short.service, lambda: None)
+        .routes
     }
     assert set(described) == served - {"/", "/openapi.json"}
 

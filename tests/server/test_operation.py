@@ -43,10 +43,19 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def process(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def process(
+    *arguments: str, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     """`midlogit serve` on a free port, ready to serve."""
     port = free_port()
-    command = [sys.executable, "-c", "from midlogit.cli.main import run; run()", "serve", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-c",
+        "from midlogit.cli.main import run; run()",
+        "serve",
+        "--port",
+        str(port),
+    ]
     child = subprocess.Popen(
         [*command, *arguments], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
     )
@@ -68,17 +77,32 @@ def test_a_life_of_the_process() -> None:
     """Keys, a second server on the port, JSON logs, SIGTERM in the middle of a stream."""
     folder = str(bundled("base").parent)
     names = ("--base", f"{folder}/base", "--teacher", f"{folder}/teacher", "--log-format", "json")
-    with process(*names, "--host", "127.0.0.1", MIDLOGIT_API_KEY="key-one key-two") as (child, http):
+    with process(*names, "--host", "127.0.0.1", MIDLOGIT_API_KEY="key-one key-two") as (
+        child,
+        http,
+    ):
         port = str(http.base_url.port)
         second = subprocess.run(
-            [sys.executable, "-c", "from midlogit.cli.main import run; run()", "serve", "--port", port],
+            [
+                sys.executable,
+                "-c",
+                "from midlogit.cli.main import run; run()",
+                "serve",
+                "--port",
+                port,
+            ],
             capture_output=True,
             text=True,
             check=False,
         )
         assert (second.returncode, second.stderr.count("\n")) == (1, 1)
         assert second.stderr.startswith(f"midlogit: Cannot listen on 127.0.0.1:{port}")
-        body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 60, "ignore_eos": True, "stream": True}
+        body = {
+            "messages": [{"role": "user", "content": "Hi"}],
+            "max_tokens": 60,
+            "ignore_eos": True,
+            "stream": True,
+        }
         assert http.post("/v1/chat/completions", json=body).status_code == 401
         headers = {"Authorization": "Bearer key-two", "X-Request-Id": "my-own-id"}
         with http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
@@ -94,7 +118,9 @@ def test_a_life_of_the_process() -> None:
     entries = [json.loads(line) for line in log.splitlines()]
     messages = [entry["message"] for entry in entries]
     assert messages[-1].startswith("stopped: 1 finished, 0 ended early")
-    assert any(entry.get("request_id") == "my-own-id" and entry["status"] == 200 for entry in entries)
+    assert any(
+        entry.get("request_id") == "my-own-id" and entry["status"] == 200 for entry in entries
+    )
     assert folder not in log and "key-one" not in log and "key-two" not in log
 
 
@@ -172,11 +198,30 @@ def test_bad_settings_and_options() -> None:
 def test_keys() -> None:
     with run_server(bundled_pair, api_keys=("key-one", "clé-two")) as live:
         body = {"prompt": "a", "max_tokens": 1}
-        for value in ("", "Bearer", "Bearer wrong", "key-one", "Basic key-one", "Bearer key-one2", "Bearer key-on"):
-            response = live.post("/v1/completions", body, headers={"Authorization": value} if value else {})
+        for value in (
+            "",
+            "Bearer",
+            "Bearer wrong",
+            "key-one",
+            "Basic key-one",
+            "Bearer key-one2",
+            "Bearer key-on",
+        ):
+            response = live.post(
+                "/v1/completions", body, headers={"Authorization": value} if value else {}
+            )
             assert response.status_code == 401
-            assert response.json()["error"]["code"] == "invalid_api_key" and "key-one" not in response.text
-        for path in ("/v1/models", "/tokenizer_info", "/no/such/path", "//v1/models", "/v1/completions/"):
+            assert (
+                response.json()["error"]["code"] == "invalid_api_key"
+                and "key-one" not in response.text
+            )
+        for path in (
+            "/v1/models",
+            "/tokenizer_info",
+            "/no/such/path",
+            "//v1/models",
+            "/v1/completions/",
+        ):
             assert live.http.get(path).status_code == 401
         for path in ("/", "/health", "/version", "/metrics", "/openapi.json"):
             assert live.http.get(path).status_code == 200
@@ -188,9 +233,14 @@ def test_request_ids(server: Live) -> None:
     given = server.http.get("/version", headers={"X-Request-Id": "abc-1"})
     assert given.headers["x-request-id"] == "abc-1"
     for odd in ("a" * 200, "with space", "naïve"):
-        made = server.http.get("/version", headers={"X-Request-Id": odd.encode()}).headers["x-request-id"]
+        made = server.http.get("/version", headers={"X-Request-Id": odd.encode()}).headers[
+            "x-request-id"
+        ]
         assert re.fullmatch("[0-9a-f]{32}", made)
-    assert server.http.get("/nowhere", headers={"X-Request-Id": "e-1"}).headers["x-request-id"] == "e-1"
+    assert (
+        server.http.get("/nowhere", headers={"X-Request-Id": "e-1"}).headers["x-request-id"]
+        == "e-1"
+    )
 
 
 def test_metrics() -> None:
@@ -198,7 +248,10 @@ def test_metrics() -> None:
 
         def read() -> dict[str, float]:
             text = live.http.get("/metrics").text
-            return {k: float(v) for k, v in (line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")}
+            return {
+                k: float(v)
+                for k, v in (line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+            }
 
         with live.http.stream(
             "POST",
@@ -208,10 +261,15 @@ def test_metrics() -> None:
             lines = response.iter_lines()  # held, for httpx closes what is not
             next(lines)
             busy = read()
-            assert (busy["midlogit:num_requests_running"], busy["midlogit:num_requests_waiting"]) == (2, 3)
+            assert (
+                busy["midlogit:num_requests_running"],
+                busy["midlogit:num_requests_waiting"],
+            ) == (2, 3)
         live.wait_idle()
         before = read()
-        assert before["midlogit:num_requests_running"] == before["midlogit:num_requests_waiting"] == 0
+        assert (
+            before["midlogit:num_requests_running"] == before["midlogit:num_requests_waiting"] == 0
+        )
         live.complete("Once upon a time", max_tokens=9, ignore_eos=True)
         live.complete("Once upon a time", max_tokens=0, echo=True, logprobs=0)
         live.post("/v1/completions", {"prompt": "a", "temperature": -1})
@@ -234,12 +292,19 @@ def test_metrics() -> None:
 
 def test_cross_origin_calls_are_off_unless_asked_for(server: Live) -> None:
     preflight = {"Origin": "https://chat.example", "Access-Control-Request-Method": "POST"}
-    assert "access-control-allow-origin" not in server.http.options("/v1/completions", headers=preflight).headers
-    with run_server(bundled_pair, allow_origins=("https://chat.example",), api_keys=("k1",)) as live:
+    assert (
+        "access-control-allow-origin"
+        not in server.http.options("/v1/completions", headers=preflight).headers
+    )
+    with run_server(
+        bundled_pair, allow_origins=("https://chat.example",), api_keys=("k1",)
+    ) as live:
         answer = live.http.options("/v1/completions", headers=preflight)
         assert answer.status_code == 200
         assert answer.headers["access-control-allow-origin"] == "https://chat.example"
-        other = live.http.options("/v1/completions", headers={**preflight, "Origin": "https://evil.example"})
+        other = live.http.options(
+            "/v1/completions", headers={**preflight, "Origin": "https://evil.example"}
+        )
         assert "access-control-allow-origin" not in other.headers
 
 
@@ -285,5 +350,9 @@ def test_the_gate_counts() -> None:
 
 
 def test_no_path_in_errors(server: Live, tmp_path: Path) -> None:
-    text = server.http.get("/v1/models").text + server.http.get("/openapi.json").text + server.http.get("/metrics").text
+    text = (
+        server.http.get("/v1/models").text
+        + server.http.get("/openapi.json").text
+        + server.http.get("/metrics").text
+    )
     assert str(bundled("base").parent) not in text

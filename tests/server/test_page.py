@@ -28,7 +28,9 @@ FLAGS = (
 )
 SIZES = {"phone": (390, 844, "dark"), "desktop": (1280, 900, "light")}
 
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="apt-get install chromium chromium-driver to run it")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="apt-get install chromium chromium-driver to run it"
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,9 @@ def until(holds: Any, seconds: float = 40) -> None:
 
 
 @pytest.mark.parametrize("size", list(SIZES))
-def test_a_live_generation(server: Live, browser: webdriver.Chrome, size: str, artifacts: Path) -> None:
+def test_a_live_generation(
+    server: Live, browser: webdriver.Chrome, size: str, artifacts: Path
+) -> None:
     open_page(browser, server, size)
     until(lambda: browser.find_element(By.ID, "names").text == "the bundled pair")
     button = browser.find_element(By.ID, "go")
@@ -81,10 +85,13 @@ def test_a_live_generation(server: Live, browser: webdriver.Chrome, size: str, a
     colours = {span.value_of_css_property("background-color") for span in spans}
     assert len(colours) > min(5, len(spans) // 2), "tokens are coloured by their α"
     for name, lines in (("alpha-chart", 1), ("kl-chart", 2)):
-        drawn = browser.execute_script(f"return document.querySelectorAll('#{name} polyline').length")
+        drawn = browser.execute_script(
+            f"return document.querySelectorAll('#{name} polyline').length"
+        )
         assert drawn == lines
     browser.execute_script(
-        "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", spans[min(8, len(spans) - 1)]
+        "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})",
+        spans[min(8, len(spans) - 1)],
     )
     time.sleep(0.3)
     webdriver.ActionChains(browser).move_to_element(spans[min(8, len(spans) - 1)]).perform()
@@ -100,9 +107,15 @@ def test_a_live_generation(server: Live, browser: webdriver.Chrome, size: str, a
     assert picture.stat().st_size > 20_000
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    asked = [
+        m["params"]["request"]["url"]
+        for m in messages
+        if m["method"] == "Network.requestWillBeSent"
+    ]
     asked = [url for url in asked if url.startswith("http")]
-    assert asked and all(url.startswith(f"{server.url}/") for url in asked), "no other site is asked for anything"
+    assert asked and all(url.startswith(f"{server.url}/") for url in asked), (
+        "no other site is asked for anything"
+    )
 
 
 def test_stop_and_controls(server: Live, browser: webdriver.Chrome) -> None:

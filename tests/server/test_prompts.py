@@ -28,9 +28,15 @@ def thoughtful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A pair with BOS and a switch in both templates."""
     folder = with_bos(tmp_path_factory.mktemp("thoughtful") / "pair")
     template: list[str] = []
-    edit(folder / "teacher" / "tokenizer_config.json", lambda data: template.append(thinking(data["chat_template"])))
+    edit(
+        folder / "teacher" / "tokenizer_config.json",
+        lambda data: template.append(thinking(data["chat_template"])),
+    )
     for side in ("base", "teacher"):
-        edit(folder / side / "tokenizer_config.json", lambda data: data.update(chat_template=template[0]))
+        edit(
+            folder / side / "tokenizer_config.json",
+            lambda data: data.update(chat_template=template[0]),
+        )
     with run_server(lambda: open_folders(folder)) as live:
         yield live
 
@@ -53,7 +59,10 @@ def test_template_variables_reach_both_sides(thoughtful: Live) -> None:
     own: dict[str, Any] = {"base_chat_template_kwargs": OFF}
     assert sizes(thoughtful, messages=[USER], midlogit=own) == (off[0], on[1])
     own = {"base_chat_template_kwargs": {}}
-    assert sizes(thoughtful, messages=[USER], chat_template_kwargs=OFF, midlogit=own) == (on[0], off[1])
+    assert sizes(thoughtful, messages=[USER], chat_template_kwargs=OFF, midlogit=own) == (
+        on[0],
+        off[1],
+    )
     # Where only the base reads a chat, the variables are its own.
     own = {"base_prompt": [USER], "base_chat_template_kwargs": OFF}
     assert sizes(thoughtful, prompt="Hi", midlogit=own)[0] == off[0]
@@ -66,7 +75,9 @@ def test_template_variables_reach_both_sides(thoughtful: Live) -> None:
             extra_body={"chat_template_kwargs": OFF},
         )
         assert made.usage is not None and made.usage.prompt_tokens == off[1]
-    tokenized = thoughtful.post("/tokenize", {"messages": [USER], "chat_template_kwargs": OFF}).json()
+    tokenized = thoughtful.post(
+        "/tokenize", {"messages": [USER], "chat_template_kwargs": OFF}
+    ).json()
     assert tokenized["count"] == off[1]
 
 
@@ -77,9 +88,15 @@ def test_template_variables_of_the_server(thoughtful: Live) -> None:
     usual = thoughtful.service.settings
     thoughtful.service.settings = replace(usual, chat_template_kwargs=({}, OFF))
     try:
-        assert sizes(thoughtful, messages=[USER]) == (plain[0], sizes(thoughtful, messages=[USER])[1])
+        assert sizes(thoughtful, messages=[USER]) == (
+            plain[0],
+            sizes(thoughtful, messages=[USER])[1],
+        )
         assert sizes(thoughtful, messages=[USER])[1] > plain[1]
-        assert sizes(thoughtful, messages=[USER], chat_template_kwargs={"enable_thinking": True}) == plain
+        assert (
+            sizes(thoughtful, messages=[USER], chat_template_kwargs={"enable_thinking": True})
+            == plain
+        )
         sizes(thoughtful, prompt="Hi")  # a default asks for nothing where nothing is a chat
     finally:
         thoughtful.service.settings = usual
@@ -101,7 +118,9 @@ def test_bos_occurs_once(thoughtful: Live) -> None:
     assert tokens(messages=[USER], add_special_tokens=False) == tokens(messages=[USER])
     scored = {"echo": True, "max_tokens": 0, "logprobs": 0, "midlogit": {"preset": "exploratory"}}
     texts = ["Once upon a time", "<s>Once upon a time"]
-    logprobs = [c["logprobs"]["token_logprobs"] for c in thoughtful.complete(texts, **scored)["choices"]]
+    logprobs = [
+        c["logprobs"]["token_logprobs"] for c in thoughtful.complete(texts, **scored)["choices"]
+    ]
     assert logprobs[0][1:] == pytest.approx(logprobs[1][1:]) and min(logprobs[1][1:]) > -9999
 
 
@@ -144,7 +163,10 @@ def test_a_huge_prompt_is_refused_at_once(server: Live) -> None:
         start = time.perf_counter()
         answer = server.post(path, fields)
         assert time.perf_counter() - start < 2  # tokenized, it took 12 s
-        assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+        assert (
+            answer.status_code == 400
+            and answer.json()["error"]["code"] == "context_length_exceeded"
+        )
 
 
 def test_more_prompts_than_fit_are_refused_before_they_are_read(server: Live) -> None:
@@ -159,7 +181,10 @@ def test_a_long_text_holds_up_nobody(server: Live) -> None:
 
     def tokenize_much() -> None:
         start = time.perf_counter()
-        assert server.post("/tokenize", {"prompt": "the quick fox " * 60_000}).json()["count"] == 180_002
+        assert (
+            server.post("/tokenize", {"prompt": "the quick fox " * 60_000}).json()["count"]
+            == 180_002
+        )
         took.append(time.perf_counter() - start)
 
     thread = threading.Thread(target=tokenize_much)
@@ -177,9 +202,17 @@ def test_texts_that_fill_the_context(server: Live) -> None:
     whole = [5] * 1024
     score = {"max_tokens": 0, "echo": True}
     scored = server.complete(whole, **score, logprobs=0)
-    assert len(scored["choices"][0]["logprobs"]["tokens"]) == scored["usage"]["prompt_tokens"] == 1024
+    assert (
+        len(scored["choices"][0]["logprobs"]["tokens"]) == scored["usage"]["prompt_tokens"] == 1024
+    )
     assert server.complete(whole, **score)["usage"]["prompt_tokens"] == 1024
-    for fields in ({"prompt": [*whole, 5], **score}, {"prompt": whole, "max_tokens": 1, "echo": True}):
+    for fields in (
+        {"prompt": [*whole, 5], **score},
+        {"prompt": whole, "max_tokens": 1, "echo": True},
+    ):
         answer = server.post(COMPLETIONS, fields)
-        assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+        assert (
+            answer.status_code == 400
+            and answer.json()["error"]["code"] == "context_length_exceeded"
+        )
     server.wait_idle()

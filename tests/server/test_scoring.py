@@ -11,10 +11,16 @@ import torch
 from midlogit import SamplingParams
 from tests.server.conftest import Live
 
-TEXTS = ["The fox ran to the river.", "Once upon a time there was a little dog who liked to run.", "Hi!"]
+TEXTS = [
+    "The fox ran to the river.",
+    "Once upon a time there was a little dog who liked to run.",
+    "Hi!",
+]
 
 
-def log_q(base_V: np.ndarray, teacher_V: np.ndarray, live: Live, token_id: int, top_p: float | None) -> float:
+def log_q(
+    base_V: np.ndarray, teacher_V: np.ndarray, live: Live, token_id: int, top_p: float | None
+) -> float:
     """log q of a token by the definition: mask, merge the stops, cut the nucleus, find α, normalise."""
     outcomes = live.pair.mixing.outcomes(SamplingParams())
     rows = []
@@ -61,7 +67,13 @@ def reference(
             for model, ids in zip(models, (base_ids, teacher_ids), strict=True)
         )
     return [
-        log_q(base_TV[len(base_ids) - k - 1], teacher_TV[len(teacher_ids) - k - 1], live, teacher_ids[-k], top_p)
+        log_q(
+            base_TV[len(base_ids) - k - 1],
+            teacher_TV[len(teacher_ids) - k - 1],
+            live,
+            teacher_ids[-k],
+            top_p,
+        )
         for k in range(given, 0, -1)
     ]
 
@@ -70,22 +82,30 @@ def reference(
 def test_scores_are_log_q(
     server: Live, models: tuple[torch.nn.Module, torch.nn.Module], preset: str, top_p: float | None
 ) -> None:
-    answer = server.complete(TEXTS, echo=True, max_tokens=0, logprobs=1, midlogit={"preset": preset})
+    answer = server.complete(
+        TEXTS, echo=True, max_tokens=0, logprobs=1, midlogit={"preset": preset}
+    )
     for text, choice in zip(TEXTS, answer["choices"], strict=True):
         ids = server.pair.mixing.teacher.encode(text)
         first, *scores = choice["logprobs"]["token_logprobs"]
         assert first is None and choice["logprobs"]["top_logprobs"][0] is None
-        assert scores == pytest.approx(reference(models, server, ids, ids, len(ids) - 1, top_p), abs=1e-4)
+        assert scores == pytest.approx(
+            reference(models, server, ids, ids, len(ids) - 1, top_p), abs=1e-4
+        )
         assert choice["text"] == "".join(choice["logprobs"]["tokens"]) == text
         assert [
             text[o : o + len(t)]
-            for o, t in zip(choice["logprobs"]["text_offset"], choice["logprobs"]["tokens"], strict=True)
+            for o, t in zip(
+                choice["logprobs"]["text_offset"], choice["logprobs"]["tokens"], strict=True
+            )
         ] == choice["logprobs"]["tokens"]
         assert choice["finish_reason"] == "length"
     assert answer["usage"]["completion_tokens"] == 0
 
 
-def test_each_side_after_its_own_context(server: Live, models: tuple[torch.nn.Module, torch.nn.Module]) -> None:
+def test_each_side_after_its_own_context(
+    server: Live, models: tuple[torch.nn.Module, torch.nn.Module]
+) -> None:
     mixing = server.pair.mixing
     ending = " the fox ran home."
     prompt, base_prompt = "In the evening" + ending, "Long ago, in the big forest," + ending
@@ -97,7 +117,9 @@ def test_each_side_after_its_own_context(server: Live, models: tuple[torch.nn.Mo
     scored = [lp for lp in choice["logprobs"]["token_logprobs"] if lp is not None]
     assert len(scored) >= given
     assert choice["midlogit"]["first_scored"] == len(teacher_ids) - len(scored)
-    assert scored == pytest.approx(reference(models, server, base_ids, teacher_ids, len(scored), None), abs=1e-4)
+    assert scored == pytest.approx(
+        reference(models, server, base_ids, teacher_ids, len(scored), None), abs=1e-4
+    )
 
 
 def test_scores_agree_with_generation(server: Live) -> None:
@@ -122,7 +144,9 @@ def test_scores_agree_with_generation(server: Live) -> None:
 def test_one_token_and_longer_texts(server: Live) -> None:
     one = server.complete([9], echo=True, max_tokens=0, logprobs=2)["choices"][0]["logprobs"]
     assert one["token_logprobs"] == [None] and one["top_logprobs"] == [None]
-    both = server.complete(TEXTS[0], echo=True, max_tokens=1, logprobs=1, temperature=0)["choices"][0]
+    both = server.complete(TEXTS[0], echo=True, max_tokens=1, logprobs=1, temperature=0)["choices"][
+        0
+    ]
     count = len(server.pair.mixing.teacher.encode(TEXTS[0]))
     assert len(both["logprobs"]["tokens"]) == count + 1
     assert both["text"].startswith(TEXTS[0])
@@ -133,16 +157,28 @@ def test_one_token_and_longer_texts(server: Live) -> None:
 def test_greedy_flags(server: Live) -> None:
     """A token is the most likely one exactly if no candidate of its entry beats it."""
     made = server.complete(
-        TEXTS[1], max_tokens=12, temperature=0, return_token_ids=True, midlogit={"preset": "exploratory"}
+        TEXTS[1],
+        max_tokens=12,
+        temperature=0,
+        return_token_ids=True,
+        midlogit={"preset": "exploratory"},
     )
     choice = made["choices"][0]
     ids = choice["prompt_token_ids"] + choice["token_ids"]
-    body = {"echo": True, "max_tokens": 1, "logprobs": 1, "temperature": 0, "midlogit": {"preset": "exploratory"}}
+    body = {
+        "echo": True,
+        "max_tokens": 1,
+        "logprobs": 1,
+        "temperature": 0,
+        "midlogit": {"preset": "exploratory"},
+    }
     logprobs = server.complete(ids, **body)["choices"][0]["logprobs"]
     start = len(choice["prompt_token_ids"])
     greedy = [
         lp == max(top.values())
-        for lp, top in zip(logprobs["token_logprobs"][1:-1], logprobs["top_logprobs"][1:-1], strict=True)
+        for lp, top in zip(
+            logprobs["token_logprobs"][1:-1], logprobs["top_logprobs"][1:-1], strict=True
+        )
     ]
     assert all(greedy[start - 1 :]) and not all(greedy[: start - 1])
 
@@ -150,7 +186,15 @@ def test_greedy_flags(server: Live) -> None:
 def test_the_library_scores_too(server: Live) -> None:
     params = SamplingParams.preset("exploratory", top_logprobs=2)
     scores = server.pair.score(TEXTS, params)
-    answer = server.complete(TEXTS, echo=True, max_tokens=0, logprobs=2, midlogit={"preset": "exploratory"})
+    answer = server.complete(
+        TEXTS, echo=True, max_tokens=0, logprobs=2, midlogit={"preset": "exploratory"}
+    )
     for found, choice in zip(scores, answer["choices"], strict=True):
-        assert found.diagnostics.logprobs == pytest.approx(choice["logprobs"]["token_logprobs"][1:], abs=1e-5)
-        assert found.first == 1 and found.top is not None and len(found.top) == len(found.token_ids) - 1
+        assert found.diagnostics.logprobs == pytest.approx(
+            choice["logprobs"]["token_logprobs"][1:], abs=1e-5
+        )
+        assert (
+            found.first == 1
+            and found.top is not None
+            and len(found.top) == len(found.token_ids) - 1
+        )

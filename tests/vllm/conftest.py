@@ -21,11 +21,19 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 CONTEXT = 256
 BLOCK = 32  # tokens of a KV cache block
-BASE_TOKEN, TEACHER_TOKEN = 2 * 4 * 3 * 64 * 4, 2 * 8 * 2 * 64 * 4  # bytes of cache per token, float32
+BASE_TOKEN, TEACHER_TOKEN = (
+    2 * 4 * 3 * 64 * 4,
+    2 * 8 * 2 * 64 * 4,
+)  # bytes of cache per token, float32
 
 
 def open_pair(**changes: Any) -> Pair:
-    options = {"dtype": "float32", "enforce_eager": True, "block_size": BLOCK, "max_model_len": CONTEXT}
+    options = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "block_size": BLOCK,
+        "max_model_len": CONTEXT,
+    }
     return Pair.vllm(**{**options, **changes})
 
 
@@ -54,7 +62,9 @@ def open_crowded(**changes: Any) -> Pair:
     sides, are too small for the sequences that run: they are preempted.
     """
     caches = (16 * BLOCK * BASE_TOKEN, 12 * BLOCK * TEACHER_TOKEN)
-    return open_pair(max_num_seqs=32, max_num_batched_tokens=64, kv_cache_memory_bytes=caches, **changes)
+    return open_pair(
+        max_num_seqs=32, max_num_batched_tokens=64, kv_cache_memory_bytes=caches, **changes
+    )
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,14 @@ import pytest
 import torch
 import vllm
 
-from midlogit import EngineFailure, InvalidRequest, Pair, PairMismatch, PromptTooLong, SamplingParams
+from midlogit import (
+    EngineFailure,
+    InvalidRequest,
+    Pair,
+    PairMismatch,
+    PromptTooLong,
+    SamplingParams,
+)
 from midlogit.engines.vllm.core import Core
 from midlogit.engines.vllm.inputs import DeviceTokens
 from midlogit.engines.vllm.memory import GIB, Need, split
@@ -25,9 +32,13 @@ from tests.vllm.conftest import CONTEXT, open_pair
 
 
 @pytest.mark.parametrize("version", ["0.23.1", "0.33.0", "1.0.0"])
-def test_another_vllm_is_named_with_those_that_are_known(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+def test_another_vllm_is_named_with_those_that_are_known(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
     monkeypatch.setattr(vllm, "__version__", version)
-    with pytest.raises(UnsupportedVersion, match=rf"vLLM {version} is installed; .* knows 0.24 to 0.32"):
+    with pytest.raises(
+        UnsupportedVersion, match=rf"vLLM {version} is installed; .* knows 0.24 to 0.32"
+    ):
         Pair.vllm()
 
 
@@ -60,7 +71,9 @@ def test_a_cache_too_small_for_the_context_is_said_by_vllm() -> None:
         open_pair(kv_cache_memory_bytes=(2**24, 2**16))
 
 
-def test_a_vllm_without_the_internals_is_refused(crowded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vllm_without_the_internals_is_refused(
+    crowded: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     core = crowded.engine.cores[0]
     monkeypatch.delattr(type(core._runner), "_to_list")
     monkeypatch.delattr(type(core._runner).__mro__[1], "_to_list")
@@ -72,9 +85,15 @@ def test_a_vllm_without_the_internals_is_refused(crowded: Pair, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("option", "says"),
     [
-        ({"speculative_config": {"method": "ngram"}}, "speculative_config cannot be used here: .* q\\* has a sampler"),
+        (
+            {"speculative_config": {"method": "ngram"}},
+            "speculative_config cannot be used here: .* q\\* has a sampler",
+        ),
         ({"structured_outputs_config": {}}, "structured_outputs_config cannot be used here"),
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size cannot be used here: .* parallel groups"),
+        (
+            {"tensor_parallel_size": 2},
+            "tensor_parallel_size cannot be used here: .* parallel groups",
+        ),
         ({"async_scheduling": True}, "async_scheduling cannot be used here"),
         ({"speling": 1}, "no option 'speling'"),
         ({"max_num_seqs": 0}, "max_num_seqs is 0"),
@@ -105,9 +124,13 @@ def test_models_that_do_not_fit_say_what_they_need() -> None:
     room = {"utilization": 0.9, "context": 2048, "total": 80 * GIB, "free": 79 * GIB, "given": None}
     fits = split(need, larger, **room)
     spare = 0.9 * 80 * GIB - need.weights - larger.weights - need.forward - larger.forward
-    assert fits.base_cache == pytest.approx(spare / 2, rel=1e-6)  # the same cache per token on both sides
+    assert fits.base_cache == pytest.approx(
+        spare / 2, rel=1e-6
+    )  # the same cache per token on both sides
     assert fits.base_share + fits.teacher_share == pytest.approx(0.9, rel=1e-6)
-    with pytest.raises(DoesNotFit, match=r"large needs 7\d\.\d GiB without its cache.*79\.0 GiB of 80\.0 are free"):
+    with pytest.raises(
+        DoesNotFit, match=r"large needs 7\d\.\d GiB without its cache.*79\.0 GiB of 80\.0 are free"
+    ):
         split(need, replace(larger, weights=70 * GIB), **room)
     with pytest.raises(DoesNotFit, match="caches for 2048 tokens"):
         split(need, larger, **{**room, "given": (GIB, 60 * GIB)})
@@ -130,12 +153,16 @@ def test_one_pair_per_process(crowded: Pair) -> None:
         open_pair()
 
 
-def test_an_engine_that_dies_returns_the_tokens_so_far(crowded: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_dies_returns_the_tokens_so_far(
+    crowded: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last test of the module: the pair is of no use after it."""
     executed = 0
     execute = Core.execute
 
-    def failing(core: Core, step: ScheduledStep, device_tokens: DeviceTokens | None = None) -> ExecutedStep:
+    def failing(
+        core: Core, step: ScheduledStep, device_tokens: DeviceTokens | None = None
+    ) -> ExecutedStep:
         nonlocal executed
         executed += 1
         if executed > 24:

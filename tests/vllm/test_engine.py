@@ -55,12 +55,23 @@ def require_equal(found: list[Completion], expected: list[Completion]) -> None:
             theirs.text, theirs.finish_reason, theirs.stop_reason,
         )  # fmt: skip
         assert ours.diagnostics.alpha == pytest.approx(theirs.diagnostics.alpha, abs=1e-4)
-        for name in ("kl_base", "kl_teacher", "logprobs", "base_logprobs", "teacher_logprobs", "entropy"):
-            assert getattr(ours.diagnostics, name) == pytest.approx(getattr(theirs.diagnostics, name), abs=1e-3)
+        for name in (
+            "kl_base",
+            "kl_teacher",
+            "logprobs",
+            "base_logprobs",
+            "teacher_logprobs",
+            "entropy",
+        ):
+            assert getattr(ours.diagnostics, name) == pytest.approx(
+                getattr(theirs.diagnostics, name), abs=1e-3
+            )
 
 
 @pytest.mark.parametrize("preset", ["balanced", "exploratory"])
-def test_greedy_equals_the_local_engine_in_chunks_and_preempted(pair: Pair, crowded: Pair, preset: str) -> None:
+def test_greedy_equals_the_local_engine_in_chunks_and_preempted(
+    pair: Pair, crowded: Pair, preset: str
+) -> None:
     asked = SamplingParams.preset(preset, temperature=0, max_tokens=40)
     with preemptions(crowded) as counts:
         found = crowded.generate(PROMPTS, asked, base_prompts=BASE_PROMPTS)
@@ -86,7 +97,9 @@ def test_drafts_are_accepted_among_chunks_and_preemptions(pair: Pair, crowded: P
     engine.observer = None
     after = crowded.statistics()["speculation"]
     num_bonus = sum(record.num_bonus for record in records)
-    assert max(len(pair.mixing.base.encode(p)) for p in base_prompts) > 64  # more than a step computes
+    assert (
+        max(len(pair.mixing.base.encode(p)) for p in base_prompts) > 64
+    )  # more than a step computes
     assert sum(counts) > 0
     rounds, accepted = (after[key] - before[key] for key in ("rounds", "accepted"))
     if after["drafts_in_use"] == {"all": 0}:
@@ -97,10 +110,14 @@ def test_drafts_are_accepted_among_chunks_and_preemptions(pair: Pair, crowded: P
     require_empty(crowded)
 
 
-def test_sampled_text_is_that_of_the_local_engine_at_the_same_seed(pair: Pair, crowded: Pair) -> None:
+def test_sampled_text_is_that_of_the_local_engine_at_the_same_seed(
+    pair: Pair, crowded: Pair
+) -> None:
     for asked in (
         SamplingParams(seed=3, max_tokens=30, n=2),
-        SamplingParams.preset("exploratory", seed=4, max_tokens=30, temperature=0.8, alpha_rule=KLBudget(0.05)),
+        SamplingParams.preset(
+            "exploratory", seed=4, max_tokens=30, temperature=0.8, alpha_rule=KLBudget(0.05)
+        ),
         SamplingParams(seed=5, max_tokens=30, min_tokens=20, stop=("the",), stop_token_ids=(300,)),
     ):
         require_equal(
@@ -139,7 +156,9 @@ def test_candidates_are_reported_where_asked_for(pair: Pair, crowded: Pair) -> N
     batches = [crowded.as_completed([QUESTIONS[i]], params) for i, params in enumerate(asked)]
     found = [next(iter(batch)) for batch in batches]
     expected = [pair.generate([QUESTIONS[i]], params)[0] for i, params in enumerate(asked)]
-    assert [[i for i, _ in top.q] for top in found[0].top] == [[i for i, _ in top.q] for top in expected[0].top]
+    assert [[i for i, _ in top.q] for top in found[0].top] == [
+        [i for i, _ in top.q] for top in expected[0].top
+    ]
     assert found[1].top is None
     require_equal(found, expected)
 
@@ -149,14 +168,18 @@ def test_streams_pieces_as_they_are_drawn(crowded: Pair) -> None:
     assert all(isinstance(event, Token) for event in events[:-1])
     assert "".join(event.text for event in events[:-1]) == events[-1].text
     assert [event.token_id for event in events[:-1]] == events[-1].token_ids
-    for event in crowded.stream(QUESTIONS[1], SamplingParams(max_tokens=200, ignore_eos=True), chat=True):
+    for event in crowded.stream(
+        QUESTIONS[1], SamplingParams(max_tokens=200, ignore_eos=True), chat=True
+    ):
         if isinstance(event, Token) and event.position == 3:
             break  # leaving early aborts the request
     crowded.generate(QUESTIONS[:1], GREEDY)
     require_empty(crowded)
 
 
-@pytest.mark.parametrize("crowded", [3], indirect=True, ids=["drafting"])  # steps that admit are lock-step
+@pytest.mark.parametrize(
+    "crowded", [3], indirect=True, ids=["drafting"]
+)  # steps that admit are lock-step
 def test_two_thousand_requests_leave_nothing_behind(crowded: Pair) -> None:
     """Random lengths and aborts in a cache too small for them: none is lost, nothing hangs, no block is held."""
     chance = random.Random(5)
@@ -164,7 +187,9 @@ def test_two_thousand_requests_leave_nothing_behind(crowded: Pair) -> None:
     for number in range(200):
         prompts = [" ".join(["word"] * chance.randrange(1, 60)) for _ in range(10)]
         base_prompts = [" ".join(["river"] * chance.randrange(1, 60)) for _ in range(10)]
-        params = SamplingParams(max_tokens=chance.randrange(1, 12), seed=number, ignore_eos=chance.random() < 0.5)
+        params = SamplingParams(
+            max_tokens=chance.randrange(1, 12), seed=number, ignore_eos=chance.random() < 0.5
+        )
         batches.append(crowded.as_completed(prompts, params, base_prompts=base_prompts))
     finished, aborted = [], []
     with preemptions(crowded) as counts:

@@ -18,7 +18,11 @@ pytestmark = pytest.mark.gpu
 @torch.inference_mode()
 def logprobs_alone(prompt: list[int], tokens: list[int], model) -> list[float]:
     """log-probabilities of the tokens after the prompt by one plain float32 forward."""
-    rows = model(torch.tensor([prompt + tokens], device="cuda")).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    rows = (
+        model(torch.tensor([prompt + tokens], device="cuda"))
+        .logits[0, len(prompt) - 1 : -1]
+        .log_softmax(-1)
+    )
     return rows[range(len(tokens)), tokens].tolist()
 
 
@@ -28,7 +32,12 @@ def test_rows_belong_to_their_sequences(speculation: int | str) -> None:
     prompts = [" ".join(["river"] * (13 * n % 60)) + QUESTIONS[n % 16] for n in range(96)]
     base_prompts = [" ".join(["stone"] * (7 * n % 50)) + QUESTIONS[(n + 3) % 16] for n in range(96)]
     params = SamplingParams(seed=1, max_tokens=40)
-    options = {"dtype": "bfloat16", "max_num_seqs": 64, "max_model_len": 512, "max_num_batched_tokens": 512}
+    options = {
+        "dtype": "bfloat16",
+        "max_num_seqs": 64,
+        "max_model_len": 512,
+        "max_num_batched_tokens": 512,
+    }
     with Pair.vllm(speculation=speculation, **options) as pair:
         found = pair.generate(prompts, params, base_prompts=base_prompts)
         again = pair.generate(prompts[:8], params, base_prompts=base_prompts[:8])
@@ -36,19 +45,33 @@ def test_rows_belong_to_their_sequences(speculation: int | str) -> None:
         require_empty(pair)
         assert (pair.statistics()["speculation"]["accepted"] > 500) is (speculation != "off")
     assert {c.finish_reason for c in found} <= {"stop", "length"}
-    assert sum(a.token_ids == b.token_ids for a, b in zip(again, found, strict=False)) >= 6  # batches round differently
+    assert (
+        sum(a.token_ids == b.token_ids for a, b in zip(again, found, strict=False)) >= 6
+    )  # batches round differently
     for side, texts in (("base", base_prompts), ("teacher", prompts)):
-        model = transformers.AutoModelForCausalLM.from_pretrained(bundled(side), dtype=torch.float32).cuda().eval()
+        model = (
+            transformers.AutoModelForCausalLM.from_pretrained(bundled(side), dtype=torch.float32)
+            .cuda()
+            .eval()
+        )
         off = []
         for completion, text in zip(found, texts, strict=True):
             tokens = completion.token_ids[:-1]  # the last may stand for the merged stop ids
             alone = logprobs_alone(getattr(mixing, side).encode(text), tokens, model)
-            off += list(np.abs(np.subtract(alone, getattr(completion.diagnostics, f"{side}_logprobs")[: len(tokens)])))
+            off += list(
+                np.abs(
+                    np.subtract(
+                        alone, getattr(completion.diagnostics, f"{side}_logprobs")[: len(tokens)]
+                    )
+                )
+            )
         assert len(off) > 1000 and np.mean(off) < 0.03 and max(off) < 0.6
     kls = [
         abs(a - b)
         for c in found
-        for a, b, free in zip(c.diagnostics.kl_base, c.diagnostics.kl_teacher, c.diagnostics.alpha, strict=True)
+        for a, b, free in zip(
+            c.diagnostics.kl_base, c.diagnostics.kl_teacher, c.diagnostics.alpha, strict=True
+        )
         if free < 1
     ]
     assert len(kls) > 1000 and max(kls) < 1e-4

@@ -31,7 +31,11 @@ def test_the_draw_is_exact(models) -> None:
                 model(torch.tensor([side.encode(prompt)])).logits[0, -1].double().tolist()
                 for model, side in zip(models, (pair.mixing.base, pair.mixing.teacher), strict=True)
             )
-            q = np.array(reference.mixture(base, teacher, masked_ids=pair.mixing.special_ids, stop_ids=stop_ids).q)
+            q = np.array(
+                reference.mixture(
+                    base, teacher, masked_ids=pair.mixing.special_ids, stop_ids=stop_ids
+                ).q
+            )
             outcomes = [stop_ids[0] if token in stop_ids else token for token in drawn]
             assert (q * len(drawn) >= 8).sum() >= 10
             assert chi_square_p(outcomes, q) > 1e-3

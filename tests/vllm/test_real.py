@@ -19,7 +19,9 @@ def test_smollm_against_itself_with_another_prompt() -> None:
     """A real tokenizer and 49,152 ids: the same model on both sides, which see different prompts."""
     folder = Path(os.environ["MIDLOGIT_MODELS"]) / "smollm2-135m"
     asked = SamplingParams.preset("exploratory", temperature=0, max_tokens=24)
-    with open_pair(base=folder, teacher=folder, max_num_seqs=32, max_num_batched_tokens=64, max_model_len=512) as ours:
+    with open_pair(
+        base=folder, teacher=folder, max_num_seqs=32, max_num_batched_tokens=64, max_model_len=512
+    ) as ours:
         found = ours.generate(PROMPTS, asked, base_prompts=BASE_PROMPTS)
         require_empty(ours)
     with Pair.local(folder, folder, device="cpu", dtype="float32") as local:
@@ -37,7 +39,9 @@ def test_greedy_drafts_of_a_real_pair_give_the_text_of_lock_step() -> None:
         models = {"base": folder / "qwen-0.5b", "teacher": folder / "qwen-1.5b"}
         with open_pair(**models, speculation=speculation) as pair:
             found = pair.generate(CHATS, asked, chat=True)
-            assert (pair.statistics()["speculation"]["accepted"] > 12 * 20) is (speculation != "off")
+            assert (pair.statistics()["speculation"]["accepted"] > 12 * 20) is (
+                speculation != "off"
+            )
             return found
 
     assert require_equal_up_to_ties(texts(4), texts("off")) > 12 * 30

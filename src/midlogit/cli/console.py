@@ -21,7 +21,9 @@ from midlogit.errors import MidlogitError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-SIGNALS = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
+SIGNALS = [
+    number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))
+]
 PATIENCE_S = 1.0  # wait for a stalled reader after a second signal
 TICK_S = 0.1
 
@@ -105,7 +107,9 @@ class Output(io.FileIO):
                 self._lose("Whoever read standard output has gone; the rest is not written", "")
             except OSError as error:
                 self._take_back(size - len(rest))
-                self._lose(f"Cannot write to standard output: {error.strerror}", "The rest is not written.")
+                self._lose(
+                    f"Cannot write to standard output: {error.strerror}", "The rest is not written."
+                )
         return size
 
     def _take_back(self, written: int) -> None:
@@ -135,7 +139,9 @@ def set_up_streams() -> None:
     if sys.stdout is None:
         raise OutputLost("Standard output is closed.", "Give it a file or a reader.")
     encoding, lines = sys.stdout.encoding, sys.stdout.isatty()
-    sys.stdout = io.TextIOWrapper(io.BufferedWriter(Output()), encoding, errors="replace", line_buffering=lines)
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(Output()), encoding, errors="replace", line_buffering=lines
+    )
 
 
 def write_text(text: str) -> None:

@@ -24,7 +24,9 @@ TRACED = 12
 CONTEXT_CHARACTERS = 44
 
 
-def run_demo(prompt: str, params: SamplingParams, options: PairOptions, chat_template_kwargs: TemplateOptions) -> None:
+def run_demo(
+    prompt: str, params: SamplingParams, options: PairOptions, chat_template_kwargs: TemplateOptions
+) -> None:
     """Runs and prints the demo.
 
     Raises:
@@ -52,7 +54,9 @@ def run_demo(prompt: str, params: SamplingParams, options: PairOptions, chat_tem
                 constraint_to_target=False,
                 top_logprobs=0,
             )
-            text = pair.generate([prompt], alone, chat=True, chat_template_kwargs=chat_template_kwargs)[0].text
+            text = pair.generate(
+                [prompt], alone, chat=True, chat_template_kwargs=chat_template_kwargs
+            )[0].text
             print(f"  {_paint(f'{name:<8}', alpha)} {' '.join(text.split())}")
 
         _print_trace(pair, tokens)
@@ -76,14 +80,18 @@ def _write(
 def _print_trace(pair: Pair, tokens: list[Token]) -> None:
     """Prints the first sampled tokens, each with the most likely token of each model alone."""
     print(f"\nThe first {min(TRACED, len(tokens))} tokens:")
-    print(f"  {'drawn':<14}{'α':>6}{'KL base':>9}{'KL teacher':>12}   {'base would say':<20}teacher would say")
+    print(
+        f"  {'drawn':<14}{'α':>6}{'KL base':>9}{'KL teacher':>12}   {'base would say':<20}teacher would say"
+    )
     for token in tokens[:TRACED]:
         d = token.decision
         assert d.top is not None
         said = [_choices(pair, candidates, 1) for candidates in (d.top.base, d.top.teacher)]
         name = _paint(f"{token.token!r:<14}", d.alpha)
         note = "  (forced)" if d.forced else ""
-        print(f"  {name}{d.alpha:>6.3f}{d.kl_base:>z9.4f}{d.kl_teacher:>z12.4f}   {said[0]:<20}{said[1]}{note}")
+        print(
+            f"  {name}{d.alpha:>6.3f}{d.kl_base:>z9.4f}{d.kl_teacher:>z12.4f}   {said[0]:<20}{said[1]}{note}"
+        )
 
 
 def _print_figures(completion: Completion, seconds: float) -> None:
@@ -119,7 +127,9 @@ def _print_disagreements(pair: Pair, tokens: list[Token]) -> None:
     for token in sorted(most, key=lambda token: token.position):
         d = token.decision
         assert d.top is not None
-        before = "".join(t.text for t in tokens[: token.position])[-CONTEXT_CHARACTERS:].replace("\n", " ")
+        before = "".join(t.text for t in tokens[: token.position])[-CONTEXT_CHARACTERS:].replace(
+            "\n", " "
+        )
         print(f"  …{before}[{token.token}]   α {d.alpha:.3f}, KL {d.kl_base:.3f} to each")
         for name, candidates, alpha in (
             ("base", d.top.base, 0.0),

@@ -50,7 +50,9 @@ def _folders(options: PairOptions, width: int) -> int:
 
     unsupported = {c.name: c.unsupported_layers for c in checkpoints if c.unsupported_layers}
     for name, kinds in unsupported.items():
-        print(f"verdict    {name} has layers that the local engine cannot batch: {', '.join(sorted(kinds))}")
+        print(
+            f"verdict    {name} has layers that the local engine cannot batch: {', '.join(sorted(kinds))}"
+        )
     if unsupported:
         return 1
 
@@ -83,7 +85,9 @@ def _can_be_mixed(mixing: Mixing) -> None:
     for side, model in (("base", mixing.base), ("teacher", mixing.teacher)):
         if (files := files_of(model)) is not None and not files.has_default_template:
             names = " or ".join(files.template_names)
-            print(f"           chat needs a choice of the {side}'s template: --{side}-chat-template {names}")
+            print(
+                f"           chat needs a choice of the {side}'s template: --{side}-chat-template {names}"
+            )
 
 
 def _describe_served(side: OpenedSide) -> None:
@@ -91,8 +95,14 @@ def _describe_served(side: OpenedSide) -> None:
     for facts in side.facts:
         print(f"{facts.endpoint.side:<11}{facts.endpoint.name.partition(' ')[2]}")
         print(f"           vLLM {facts.version or 'of unknown version'} serving {facts.model}")
-        scored = "chosen ids can be scored" if facts.scores else "chosen ids cannot be scored: bounds are wider"
-        print(f"           up to {facts.max_logprobs} log-probabilities per token by token id; {scored}")
+        scored = (
+            "chosen ids can be scored"
+            if facts.scores
+            else "chosen ids cannot be scored: bounds are wider"
+        )
+        print(
+            f"           up to {facts.max_logprobs} log-probabilities per token by token id; {scored}"
+        )
     template = _template(model)
     print(f"           context {model.max_context}, {model.logit_size} logits, {template}")
     source = "asked of the server" if model.vocabulary is None else f"files in {model.name}"
@@ -100,14 +110,26 @@ def _describe_served(side: OpenedSide) -> None:
 
 
 def _describe(side: str, checkpoint: Checkpoint, width: int) -> None:
-    stop = ", ".join(f"{i} {checkpoint.vocabulary.get(i, '?')}" for i in checkpoint.stop_ids) or "none"
+    stop = (
+        ", ".join(f"{i} {checkpoint.vocabulary.get(i, '?')}" for i in checkpoint.stop_ids) or "none"
+    )
     template = _template(checkpoint)
     print(f"{side:<11}{checkpoint.name}")
-    print(f"           {checkpoint.config.model_type}, context {checkpoint.max_context}, {template}")
-    print(f"           {len(checkpoint.vocabulary)} tokens, {checkpoint.logit_size} logits, stop ids: {stop}")
+    print(
+        f"           {checkpoint.config.model_type}, context {checkpoint.max_context}, {template}"
+    )
+    print(
+        f"           {len(checkpoint.vocabulary)} tokens, {checkpoint.logit_size} logits, stop ids: {stop}"
+    )
     count = weight_count(checkpoint)
-    weights = f"{count / 1e6:.1f} M weights, {_size(count * width)}" if count else "weights not on this machine"
-    print(f"           {weights}; KV cache {_size(kv_values_per_token(checkpoint) * width)} per token")
+    weights = (
+        f"{count / 1e6:.1f} M weights, {_size(count * width)}"
+        if count
+        else "weights not on this machine"
+    )
+    print(
+        f"           {weights}; KV cache {_size(kv_values_per_token(checkpoint) * width)} per token"
+    )
 
 
 def _template(model: Model) -> str:
@@ -128,12 +150,18 @@ def _describe_mixture(mixing: Mixing) -> None:
     if mixing.base.vocabulary is None or mixing.teacher.vocabulary is None:
         print(f"ids        {alignment.size} used; the tokenizers agree on the probe texts")
     else:
-        print(f"ids        {alignment.size} used; {differing}; {len(alignment.undefined)} undefined, masked")
+        print(
+            f"ids        {alignment.size} used; {differing}; {len(alignment.undefined)} undefined, masked"
+        )
     merged = " counted as one outcome" if len(mixing.stop_ids) > 1 else ""
-    alone = "".join(f"; {i} is of the {side} alone" for i, side in mixing.stops_of_one_model.items())
+    alone = "".join(
+        f"; {i} is of the {side} alone" for i, side in mixing.stops_of_one_model.items()
+    )
     print(f"stop       {_ids(mixing.stop_ids)}{merged}{alone}")
     print(f"special    {_ids(sorted(mixing.special_ids))} masked by default")
-    print(f"context    {min(mixing.base.max_context, mixing.teacher.max_context)} tokens, the smaller of the two")
+    print(
+        f"context    {min(mixing.base.max_context, mixing.teacher.max_context)} tokens, the smaller of the two"
+    )
 
 
 def _describe_memory(checkpoints: tuple[Checkpoint, Checkpoint], width: int) -> None:
@@ -143,7 +171,9 @@ def _describe_memory(checkpoints: tuple[Checkpoint, Checkpoint], width: int) -> 
     per_token = sum(kv_values_per_token(c) for c in checkpoints)
     caches = _size(per_token * width * context * SHOWN_SEQUENCES)
     weights = _size(sum(c or 0 for c in counts) * width) if all(counts) else "unknown"
-    print(f"memory     weights {weights}; KV caches {caches} for {SHOWN_SEQUENCES} sequences of {context} tokens")
+    print(
+        f"memory     weights {weights}; KV caches {caches} for {SHOWN_SEQUENCES} sequences of {context} tokens"
+    )
 
 
 def _ids(ids: tuple[int, ...] | list[int]) -> str:

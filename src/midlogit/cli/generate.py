@@ -62,12 +62,16 @@ class Job:
         if self.stream and self.params.n > 1:
             raise InvalidRequest("--stream shows one completion per prompt.", "Leave out --n.")
         if self.base_prompt is not None and self.columns.base_prompt is not None:
-            raise InvalidRequest("--base-prompt and --base-prompt-column exclude each other.", "Leave one out.")
+            raise InvalidRequest(
+                "--base-prompt and --base-prompt-column exclude each other.", "Leave one out."
+            )
 
         if not self.prompts:
             return read_rows(self.file, self.encoding, self.columns)
         if self.file is not None or self.columns.are_named:
-            raise InvalidRequest("There are prompts on the command line and an input to read.", "Leave one out.")
+            raise InvalidRequest(
+                "There are prompts on the command line and an input to read.", "Leave one out."
+            )
         return rows_of_arguments(self.prompts)
 
 
@@ -89,7 +93,9 @@ def run_generate(job: Job, options: PairOptions) -> int:
 
     with Signals() as signals, open_pair(options) as pair:
         requests = _prepare(pair, job, rows)
-        _require_enough(job, rows, errors | {r.index: r.error for r in requests if r.error is not None})
+        _require_enough(
+            job, rows, errors | {r.index: r.error for r in requests if r.error is not None}
+        )
         shown = not job.stream and len(requests) > 1 and sys.stderr.isatty()
         with (
             signals.noted(),
@@ -123,14 +129,20 @@ def _prepare(pair: Pair, job: Job, rows: list[Row]) -> list[Request]:
     if job.base_prompt is not None:
         base_prompts = [job.base_prompt] * len(read)
     elif job.columns.base_prompt is not None:
-        base_prompts = [prompt if row.base_prompt is None else row.base_prompt for _, row, prompt in read]
+        base_prompts = [
+            prompt if row.base_prompt is None else row.base_prompt for _, row, prompt in read
+        ]
 
     reading = Reading(job.chat, job.chat_template_kwargs)
-    requests = pair.prepare(prompts, job.params, reading, base_prompts=base_prompts, stream=job.stream, strict=False)
+    requests = pair.prepare(
+        prompts, job.params, reading, base_prompts=base_prompts, stream=job.stream, strict=False
+    )
     return [replace(request, index=read[request.index][0]) for request in requests]
 
 
-def _events(pair: Pair, requests: list[Request], in_turn: bool, signals: Signals) -> Iterator[Event]:
+def _events(
+    pair: Pair, requests: list[Request], in_turn: bool, signals: Signals
+) -> Iterator[Event]:
     """Runs the requests, together or in turn, and yields their events.
 
     A signal aborts what runs, which still yields what it has; a second one ends the wait for that.
@@ -192,7 +204,9 @@ class Printer:
     def _print(self, completion: Completion) -> None:
         is_error = completion.finish_reason == "error"
         if is_error:
-            completion = replace(completion, error=f"{self._rows[completion.index].where}: {completion.error}")
+            completion = replace(
+                completion, error=f"{self._rows[completion.index].where}: {completion.error}"
+            )
             self._print_error(str(completion.error))
         if self._job.json:
             # What was aborted is printed too: it was paid for, and finish_reason says what it is.

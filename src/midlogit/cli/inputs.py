@@ -62,7 +62,13 @@ def rows_of_arguments(prompts: list[str]) -> list[Row]:
         try:
             prompt.encode()
         except UnicodeEncodeError:
-            rows.append(Row(where, None, error="It holds bytes that are not UTF-8. Put it into a file: --input FILE."))
+            rows.append(
+                Row(
+                    where,
+                    None,
+                    error="It holds bytes that are not UTF-8. Put it into a file: --input FILE.",
+                )
+            )
         else:
             rows.append(Row(where, prompt))
     return rows
@@ -87,17 +93,23 @@ def read_rows(file: Path | None, encoding: str, columns: Columns) -> list[Row]:
 
     lines = LINE_END.split(_decode(data, encoding, name))
     is_json = columns.are_named or (file is not None and file.suffix.lower() in JSON_LINES)
-    numbered = [(f"{name}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    numbered = [
+        (f"{name}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()
+    ]
     if not numbered:
         raise InvalidRequest(f"{name[0].upper()}{name[1:]} holds no prompt.", "Give one per line.")
-    return [_json_row(where, line, columns) if is_json else Row(where, line) for where, line in numbered]
+    return [
+        _json_row(where, line, columns) if is_json else Row(where, line) for where, line in numbered
+    ]
 
 
 def _decode(data: bytes, encoding: str, name: str) -> str:
     """The text without a byte order mark."""
     hint = f"Save it as {encoding.upper()}, or name what it is, such as --encoding latin-1."
     if encoding.lower() in ("utf-8", "utf8") and data.startswith(WIDE_MARKS):
-        raise InvalidRequest(f"{name}, line 1: this is UTF-16, not UTF-8.", "Use --encoding utf-16.")
+        raise InvalidRequest(
+            f"{name}, line 1: this is UTF-16, not UTF-8.", "Use --encoding utf-16."
+        )
     try:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -105,7 +117,9 @@ def _decode(data: bytes, encoding: str, name: str) -> str:
         byte = f"the byte 0x{data[error.start]:02x} is not {encoding.upper()}"
         raise InvalidRequest(f"{name}, line {line}: {byte}.", hint) from None
     except (LookupError, ValueError) as error:
-        raise InvalidRequest(f"--encoding is {encoding!r}: {error}.", "Use a text encoding, such as latin-1.") from None
+        raise InvalidRequest(
+            f"--encoding is {encoding!r}: {error}.", "Use a text encoding, such as latin-1."
+        ) from None
 
 
 def _json_row(where: str, line: str, columns: Columns) -> Row:
@@ -133,7 +147,9 @@ def _value(row: dict[str, Any], names: tuple[str, ...]) -> Prompt:
     found = next((name for name in names if row.get(name) is not None), None)
     if found is None:
         shown = " or ".join(map(repr, names))
-        raise InvalidRequest(f"It has no {shown}.", f"Its columns are {', '.join(map(repr, row)) or 'none'}.")
+        raise InvalidRequest(
+            f"It has no {shown}.", f"Its columns are {', '.join(map(repr, row)) or 'none'}."
+        )
 
     value: Any = row[found]
     if not isinstance(value, str | list):

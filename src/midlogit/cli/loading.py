@@ -125,11 +125,15 @@ def open_pair(options: PairOptions) -> Pair:
 def _open_servers(options: PairOptions) -> Pair:
     engine = options.in_process.engine
     if engine != "auto":
-        raise InvalidRequest(f"--engine {engine} runs models here, and two servers are named.", "Leave it out.")
+        raise InvalidRequest(
+            f"--engine {engine} runs models here, and two servers are named.", "Leave it out."
+        )
     if find_spec("transformers") is not None:
         quiet_transformers()
 
-    return Pair.http(*options.upstreams, top_k=options.parsed_top_k(), speculation=options.speculation)
+    return Pair.http(
+        *options.upstreams, top_k=options.parsed_top_k(), speculation=options.speculation
+    )
 
 
 def _open_in_process(options: PairOptions) -> Pair:
@@ -183,14 +187,18 @@ def are_urls(base: str | None, teacher: str | None) -> bool:
     """
     if (base is None) != (teacher is None):
         missing = "--teacher" if teacher is None else "--base"
-        raise InvalidRequest(f"{missing} is missing.", "Name both models, or neither for the bundled pair.")
+        raise InvalidRequest(
+            f"{missing} is missing.", "Name both models, or neither for the bundled pair."
+        )
 
     urls = [
         name is not None and looks_like_server(name) and not Path(name).expanduser().exists()
         for name in (base, teacher)
     ]
     if any(urls) and not all(urls):
-        raise InvalidRequest("One model is a server and one a folder.", "Name two servers or two folders.")
+        raise InvalidRequest(
+            "One model is a server and one a folder.", "Name two servers or two folders."
+        )
     return all(urls)
 
 
@@ -205,21 +213,27 @@ def parse_speculation(text: str) -> SpeculationOption:
     return option  # type: ignore[no-any-return]
 
 
-def parse_template_kwargs(text: str | None, base_text: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def parse_template_kwargs(
+    text: str | None, base_text: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Variables of the chat templates of (base, teacher), from JSON objects: for both sides, and for the base instead.
 
     Raises:
         InvalidRequest: not a JSON object, or variables that cannot be honoured.
     """
     both = _template_kwargs("--chat-template-kwargs", text)
-    return _template_kwargs("--base-chat-template-kwargs", base_text) if base_text is not None else both, both
+    return _template_kwargs(
+        "--base-chat-template-kwargs", base_text
+    ) if base_text is not None else both, both
 
 
 def _template_kwargs(option: str, text: str | None) -> dict[str, Any]:
     try:
         given = {} if text is None else orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"{option} is not JSON: {error}.", 'Write {"enable_thinking": false}.') from None
+        raise InvalidRequest(
+            f"{option} is not JSON: {error}.", 'Write {"enable_thinking": false}.'
+        ) from None
     return template_variables(given)
 
 

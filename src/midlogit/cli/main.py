@@ -6,18 +6,16 @@ Exit codes: 0 done, 1 failure, 2 usage, 130 interrupted.
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from typer.core import TyperCommand
 
 from midlogit import __version__
+from midlogit.cli.command import PromptCommand
 from midlogit.cli.console import complain, set_up_streams
 from midlogit.cli.options import (
     Base,
@@ -47,29 +45,6 @@ from midlogit.cli.options import (
 )
 from midlogit.errors import InvalidRequest, MidlogitError
 
-OPTION = re.compile(r"--[a-z][a-z-]*(=.*)?", re.DOTALL)
-
-
-class PromptCommand(TyperCommand):
-    """A command with prompts as arguments; its errors say how to give one that begins with a dash."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given = list(args)
-        try:
-            return list(super().parse_args(ctx, args))
-        except Exception as error:
-            refused: Any = error
-            option = getattr(refused, "option_name", None)
-            if option and (
-                prompt := next((a for a in given if a.startswith(option) and not OPTION.fullmatch(a)), None)
-            ):
-                refused.message = (
-                    f"{refused.message}. A prompt that begins with a dash comes after --: "
-                    f"{ctx.command_path} -- {shlex.quote(prompt)}"
-                )
-            raise
-
-
 app = typer.Typer(
     help="Sample text from the exact middle of two language models.",
     no_args_is_help=True,
@@ -80,7 +55,9 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
     if version:
         print(f"midlogit {__version__}")
         raise typer.Exit
@@ -88,9 +65,9 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command(cls=PromptCommand)
 def demo(
-    prompt: Annotated[str, typer.Argument(help="The message to both models, each in its own template.")] = (
-        "Tell me a short story about a fox."
-    ),
+    prompt: Annotated[
+        str, typer.Argument(help="The message to both models, each in its own template.")
+    ] = ("Tell me a short story about a fox."),
     base: Base = None,
     teacher: Teacher = None,
     preset: PresetName = "balanced",
@@ -109,23 +86,35 @@ def demo(
     from midlogit.cli.loading import InProcess, PairOptions, parse_template_kwargs, upstream
     from midlogit.params import SamplingParams
 
-    params = SamplingParams.preset(preset, temperature=temperature, max_tokens=max_tokens, seed=seed, top_logprobs=3)
+    params = SamplingParams.preset(
+        preset, temperature=temperature, max_tokens=max_tokens, seed=seed, top_logprobs=3
+    )
     upstreams = (
         upstream(base, chat_template=base_chat_template),
         upstream(teacher, chat_template=teacher_chat_template),
     )
     options = PairOptions(base, teacher, upstreams, InProcess(device=device, dtype=dtype))
-    run_demo(prompt, params, options, parse_template_kwargs(chat_template_kwargs, base_chat_template_kwargs))
+    run_demo(
+        prompt,
+        params,
+        options,
+        parse_template_kwargs(chat_template_kwargs, base_chat_template_kwargs),
+    )
 
 
 @app.command(cls=PromptCommand)
 def generate(
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(help="Prompts; read from --input or standard input, one per line, when none is given."),
+        typer.Argument(
+            help="Prompts; read from --input or standard input, one per line, when none is given."
+        ),
     ] = None,
     input: Annotated[
-        Path | None, typer.Option(help="A file of prompts, one per line; JSON lines if it ends in .jsonl or .ndjson.")
+        Path | None,
+        typer.Option(
+            help="A file of prompts, one per line; JSON lines if it ends in .jsonl or .ndjson."
+        ),
     ] = None,
     prompt_column: Annotated[
         str | None,
@@ -139,12 +128,19 @@ def generate(
     ] = None,
     encoding: Annotated[str, typer.Option(help="Encoding of the input.")] = "utf-8",
     strict: Annotated[
-        bool, typer.Option("--strict", help="Stop before anything runs when one prompt cannot be honoured.")
+        bool,
+        typer.Option(
+            "--strict", help="Stop before anything runs when one prompt cannot be honoured."
+        ),
     ] = False,
     base: Base = None,
     teacher: Teacher = None,
-    base_prompt: Annotated[str | None, typer.Option(help="The base sees this text in place of the prompt.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Prompts are user messages, in each side's template.")] = False,
+    base_prompt: Annotated[
+        str | None, typer.Option(help="The base sees this text in place of the prompt.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Prompts are user messages, in each side's template.")
+    ] = False,
     base_chat_template: BaseTemplate = None,
     teacher_chat_template: TeacherTemplate = None,
     chat_template_kwargs: TemplateKwargs = None,
@@ -153,13 +149,23 @@ def generate(
     min_tokens: Annotated[int, typer.Option(help="Fewest tokens of a completion.")] = 0,
     temperature: Temperature = 1.0,
     preset: PresetName = "balanced",
-    target_top_p: Annotated[float | None, typer.Option(help="Hold the support to the teacher's top-p.")] = None,
-    alpha_rule: Annotated[str, typer.Option(help="equal-kl, fixed:ALPHA or kl-budget:NATS.")] = "equal-kl",
+    target_top_p: Annotated[
+        float | None, typer.Option(help="Hold the support to the teacher's top-p.")
+    ] = None,
+    alpha_rule: Annotated[
+        str, typer.Option(help="equal-kl, fixed:ALPHA or kl-budget:NATS.")
+    ] = "equal-kl",
     seed: Seed = None,
     n: Annotated[int, typer.Option(help="Completions for each prompt.")] = 1,
-    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Print text as it is drawn, prompt by prompt.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print each completion as one line of JSON.")] = False,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print text as it is drawn, prompt by prompt.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print each completion as one line of JSON.")
+    ] = False,
     engine: Engine = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -178,7 +184,13 @@ def generate(
     """Sample completions from q*; without --base and --teacher from the bundled pair."""
     from midlogit.cli.generate import Job, run_generate
     from midlogit.cli.inputs import Columns
-    from midlogit.cli.loading import InProcess, PairOptions, parse_speculation, parse_template_kwargs, upstream
+    from midlogit.cli.loading import (
+        InProcess,
+        PairOptions,
+        parse_speculation,
+        parse_template_kwargs,
+        upstream,
+    )
     from midlogit.core.rules import parse_rule
     from midlogit.params import SamplingParams
 
@@ -214,7 +226,9 @@ def generate(
         teacher,
         (
             upstream(base, base_model, base_tokenizer, base_api_key, base_chat_template),
-            upstream(teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template),
+            upstream(
+                teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template
+            ),
         ),
         InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len),
         top_k,
@@ -258,7 +272,9 @@ def serve(
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="MIDLOGIT_API_KEY", show_envvar=True, help="An API key that the server accepts; may be repeated."
+            envvar="MIDLOGIT_API_KEY",
+            show_envvar=True,
+            help="An API key that the server accepts; may be repeated.",
         ),
     ] = None,
     preset: Annotated[str, typer.Option(help="Preset of requests that name none.")] = "balanced",
@@ -267,10 +283,13 @@ def serve(
     chat_template_kwargs: TemplateKwargs = None,
     base_chat_template_kwargs: BaseTemplateKwargs = None,
     max_num_seqs: MaxNumSeqs = None,
-    max_queued: Annotated[int, typer.Option(help="Most sequences that wait; beyond them requests get 429.")] = 256,
+    max_queued: Annotated[
+        int, typer.Option(help="Most sequences that wait; beyond them requests get 429.")
+    ] = 256,
     max_body_bytes: Annotated[int, typer.Option(help="Largest body of a request.")] = 8 * 2**20,
     allow_origin: Annotated[
-        list[str] | None, typer.Option(help="A site whose pages may call the server (CORS); may be repeated.")
+        list[str] | None,
+        typer.Option(help="A site whose pages may call the server (CORS); may be repeated."),
     ] = None,
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
     engine: Engine = "auto",
@@ -288,7 +307,13 @@ def serve(
     teacher_api_key: TeacherKey = None,
 ) -> None:
     """Serve q* as one model behind an OpenAI-compatible API, with a live page at /."""
-    from midlogit.cli.loading import InProcess, PairOptions, parse_speculation, parse_template_kwargs, upstream
+    from midlogit.cli.loading import (
+        InProcess,
+        PairOptions,
+        parse_speculation,
+        parse_template_kwargs,
+        upstream,
+    )
     from midlogit.cli.serve import run_serve
 
     options = PairOptions(
@@ -296,7 +321,9 @@ def serve(
         teacher,
         (
             upstream(base, base_model, base_tokenizer, base_api_key, base_chat_template),
-            upstream(teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template),
+            upstream(
+                teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template
+            ),
         ),
         InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len),
         top_k,
@@ -328,7 +355,9 @@ def presets() -> None:
 def run() -> NoReturn:
     """Runs the command; every expected error is one line and an exit code."""
     code = _run()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the interpreter's own exit would answer it with a traceback
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # the interpreter's own exit would answer it with a traceback
     sys.exit(code)
 
 
@@ -347,7 +376,9 @@ def _run() -> int:
         complain(error)
         return 2 if isinstance(error, InvalidRequest) else 1
     except Exception as error:
-        complain(f"{type(error).__name__} at {_place(error)}: {error}. This is a fault of midlogit: please report it.")
+        complain(
+            f"{type(error).__name__} at {_place(error)}: {error}. This is a fault of midlogit: please report it."
+        )
         return 1
     return 0
 
@@ -355,5 +386,7 @@ def _run() -> int:
 def _place(error: Exception) -> str:
     """The innermost file and line of midlogit in an error's traceback."""
     frames = traceback.extract_tb(error.__traceback__)
-    frame = next((f for f in reversed(frames) if f"{os.sep}midlogit{os.sep}" in f.filename), frames[-1])
+    frame = next(
+        (f for f in reversed(frames) if f"{os.sep}midlogit{os.sep}" in f.filename), frames[-1]
+    )
     return f"{Path(frame.filename).name}:{frame.lineno}"

@@ -7,33 +7,64 @@ from typing import Annotated
 import typer
 
 Base = Annotated[
-    str | None, typer.Option(help="Base model: a Hugging Face folder or hub id, or the URL of a vLLM server.")
+    str | None,
+    typer.Option(help="Base model: a Hugging Face folder or hub id, or the URL of a vLLM server."),
 ]
 Teacher = Annotated[
-    str | None, typer.Option(help="Teacher model: a Hugging Face folder or hub id, or the URL of a vLLM server.")
+    str | None,
+    typer.Option(
+        help="Teacher model: a Hugging Face folder or hub id, or the URL of a vLLM server."
+    ),
 ]
-TopK = Annotated[str, typer.Option(help="Servers: log-probabilities to ask of each; auto widens where needed.")]
-BaseModel = Annotated[str | None, typer.Option(help="Servers: the name that the base is served by.")]
-TeacherModel = Annotated[str | None, typer.Option(help="Servers: the name that the teacher is served by.")]
-BaseTokenizer = Annotated[str | None, typer.Option(help="Servers: folder or hub id of the base's tokenizer files.")]
+TopK = Annotated[
+    str, typer.Option(help="Servers: log-probabilities to ask of each; auto widens where needed.")
+]
+BaseModel = Annotated[
+    str | None, typer.Option(help="Servers: the name that the base is served by.")
+]
+TeacherModel = Annotated[
+    str | None, typer.Option(help="Servers: the name that the teacher is served by.")
+]
+BaseTokenizer = Annotated[
+    str | None, typer.Option(help="Servers: folder or hub id of the base's tokenizer files.")
+]
 TeacherTokenizer = Annotated[
     str | None, typer.Option(help="Servers: folder or hub id of the teacher's tokenizer files.")
 ]
-BaseKey = Annotated[str | None, typer.Option(help="Servers: API key of the base, else MIDLOGIT_BASE_API_KEY.")]
-TeacherKey = Annotated[str | None, typer.Option(help="Servers: API key of the teacher, else MIDLOGIT_TEACHER_API_KEY.")]
-BaseTemplate = Annotated[str | None, typer.Option(help="Which of the base's named chat templates to use.")]
-TeacherTemplate = Annotated[str | None, typer.Option(help="Which of the teacher's named chat templates to use.")]
-TemplateKwargs = Annotated[
-    str | None, typer.Option(help="Variables of the chat templates, a JSON object: '{\"enable_thinking\": false}'.")
+BaseKey = Annotated[
+    str | None, typer.Option(help="Servers: API key of the base, else MIDLOGIT_BASE_API_KEY.")
 ]
-BaseTemplateKwargs = Annotated[str | None, typer.Option(help="The same for the base alone, in their place.")]
+TeacherKey = Annotated[
+    str | None, typer.Option(help="Servers: API key of the teacher, else MIDLOGIT_TEACHER_API_KEY.")
+]
+BaseTemplate = Annotated[
+    str | None, typer.Option(help="Which of the base's named chat templates to use.")
+]
+TeacherTemplate = Annotated[
+    str | None, typer.Option(help="Which of the teacher's named chat templates to use.")
+]
+TemplateKwargs = Annotated[
+    str | None,
+    typer.Option(
+        help="Variables of the chat templates, a JSON object: '{\"enable_thinking\": false}'."
+    ),
+]
+BaseTemplateKwargs = Annotated[
+    str | None, typer.Option(help="The same for the base alone, in their place.")
+]
 Engine = Annotated[
-    str, typer.Option(help="For models in this process: local (transformers), vllm, or auto, which is local.")
+    str,
+    typer.Option(
+        help="For models in this process: local (transformers), vllm, or auto, which is local."
+    ),
 ]
 MaxNumSeqs = Annotated[
-    int | None, typer.Option(help="Most sequences that run at once; by default 16, with --engine vllm 256.")
+    int | None,
+    typer.Option(help="Most sequences that run at once; by default 16, with --engine vllm 256."),
 ]
-Memory = Annotated[float, typer.Option(help="vLLM: share of the GPU for both models and their caches.")]
+Memory = Annotated[
+    float, typer.Option(help="vLLM: share of the GPU for both models and their caches.")
+]
 Context = Annotated[int | None, typer.Option(help="vLLM: most tokens of prompt and completion.")]
 Speculation = Annotated[
     str,
@@ -41,9 +72,18 @@ Speculation = Annotated[
         help="Tokens that the base drafts ahead: auto, off or 0 to 16; changes the speed, not the distribution."
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; or BASE,TEACHER for one each.")]
-Dtype = Annotated[str, typer.Option(help="auto (float32 on the CPU, else bfloat16), float32, bfloat16 or float16.")]
-Seed = Annotated[int | None, typer.Option(help="The same prompt with the same seed draws the same tokens.")]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda or cuda:N; or BASE,TEACHER for one each.")
+]
+Dtype = Annotated[
+    str,
+    typer.Option(help="auto (float32 on the CPU, else bfloat16), float32, bfloat16 or float16."),
+]
+Seed = Annotated[
+    int | None, typer.Option(help="The same prompt with the same seed draws the same tokens.")
+]
 PresetName = Annotated[str, typer.Option(help="conservative, balanced or exploratory.")]
-Temperature = Annotated[float, typer.Option(help="Temperature of both models; 0 takes the most likely token of q*.")]
+Temperature = Annotated[
+    float, typer.Option(help="Temperature of both models; 0 takes the most likely token of q*.")
+]
 MaxTokens = Annotated[int, typer.Option(help="Most tokens of a completion.")]

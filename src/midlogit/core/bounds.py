@@ -15,7 +15,9 @@ import numpy as np
 
 Array = Any
 
-LOG_ZERO = -1e15  # log weight of nothing: finite, so that 0 · (−∞) never arises, and exp gives 0 at every α used
+LOG_ZERO = (
+    -1e15
+)  # log weight of nothing: finite, so that 0 · (−∞) never arises, and exp gives 0 at every α used
 TINY = 1e-300
 EDGE = 2.0**-9  # α is tried within [EDGE, 1 − EDGE], where e^(1/α) is representable
 ROUNDING = 2.0**-40
@@ -53,7 +55,9 @@ class Boxes:
     @property
     def exact(self) -> Array:
         """Rows of which everything is known."""
-        closed_NU = (self.base_lo_NU == self.base_hi_NU) & (self.teacher_lo_NU == self.teacher_hi_NU)
+        closed_NU = (self.base_lo_NU == self.base_hi_NU) & (
+            self.teacher_lo_NU == self.teacher_hi_NU
+        )
         closed_N = np.all(closed_NU, axis=-1)
         return closed_N & (self.base_tail_N == 0) & (self.teacher_tail_N == 0)
 
@@ -76,12 +80,17 @@ class Boxes:
 
         shift = self._shift_lo_N[:, None, None]
         at_ends = []
-        for log_b in (self.teacher_lo_NU[:, None, :] - shift, self.teacher_hi_NU[:, None, :] - shift):
+        for log_b in (
+            self.teacher_lo_NU[:, None, :] - shift,
+            self.teacher_hi_NU[:, None, :] - shift,
+        ):
             log_a = np.minimum(np.maximum(log_b - 1 / (1 - alpha), base_lo), base_hi)
             at_ends.append(_phi(alpha, log_a, log_b))
         most = np.where(self.teacher_boxed_NU[:, None, :], np.maximum(*at_ends), 0.0)
         tail = (self.teacher_tail_N * np.exp(-self._shift_lo_N))[:, None] / (np.e * (1 - alpha_NG))
-        slack = ROUNDING * (np.abs(most) + np.exp((1 - alpha) * base_hi + alpha * log_b)).sum(axis=-1)
+        slack = ROUNDING * (np.abs(most) + np.exp((1 - alpha) * base_hi + alpha * log_b)).sum(
+            axis=-1
+        )
         upper = np.exp(alpha_NG * self._shift_lo_N[:, None]) * (most.sum(axis=-1) + tail + slack)
 
         shift = self._shift_hi_N[:, None, None]
@@ -92,7 +101,9 @@ class Boxes:
             at_ends.append(_phi(alpha, log_a, log_b))
         least = np.where(self.base_boxed_NU[:, None, :], np.minimum(*at_ends), 0.0)
         tail = self.base_tail_N[:, None] / (np.e * alpha_NG)
-        slack = ROUNDING * (np.abs(least) + np.exp((1 - alpha) * base_hi + alpha * high)).sum(axis=-1)
+        slack = ROUNDING * (np.abs(least) + np.exp((1 - alpha) * base_hi + alpha * high)).sum(
+            axis=-1
+        )
         lower = np.exp(alpha_NG * self._shift_hi_N[:, None]) * (least.sum(axis=-1) - tail - slack)
         return lower, upper
 
@@ -101,9 +112,15 @@ class Boxes:
         downward, upward = self._slope_range(alpha_NG)
         low, high = self._weights(alpha_NG)
         with np.errstate(divide="ignore"):
-            most = alpha_NG * upward - np.log(low) + _blend(alpha_NG, self.base_total_hi_N, self.teacher_total_hi_N)
+            most = (
+                alpha_NG * upward
+                - np.log(low)
+                + _blend(alpha_NG, self.base_total_hi_N, self.teacher_total_hi_N)
+            )
             least = (
-                -alpha_NG * downward - np.log(high) + _blend(alpha_NG, self.base_total_lo_N, self.teacher_total_lo_N)
+                -alpha_NG * downward
+                - np.log(high)
+                + _blend(alpha_NG, self.base_total_lo_N, self.teacher_total_lo_N)
             )
         return least, most
 
@@ -127,14 +144,17 @@ class Boxes:
 
         finer = [
             inner_N[:, None]
-            + REFINEMENT * np.maximum(np.where(np.isfinite(at_N), at_N, inner_N) - inner_N, 0.0)[:, None]
+            + REFINEMENT
+            * np.maximum(np.where(np.isfinite(at_N), at_N, inner_N) - inner_N, 0.0)[:, None]
             for at_N, inner_N in ((left_N, left_in_N), (right_N, right_in_N))
         ]
         finer_left_N, finer_right_N, _, _ = self._nearest(alpha_N, finer[0], finer[1], bounds)
 
         # Where nothing was certified the first time, nothing finer can be.
         low_N = alpha_N - np.where(np.isfinite(left_N), np.minimum(left_N, finer_left_N), np.inf)
-        high_N = alpha_N + np.where(np.isfinite(right_N), np.minimum(right_N, finer_right_N), np.inf)
+        high_N = alpha_N + np.where(
+            np.isfinite(right_N), np.minimum(right_N, finer_right_N), np.inf
+        )
         return np.maximum(low_N, 0.0), np.minimum(high_N, 1.0)
 
     def _nearest(
@@ -142,7 +162,9 @@ class Boxes:
     ) -> tuple[Array, Array, Array, Array]:
         """The first certified distance to the left and to the right (∞ for none), and the distances before them."""
         count = left_NG.shape[-1]
-        tried_NG = np.concatenate([alpha_N[:, None] - left_NG, alpha_N[:, None] + right_NG], axis=-1)
+        tried_NG = np.concatenate(
+            [alpha_N[:, None] - left_NG, alpha_N[:, None] + right_NG], axis=-1
+        )
         tried_NG = np.minimum(np.maximum(tried_NG, EDGE), 1 - EDGE)
         lower_NG, upper_NG = bounds(tried_NG)
 
@@ -154,7 +176,9 @@ class Boxes:
             (lower_NG[:, count:] > 0, tried_NG[:, count:] - alpha_N[:, None], right_NG),
         ):
             at_N = np.argmax(good_NG, axis=-1)
-            found.append(np.where(good_NG[rows_N, at_N], np.maximum(away_NG[rows_N, at_N], 0.0), np.inf))
+            found.append(
+                np.where(good_NG[rows_N, at_N], np.maximum(away_NG[rows_N, at_N], 0.0), np.inf)
+            )
             inner.append(np.where(at_N > 0, distance_NG[rows_N, np.maximum(at_N - 1, 0)], 0.0))
         return found[0], found[1], inner[0], inner[1]
 
@@ -191,7 +215,9 @@ class Boxes:
         cost_N = 0.5 * np.sqrt(bound_N * np.maximum(upward_N2[:, 1] + downward_N2[:, 0], 0.0))
 
         inside_N = (left_N >= EDGE) & (right_N <= 1 - EDGE)
-        return bound_N, np.where(inside_N, np.minimum(cost_N, 1.0), np.where(bound_N == 0, 0.0, 1.0))
+        return bound_N, np.where(
+            inside_N, np.minimum(cost_N, 1.0), np.where(bound_N == 0, 0.0, 1.0)
+        )
 
     def at_alpha(self, alpha_N: Array, base_NU: Array, teacher_NU: Array) -> Array:
         """Bound on TV(q̂, q_α̂), both at α̂ (docs/theory.md (29)).
@@ -209,18 +235,28 @@ class Boxes:
 
         total_N = used_NU.sum(axis=-1)
         some_N = (total_N > 0) & (total_N - below_N + above_N > 0)
-        total_N, exact_N = (np.where(some_N, x, 1.0) for x in (total_N, total_N - below_N + above_N))
-        return np.where(some_N, np.minimum(np.maximum(below_N / total_N, above_N / exact_N), 1.0), 1.0)
+        total_N, exact_N = (
+            np.where(some_N, x, 1.0) for x in (total_N, total_N - below_N + above_N)
+        )
+        return np.where(
+            some_N, np.minimum(np.maximum(below_N / total_N, above_N / exact_N), 1.0), 1.0
+        )
 
     def _tail(self, alpha_NG: Array) -> Array:
         """Bound on the weight of everything unlisted under the mixture, by Hölder's inequality."""
-        return self.base_tail_N[:, None] ** (1 - alpha_NG) * self.teacher_tail_N[:, None] ** alpha_NG
+        return (
+            self.base_tail_N[:, None] ** (1 - alpha_NG) * self.teacher_tail_N[:, None] ** alpha_NG
+        )
 
     def _weights(self, alpha_NG: Array) -> tuple[Array, Array]:
         """Bounds on D(α)."""
         alpha = alpha_NG[:, :, None]
-        low = np.exp(_mix(alpha, self.base_lo_NU[:, None, :], self.teacher_lo_NU[:, None, :])).sum(axis=-1)
-        high = np.exp(_mix(alpha, self.base_hi_NU[:, None, :], self.teacher_hi_NU[:, None, :])).sum(axis=-1)
+        low = np.exp(_mix(alpha, self.base_lo_NU[:, None, :], self.teacher_lo_NU[:, None, :])).sum(
+            axis=-1
+        )
+        high = np.exp(_mix(alpha, self.base_hi_NU[:, None, :], self.teacher_hi_NU[:, None, :])).sum(
+            axis=-1
+        )
         return low, high + self._tail(alpha_NG)
 
     def _slope_range(self, alpha_NG: Array) -> tuple[Array, Array]:
@@ -280,4 +316,6 @@ def _blend(alpha_NG: Array, base_N: Array, teacher_N: Array) -> Array:
 def _product(distance_N: Array, slope_N: Array) -> Array:
     """distance · slope, 0 where there is no distance and 4 (a bound of 1) where the slope is not bounded."""
     known_N = np.isfinite(slope_N)
-    return np.where(distance_N == 0, 0.0, np.where(known_N, distance_N * np.where(known_N, slope_N, 0.0), 4.0))
+    return np.where(
+        distance_N == 0, 0.0, np.where(known_N, distance_N * np.where(known_N, slope_N, 0.0), 4.0)
+    )

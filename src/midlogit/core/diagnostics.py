@@ -27,7 +27,9 @@ def diagnose(log_q_NV: Array, base_NV: Array, teacher_NV: Array) -> RowDiagnosti
     q_NV = xp.exp(log_q_NV)
     drawn_NV = q_NV > 0
     zeros_NV = xp.zeros_like(log_q_NV)
-    log_q_NV, base_NV, teacher_NV = (xp.where(drawn_NV, x, zeros_NV) for x in (log_q_NV, base_NV, teacher_NV))
+    log_q_NV, base_NV, teacher_NV = (
+        xp.where(drawn_NV, x, zeros_NV) for x in (log_q_NV, base_NV, teacher_NV)
+    )
 
     def expected(values_NV: Array) -> Array:
         return row_sum(xp, xp.where(drawn_NV, q_NV * values_NV, zeros_NV))

@@ -9,7 +9,9 @@ def masses(log_weights_NV: Array) -> Array:
     """Weights of rows of log weights, relative to each row's largest; 0 for a row that is −inf everywhere."""
     xp = array_namespace(log_weights_NV)
     peak_N = row_max(xp, log_weights_NV)
-    return xp.exp(log_weights_NV - xp.where(xp.isfinite(peak_N), peak_N, xp.zeros_like(peak_N))[:, None])
+    return xp.exp(
+        log_weights_NV - xp.where(xp.isfinite(peak_N), peak_N, xp.zeros_like(peak_N))[:, None]
+    )
 
 
 def inverse_cdf(mass_NV: Array, uniform_N: Array) -> Array:

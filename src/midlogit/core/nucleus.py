@@ -60,7 +60,9 @@ def nucleus(logits_NV: Array, top_p_N: Array, total_N: Array | None = None) -> N
 
         logits_NK = float64(xp, take_columns(logits_NV, ids_NK))
         before_NK = _mass_before(logits_NK, total_N)
-        valid_NK = ((before_NK < top_p_N[:, None]) | (top_p_N == 1)[:, None]) & (logits_NK > -xp.inf)
+        valid_NK = ((before_NK < top_p_N[:, None]) | (top_p_N == 1)[:, None]) & (
+            logits_NK > -xp.inf
+        )
         crossing_N1 = last_index(xp, valid_NK)[:, None]
         if k == vocabulary:
             break
@@ -80,6 +82,8 @@ def nucleus(logits_NV: Array, top_p_N: Array, total_N: Array | None = None) -> N
 def _mass_before(logits_NK: Array, total_N: Array) -> Array:
     """Mass of the candidates ranked before each one, as a share of the whole row."""
     xp = array_namespace(logits_NK)
-    total_N = xp.where(total_N == -xp.inf, xp.zeros_like(total_N), total_N)  # a row with everything masked
+    total_N = xp.where(
+        total_N == -xp.inf, xp.zeros_like(total_N), total_N
+    )  # a row with everything masked
     mass_NK = xp.exp(logits_NK - total_N[:, None])
     return running_sum(xp, mass_NK) - mass_NK

@@ -94,7 +94,9 @@ class Outcomes:
 
         if not all_may_end:
             ending_1V = _boolean_row(self.ending, vocabulary, xp, where)
-            merged_NV = xp.where(may_end_N[:, None] | ~ending_1V, merged_NV, xp.full_like(merged_NV, -xp.inf))
+            merged_NV = xp.where(
+                may_end_N[:, None] | ~ending_1V, merged_NV, xp.full_like(merged_NV, -xp.inf)
+            )
         return merged_NV
 
     def stop_mass(self, logits_NW: Array) -> Array:

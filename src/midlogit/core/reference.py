@@ -73,13 +73,17 @@ def geometric(p: Row, t: Row, alpha: float) -> tuple[list[float], float]:
     peak = max(exponent.values())
     total = math.fsum(math.exp(e - peak) for e in exponent.values())
     cumulant = peak + math.log(total)
-    return [math.exp(exponent[i] - cumulant) if i in exponent else 0.0 for i in range(len(p))], cumulant
+    return [
+        math.exp(exponent[i] - cumulant) if i in exponent else 0.0 for i in range(len(p))
+    ], cumulant
 
 
 def kl(q: Row, p: Row) -> float:
     """KL(q‖p) in nats, infinite where q has mass that p has not."""
     return math.fsum(
-        math.inf if p[i] == 0 else q[i] * (math.log(q[i]) - math.log(p[i])) for i in range(len(q)) if q[i] > 0
+        math.inf if p[i] == 0 else q[i] * (math.log(q[i]) - math.log(p[i]))
+        for i in range(len(q))
+        if q[i] > 0
     )
 
 

@@ -118,7 +118,10 @@ class KLBudget(AlphaRule):
 
     def __post_init__(self) -> None:
         if not (self.epsilon >= 0 and math.isfinite(self.epsilon)):
-            raise InvalidRequest(f"The KL budget is {self.epsilon}.", "It must be a finite number of nats, at least 0.")
+            raise InvalidRequest(
+                f"The KL budget is {self.epsilon}.",
+                "It must be a finite number of nats, at least 0.",
+            )
 
     @property
     def spec(self) -> str:

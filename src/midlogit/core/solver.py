@@ -56,7 +56,8 @@ def solve(rule: AlphaRule, pair: LogPair, tolerance: float) -> Array:
             break
         if left_K.shape[0] < active_K.shape[0]:
             value_K, slope_K, active_K, current_K, low_K, high_K = (
-                xp.take(x_K, left_K) for x_K in (value_K, slope_K, active_K, current_K, low_K, high_K)
+                xp.take(x_K, left_K)
+                for x_K in (value_K, slope_K, active_K, current_K, low_K, high_K)
             )
             working = working.rows(left_K)
 
@@ -74,7 +75,9 @@ def _start(rule: AlphaRule, pair: LogPair, zeros_N: Array, ones_N: Array) -> tup
     high_value_N, _ = _residual(rule, pair, ones_N)
     at_low_N, at_high_N = low_value_N >= 0, high_value_N <= 0
 
-    nothing_N = xp.maximum(pair.rounding_N, xp.full_like(pair.rounding_N, 16 * resolution(pair.base_NV)))
+    nothing_N = xp.maximum(
+        pair.rounding_N, xp.full_like(pair.rounding_N, 16 * resolution(pair.base_NV))
+    )
     flat_N = (xp.abs(low_value_N) <= nothing_N) & (xp.abs(high_value_N) <= nothing_N)
 
     rise_N = high_value_N - low_value_N

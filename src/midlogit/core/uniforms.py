@@ -29,7 +29,9 @@ class TokenUniforms(NamedTuple):
     redraw: float
 
 
-def identity(base_ids: Sequence[int], teacher_ids: Sequence[int], request_id: str | None = None) -> bytes:
+def identity(
+    base_ids: Sequence[int], teacher_ids: Sequence[int], request_id: str | None = None
+) -> bytes:
     """A digest that distinguishes a request from the others of its call.
 
     Args:
@@ -74,5 +76,8 @@ class Uniforms:
         block, offset = divmod(position, BLOCK)
         if block != self._block:
             philox = np.random.Philox(key=self._key, counter=self._first + block * BLOCK)
-            self._values, self._block = np.random.Generator(philox).random((BLOCK, LANES)).tolist(), block
+            self._values, self._block = (
+                np.random.Generator(philox).random((BLOCK, LANES)).tolist(),
+                block,
+            )
         return self._values[offset]

@@ -26,7 +26,9 @@ class ArrayDecider(Decider):
     def __init__(self, vocabulary: int) -> None:
         self._vocabulary = vocabulary
 
-    def decide(self, base: LogitRows, teacher: LogitRows, settings: Sequence[RowSettings]) -> Decided:
+    def decide(
+        self, base: LogitRows, teacher: LogitRows, settings: Sequence[RowSettings]
+    ) -> Decided:
         decisions = decide(take_rows(base), take_rows(teacher), settings)
         return ArrayDecided(decisions, self._vocabulary, teacher.logits_RV.device)
 
@@ -55,7 +57,9 @@ class ArrayDecided(Decided):
 class ArrayRound(DraftRound):
     """A round of drafts by arrays."""
 
-    def __init__(self, settings: Sequence[RowSettings], num_sequences: int, vocabulary: int) -> None:
+    def __init__(
+        self, settings: Sequence[RowSettings], num_sequences: int, vocabulary: int
+    ) -> None:
         self._settings, self._num_sequences, self._vocabulary = settings, num_sequences, vocabulary
         self._base_PNV: list[Tensor] = []
 
@@ -70,7 +74,9 @@ class ArrayRound(DraftRound):
         tokens = draft(base_NV, settings, self._vocabulary)
         if bonus is not None:
             teacher_MV = take_rows(LogitRows(bonus.logits_MV, range(len(bonus.sequences))))
-            decisions = decide(base_NV[list(bonus.sequences)], teacher_MV, [settings[n] for n in bonus.sequences])
+            decisions = decide(
+                base_NV[list(bonus.sequences)], teacher_MV, [settings[n] for n in bonus.sequences]
+            )
             for n, decision in zip(bonus.sequences, decisions, strict=True):
                 tokens[n] = shared_id(decision.token_id, self._vocabulary)
         return to_device(tokens, base_NV.device)

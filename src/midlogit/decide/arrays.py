@@ -42,7 +42,9 @@ def decide(base_NV: Array, teacher_NV: Array, settings: Sequence[RowSettings]) -
     def rows_of(group: list[int]) -> Rows:
         if len(group) == len(settings):
             return WholeRows.of(base_NV, teacher_NV, settings)
-        return WholeRows.of(_take(base_NV, group), _take(teacher_NV, group), [settings[row] for row in group])
+        return WholeRows.of(
+            _take(base_NV, group), _take(teacher_NV, group), [settings[row] for row in group]
+        )
 
     return describe_groups(sample_groups(settings, rows_of))
 
@@ -99,7 +101,8 @@ class WholeRows(Rows):
         broken_N = ~(xp.isfinite(base_lse_N) & xp.isfinite(teacher_lse_N))
         if bool(broken_N.any()):
             base_NW, teacher_NW = (
-                xp.where(broken_N[:, None], xp.zeros_like(x_NW), x_NW) for x_NW in (base_NW, teacher_NW)
+                xp.where(broken_N[:, None], xp.zeros_like(x_NW), x_NW)
+                for x_NW in (base_NW, teacher_NW)
             )
         return cls(
             settings=settings,
@@ -139,10 +142,17 @@ class WholeRows(Rows):
     def raw_logprobs(self, columns_N: Array, outcomes_N: Array) -> RawLogprobs:
         xp = array_namespace(self.base_NW)
         found = []
-        for logits_NW, lse_N in ((self.base_NW, self.base_lse_N), (self.teacher_NW, self.teacher_lse_N)):
+        for logits_NW, lse_N in (
+            (self.base_NW, self.base_lse_N),
+            (self.teacher_NW, self.teacher_lse_N),
+        ):
             raw_N = float64(xp, take_columns(logits_NW, columns_N[:, None])[:, 0])
             if self.outcomes.stop_outcome is not None:
-                raw_N = xp.where(outcomes_N == self.outcomes.stop_outcome, self.outcomes.stop_mass(logits_NW), raw_N)
+                raw_N = xp.where(
+                    outcomes_N == self.outcomes.stop_outcome,
+                    self.outcomes.stop_mass(logits_NW),
+                    raw_N,
+                )
             found.append(raw_N - lse_N)
         nowhere_N = xp.zeros_like(self.broken_N)
         return RawLogprobs(found[0], found[1], nowhere_N, nowhere_N)

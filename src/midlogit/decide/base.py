@@ -69,7 +69,9 @@ def sampling_key(settings: RowSettings) -> Hashable:
     return (s.rule, id(s.outcomes), s.top_p is None, s.alpha_tol, s.top_logprobs, s.given is None)
 
 
-def group_rows(settings: Sequence[RowSettings], key: Callable[[RowSettings], Hashable]) -> list[list[int]]:
+def group_rows(
+    settings: Sequence[RowSettings], key: Callable[[RowSettings], Hashable]
+) -> list[list[int]]:
     """The numbers of the rows in each group that shares a key."""
     groups: dict[Hashable, list[int]] = {}
     for row, s in enumerate(settings):
@@ -158,7 +160,9 @@ class Decider(ABC):
     """Turns rows of logits and settings into tokens."""
 
     @abstractmethod
-    def decide(self, base: LogitRows, teacher: LogitRows, settings: Sequence[RowSettings]) -> Decided:
+    def decide(
+        self, base: LogitRows, teacher: LogitRows, settings: Sequence[RowSettings]
+    ) -> Decided:
         """Decides one token per row pair.
 
         Args:

@@ -98,7 +98,9 @@ class DraftedColumns(NamedTuple):
     def sample(cls, base_NV: Array, settings: Sequence[RowSettings]) -> DraftedColumns:
         """Drafts from the base's log weights."""
         xp = array_namespace(base_NV)
-        uniform_N = xp.asarray(np.asarray([s.uniforms.draft for s in settings]), device=device(base_NV))
+        uniform_N = xp.asarray(
+            np.asarray([s.uniforms.draft for s in settings]), device=device(base_NV)
+        )
         mass_NV = masses(base_NV)
         total_N = row_sum(xp, mass_NV)
         total_N = xp.where(total_N > 0, total_N, xp.ones_like(total_N))
@@ -165,5 +167,7 @@ def temper(logits_NV: Array, settings: Sequence[RowSettings]) -> Array:
         return logits_NV
     xp = array_namespace(logits_NV)
     inv_temperature = 1 / np.asarray([s.temperature or 1.0 for s in settings])
-    inv_temperature_N = xp.astype(xp.asarray(inv_temperature, device=device(logits_NV)), logits_NV.dtype)
+    inv_temperature_N = xp.astype(
+        xp.asarray(inv_temperature, device=device(logits_NV)), logits_NV.dtype
+    )
     return logits_NV * inv_temperature_N[:, None]

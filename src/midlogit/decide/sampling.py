@@ -32,7 +32,9 @@ from midlogit.decide.base import BROKEN, EMPTY, RowSettings, group_rows, samplin
 from midlogit.decide.rows import Rows, Sampled
 from midlogit.outputs import Candidates, Decision, Top
 
-Groups = list[tuple[list[int], Sampled]]  # numbers of rows that were sampled together, and what was sampled
+Groups = list[
+    tuple[list[int], Sampled]
+]  # numbers of rows that were sampled together, and what was sampled
 
 
 def sample_groups(settings: Sequence[RowSettings], rows_of: Callable[[list[int]], Rows]) -> Groups:
@@ -117,10 +119,15 @@ def describe(sampled: Sampled) -> list[Decision]:
         sampled.tokens_N, sampled.fallback_N, rows.broken_N, sampled.empty_N, raw.base_bounded_N, raw.teacher_bounded_N,
     )  # fmt: skip
     table_NC = xp.stack([xp.astype(x, xp.float64) for x in numbers], axis=1).tolist()
-    return [_decision(values, s, top) for values, s, top in zip(table_NC, rows.settings, tops, strict=True)]
+    return [
+        _decision(values, s, top)
+        for values, s, top in zip(table_NC, rows.settings, tops, strict=True)
+    ]
 
 
-def _restrict(rows: Rows, log_weights: tuple[Array, Array], support: Nucleus | None) -> tuple[LogPair, Array]:
+def _restrict(
+    rows: Rows, log_weights: tuple[Array, Array], support: Nucleus | None
+) -> tuple[LogPair, Array]:
     """Both models' log-probabilities on the support, and the rows where nothing has mass."""
     base_NV, teacher_NV = log_weights
     xp = array_namespace(base_NV)
@@ -130,7 +137,9 @@ def _restrict(rows: Rows, log_weights: tuple[Array, Array], support: Nucleus | N
             for x_NV in (base_NV, teacher_NV)
         )
     empty_N = row_max(xp, teacher_NV) == -xp.inf
-    rounding_N = to_column([rounding(rows.resolution, s.temperature) for s in rows.settings], base_NV)
+    rounding_N = to_column(
+        [rounding(rows.resolution, s.temperature) for s in rows.settings], base_NV
+    )
     base_NV, teacher_NV = (normalise(float64(xp, x_NV)) for x_NV in (base_NV, teacher_NV))
     return LogPair.of(base_NV, teacher_NV, rounding_N), empty_N
 
@@ -165,13 +174,17 @@ def _draw(rows: Rows, log_q_NV: Array, support: Nucleus | None, base_NV: Array) 
 
     draft = rows.draft(base_NV)
     accept_uniform_N = to_column([s.uniforms.accept for s in settings], log_q_NV)
-    accepted_N = accepted(xp.exp(_log_q_at(log_q_NV, support, draft.columns_N)), draft.prob_N, accept_uniform_N)
+    accepted_N = accepted(
+        xp.exp(_log_q_at(log_q_NV, support, draft.columns_N)), draft.prob_N, accept_uniform_N
+    )
 
     columns_N = draft.columns_N
     rejected_K = xp.nonzero(~accepted_N)[0]
     if rejected_K.shape[0]:
         redraw_uniform_N = to_column([s.uniforms.redraw for s in settings], log_q_NV)
-        log_q_KV, mass_KV = (xp.take(x_NV, rejected_K, axis=0) for x_NV in (log_q_NV, draft.mass_NV))
+        log_q_KV, mass_KV = (
+            xp.take(x_NV, rejected_K, axis=0) for x_NV in (log_q_NV, draft.mass_NV)
+        )
         if support is not None:
             mass_KV = take_columns(mass_KV, xp.take(support.columns_NK, rejected_K, axis=0))
         draft_KV = float64(xp, mass_KV) / xp.take(draft.total_N, rejected_K)[:, None]
@@ -189,7 +202,9 @@ def _draw(rows: Rows, log_q_NV: Array, support: Nucleus | None, base_NV: Array) 
 
 def _columns_of(support: Nucleus | None, places_N: Array) -> Array:
     """The columns of places in the support."""
-    return places_N if support is None else take_columns(support.columns_NK, places_N[:, None])[:, 0]
+    return (
+        places_N if support is None else take_columns(support.columns_NK, places_N[:, None])[:, 0]
+    )
 
 
 def _log_q_at(log_q_NV: Array, support: Nucleus | None, columns_N: Array) -> Array:
@@ -212,7 +227,9 @@ def _tops(sampled: Sampled) -> list[Top] | list[None]:
     if support is not None:
         columns_NK = take_columns(support.columns_NK, columns_NK)
     of_q = _candidates(rows, columns_NK, values_NK)
-    of_base, of_teacher = (_candidates(rows, *_most_likely(row_NV, k)) for row_NV in (base_NV, teacher_NV))
+    of_base, of_teacher = (
+        _candidates(rows, *_most_likely(row_NV, k)) for row_NV in (base_NV, teacher_NV)
+    )
     return [Top(*three) for three in zip(of_q, of_base, of_teacher, strict=True)]
 
 
@@ -234,8 +251,20 @@ def _candidates(rows: Rows, columns_NK: Array, values_NK: Array) -> list[Candida
 
 def _decision(values: list[float], settings: RowSettings, top: Top | None) -> Decision:
     """One row of the table of `describe` as a Decision."""
-    alpha, kl_base, kl_teacher, entropy, ess_base, ess_teacher, logprob, base, teacher, *rest = values
-    coverage, alpha_bound, tv_bound, token, fallback, broken, empty, base_bounded, teacher_bounded = rest
+    alpha, kl_base, kl_teacher, entropy, ess_base, ess_teacher, logprob, base, teacher, *rest = (
+        values
+    )
+    (
+        coverage,
+        alpha_bound,
+        tv_bound,
+        token,
+        fallback,
+        broken,
+        empty,
+        base_bounded,
+        teacher_bounded,
+    ) = rest
     error = None
     if broken:
         error = BROKEN

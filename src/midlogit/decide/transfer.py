@@ -32,7 +32,9 @@ class HostCopy:
 
 
 def to_device(
-    numbers: Tensor | Sequence[int] | Sequence[Sequence[float]], device: torch.device, dtype: torch.dtype = torch.int64
+    numbers: Tensor | Sequence[int] | Sequence[Sequence[float]],
+    device: torch.device,
+    dtype: torch.dtype = torch.int64,
 ) -> Tensor:
     """Copies numbers of the host to a device without waiting for it.
 

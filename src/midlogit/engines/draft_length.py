@@ -17,10 +17,14 @@ from midlogit.errors import InvalidRequest
 
 MAX_DRAFTS = 16
 FIRST_TRY = 4  # γ of the first rounds that speculate
-UNTIMED = 3  # first rounds of each batch size that are not timed: they follow prompts, and compilers run
+UNTIMED = (
+    3  # first rounds of each batch size that are not timed: they follow prompts, and compilers run
+)
 TIMED = 7  # times of a batch size and γ that are needed before they are believed
 KEPT = 15  # times that are kept
-LOOK = 3  # rounds in a row that a γ gets so that its time is known; the first of them does not count
+LOOK = (
+    3  # rounds in a row that a γ gets so that its time is known; the first of them does not count
+)
 SOON = 3  # rounds between two looks as long as the times of a neighbour of the best γ are missing
 PAUSE = 8  # rounds between two looks afterwards, at least
 REGRET = 0.01  # share of the tokens that looks may then cost
@@ -39,7 +43,9 @@ def require_speculation(option: SpeculationOption) -> None:
     """
     whole = isinstance(option, int) and not isinstance(option, bool)
     if not (option in ("auto", "off") or (whole and 0 <= int(option) <= MAX_DRAFTS)):
-        raise InvalidRequest(f"speculation is {option!r}.", f"Use auto, off, or 0 to {MAX_DRAFTS} drafts per round.")
+        raise InvalidRequest(
+            f"speculation is {option!r}.", f"Use auto, off, or 0 to {MAX_DRAFTS} drafts per round."
+        )
 
 
 @dataclass(slots=True)
@@ -68,7 +74,10 @@ class Acceptance:
             self.accepted[position] += accepted
 
             recent_accepted, recent_verified = self.recent[position]
-            self.recent[position] = (DECAY * recent_accepted + accepted, DECAY * recent_verified + verified)
+            self.recent[position] = (
+                DECAY * recent_accepted + accepted,
+                DECAY * recent_verified + verified,
+            )
 
     def tokens(self, drafts: int, reuses_bonus_row: bool) -> float:
         """Expected tokens per round.
@@ -85,7 +94,11 @@ class Acceptance:
         # pooled rate.
         reached = [1.0]
         for accepted_here, verified_here in self.recent[:drafts]:
-            reached.append(reached[-1] * (accepted_here + weight * accepted / verified) / (verified_here + weight))
+            reached.append(
+                reached[-1]
+                * (accepted_here + weight * accepted / verified)
+                / (verified_here + weight)
+            )
         if not reuses_bonus_row or not drafts:
             return sum(reached)
 
@@ -108,7 +121,11 @@ class DraftLength:
     """
 
     def __init__(
-        self, option: SpeculationOption, choices: Sequence[int] = range(9), *, reuses_bonus_row: bool = False
+        self,
+        option: SpeculationOption,
+        choices: Sequence[int] = range(9),
+        *,
+        reuses_bonus_row: bool = False,
     ) -> None:
         require_speculation(option)
         self._reuses_bonus_row = reuses_bonus_row
@@ -119,7 +136,9 @@ class DraftLength:
         self._rounds = 0
 
         # By batch size and γ: seconds per round, and the number of the last time.
-        self._seconds: defaultdict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self._seconds: defaultdict[tuple[int, int], deque[float]] = defaultdict(
+            lambda: deque(maxlen=KEPT)
+        )
         self._last_timed: defaultdict[tuple[int, int], int] = defaultdict(int)
 
         # By batch size: times taken, the best γ, γ of the next rounds, rounds since the last look, the γ last chosen.
@@ -230,14 +249,18 @@ class DraftLength:
         """
         verified, accepted = self._acceptance.verified, self._acceptance.accepted
         reached = [position for position in range(MAX_DRAFTS) if verified[position]]
-        by_batch = {str(2**size - 1): gamma for size, gamma in sorted(self._last.items())} or {"all": self._fixed}
+        by_batch = {str(2**size - 1): gamma for size, gamma in sorted(self._last.items())} or {
+            "all": self._fixed
+        }
         return {
             "rounds": self._rounds,
             "verified": sum(verified),
             "accepted": sum(accepted),
             "acceptance": sum(accepted) / sum(verified) if sum(verified) else None,
             "accepted_per_round": sum(accepted) / self._rounds if self._rounds else None,
-            "acceptance_by_position": [accepted[position] / verified[position] for position in reached],
+            "acceptance_by_position": [
+                accepted[position] / verified[position] for position in reached
+            ],
             "drafts_in_use": by_batch,
         }
 

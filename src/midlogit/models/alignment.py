@@ -40,7 +40,9 @@ class Alignment:
         return ", ".join(shown)
 
 
-def align(base: Mapping[int, str], teacher: Mapping[int, str], base_size: int, teacher_size: int) -> Alignment:
+def align(
+    base: Mapping[int, str], teacher: Mapping[int, str], base_size: int, teacher_size: int
+) -> Alignment:
     """Compares two vocabularies id by id.
 
     Args:

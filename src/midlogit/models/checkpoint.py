@@ -18,7 +18,9 @@ from midlogit.messages import Message
 from midlogit.models.detokenize import Detokenizer, LocalDetokenizer
 from midlogit.models.tokenization import Density, ids_before, undoubled
 
-TemplateNames = str | tuple[str | None, str | None] | None  # of both chat templates, or of (base, teacher)
+TemplateNames = (
+    str | tuple[str | None, str | None] | None
+)  # of both chat templates, or of (base, teacher)
 
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -45,9 +47,15 @@ class Model(Protocol):
     def has_chat_template(self) -> bool: ...
     @property
     def detokenizer(self) -> Detokenizer: ...
-    def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]: ...
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, most: int | None = None
+    ) -> list[int]: ...
     def encode_chat(
-        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None, *, most: int | None = None
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any] | None = None,
+        *,
+        most: int | None = None,
     ) -> list[int]: ...
 
 
@@ -102,24 +110,42 @@ class Checkpoint:
             raise ModelUnavailable(f"{name} cannot be opened: {first_line(error)}") from error
 
         causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-        architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")]
+        architectures = config.architectures or [
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")
+        ]
         if not causal & set(architectures):
-            raise ModelUnavailable(f"{name} is not a causal language model ({', '.join(architectures)}).")
+            raise ModelUnavailable(
+                f"{name} is not a causal language model ({', '.join(architectures)})."
+            )
         if not hasattr(tokenizer, "backend_tokenizer"):
-            raise ModelUnavailable(f"{name} has no tokenizer.json that the tokenizers library can read.")
+            raise ModelUnavailable(
+                f"{name} has no tokenizer.json that the tokenizers library can read."
+            )
 
         try:
             stop = GenerationConfig.from_pretrained(name).eos_token_id
         except OSError:
             stop = config.get_text_config().eos_token_id
         except Exception as error:
-            raise ModelUnavailable(f"{name}'s generation_config.json cannot be read: {first_line(error)}") from error
+            raise ModelUnavailable(
+                f"{name}'s generation_config.json cannot be read: {first_line(error)}"
+            ) from error
 
         if not all(isinstance(i, int) for i in _as_ids(stop)):
-            raise ModelUnavailable(f"{name} names {stop!r} as its eos_token_id.", "It must be an id, or a list of ids.")
+            raise ModelUnavailable(
+                f"{name} names {stop!r} as its eos_token_id.", "It must be an id, or a list of ids."
+            )
 
         text = config.get_text_config()
-        return cls(name, text, tokenizer, _as_ids(stop), int(text.vocab_size), _max_context(text), template_name)
+        return cls(
+            name,
+            text,
+            tokenizer,
+            _as_ids(stop),
+            int(text.vocab_size),
+            _max_context(text),
+            template_name,
+        )
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -135,7 +161,9 @@ class Checkpoint:
     def special_ids(self) -> frozenset[int]:
         """Ids that the tokenizer marks as special."""
         added = self.tokenizer.added_tokens_decoder
-        return frozenset(self.tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+        return frozenset(self.tokenizer.all_special_ids) | {
+            i for i, token in added.items() if token.special
+        }
 
     @cached_property
     def detokenizer(self) -> Detokenizer:
@@ -178,7 +206,9 @@ class Checkpoint:
             )
         return str(templates[self.template_name or "default"])
 
-    def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, most: int | None = None
+    ) -> list[int]:
         """Ids of plain text.
 
         Args:
@@ -198,7 +228,11 @@ class Checkpoint:
         return undoubled(ids, self._ids_before) if add_special_tokens else ids
 
     def encode_chat(
-        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None, *, most: int | None = None
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any] | None = None,
+        *,
+        most: int | None = None,
     ) -> list[int]:
         """Ids of plain chat messages in the model's own template, ready for the answer.
 
@@ -218,7 +252,11 @@ class Checkpoint:
         require("jinja2", "local")
         try:
             text = self.tokenizer.apply_chat_template(
-                list(messages), chat_template=template, add_generation_prompt=True, tokenize=False, **(variables or {})
+                list(messages),
+                chat_template=template,
+                add_generation_prompt=True,
+                tokenize=False,
+                **(variables or {}),
             )
         except Exception as error:  # a template is a program of its own, and can fail in any way
             raise InvalidRequest(
@@ -248,7 +286,9 @@ def _folder_or_hub_id(name: str) -> str:
         path = Path(name).expanduser()
         is_there = path.exists()
     except (OSError, RuntimeError) as error:  # no name of a file, or no such user's home
-        raise ModelUnavailable(f"{name[:100]} is no name of a model: {first_line(error)}") from error
+        raise ModelUnavailable(
+            f"{name[:100]} is no name of a model: {first_line(error)}"
+        ) from error
 
     hint = "Give a Hugging Face model folder or hub id."
     if is_there and not (path / "config.json").is_file():
@@ -278,7 +318,9 @@ def open_checkpoints(
         ModelUnavailable: a model that is not there or not a causal LM.
     """
     if (base is None) != (teacher is None):
-        raise InvalidRequest("Only one of base and teacher is named.", "Name both, or neither for the bundled pair.")
+        raise InvalidRequest(
+            "Only one of base and teacher is named.", "Name both, or neither for the bundled pair."
+        )
 
     names = names_of_sides(chat_template)
     first = Checkpoint.open(bundled("base") if base is None else base, names[0])
@@ -299,7 +341,10 @@ def plain_chat(messages: Sequence[Message]) -> str:
     the text ends with "Answer:".
     """
     names = {"user": "Question: ", "assistant": "Answer: "}
-    lines = [names.get(m["role"], "") + m["content"] + ("\n" if m["role"] != "user" else "") for m in messages]
+    lines = [
+        names.get(m["role"], "") + m["content"] + ("\n" if m["role"] != "user" else "")
+        for m in messages
+    ]
     return "\n".join([*lines, "Answer:"])
 
 

@@ -35,7 +35,9 @@ class Detokenizer(ABC):
     """
 
     def __init__(self) -> None:
-        self.token = lru_cache(maxsize=None)(self._token)  # at most one entry per id, as in the next
+        self.token = lru_cache(maxsize=None)(
+            self._token
+        )  # at most one entry per id, as in the next
         self.first = lru_cache(maxsize=None)(self._first)
 
     @abstractmethod
@@ -100,7 +102,9 @@ class Decoding:
         self._detokenizer = detokenizer
         self._prompt_ids: Sequence[int] | None = prompt_ids
         self._live = live
-        self._window: list[int] = []  # ids before the fresh ones, for what they do to the text of these
+        self._window: list[
+            int
+        ] = []  # ids before the fresh ones, for what they do to the text of these
         self._fresh: list[int] = []  # ids that are not all told of
         self._known = ""  # the text of both that has been told
         self._run: _Run | None = None  # the byte pieces at the end of both
@@ -116,7 +120,9 @@ class Decoding:
         self._start(token_id)
         if self._detokenizer.is_byte(token_id):
             if self._run is None:
-                self._run = _Run(self._detokenizer, (self._window + self._fresh)[-1:], [], self.pending)
+                self._run = _Run(
+                    self._detokenizer, (self._window + self._fresh)[-1:], [], self.pending
+                )
             self._fresh.append(token_id)
             self.pending = self._run.add(token_id)
             return ""
@@ -186,7 +192,9 @@ class _Run:
         pending: text that waits before it.
     """
 
-    def __init__(self, detokenizer: Detokenizer, anchor: list[int], begun: list[int], pending: str) -> None:
+    def __init__(
+        self, detokenizer: Detokenizer, anchor: list[int], begun: list[int], pending: str
+    ) -> None:
         self._detokenizer = detokenizer
         self._anchor = anchor
         self._unfinished = list(begun)
@@ -199,7 +207,9 @@ class _Run:
         self._size += 1
         self._unfinished.append(token_id)
 
-        if len(self._unfinished) <= CONTEXT_IDS:  # longer ones are no character, and neither is what follows
+        if (
+            len(self._unfinished) <= CONTEXT_IDS
+        ):  # longer ones are no character, and neither is what follows
             before = self._detokenizer.decode(self._anchor) if self._anchor else ""
             text = self._detokenizer.decode(self._anchor + self._unfinished)[len(before) :]
             if not text.endswith(REPLACEMENT):
@@ -209,7 +219,9 @@ class _Run:
         return self._pending + (REPLACEMENT * self._size if self._unfinished else self._text)
 
 
-def _context(detokenizer: Detokenizer, prompt_ids: Sequence[int], first_id: int) -> tuple[list[int], list[int]]:
+def _context(
+    detokenizer: Detokenizer, prompt_ids: Sequence[int], first_id: int
+) -> tuple[list[int], list[int]]:
     """The last ids of a prompt that have text, and after them the byte pieces that `first_id` may change."""
     last: list[int] = []
     for token_id in map(int, reversed(prompt_ids)):
@@ -247,7 +259,11 @@ class TextStream:
     """
 
     def __init__(
-        self, detokenizer: Detokenizer, prompt_ids: Sequence[int], stop: tuple[str, ...], live: bool = True
+        self,
+        detokenizer: Detokenizer,
+        prompt_ids: Sequence[int],
+        stop: tuple[str, ...],
+        live: bool = True,
     ) -> None:
         self.text = ""
         self.stop_reason: str | None = None
@@ -325,4 +341,8 @@ def _byte_pieces(tokenizer: Any) -> list[int]:
     """Ids of the byte pieces that the tokenizer decodes as bytes, not as the text `<0x..>`."""
     pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     ids = [(piece, tokenizer.token_to_id(piece)) for piece in pieces]
-    return [i for piece, i in ids if i is not None and tokenizer.decode([i], skip_special_tokens=False) != piece]
+    return [
+        i
+        for piece, i in ids
+        if i is not None and tokenizer.decode([i], skip_special_tokens=False) != piece
+    ]

@@ -40,7 +40,9 @@ class Mixing:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Stop ids of either model: those that both models have, the teacher's first, then those of one alone."""
-        ids = [i for model in (self.teacher, self.base) for i in model.stop_ids if i < model.logit_size]
+        ids = [
+            i for model in (self.teacher, self.base) for i in model.stop_ids if i < model.logit_size
+        ]
         return tuple(sorted(dict.fromkeys(ids), key=lambda i: i >= self.alignment.size))
 
     @property
@@ -94,7 +96,10 @@ class Mixing:
         merge_stop_ids: bool,
     ) -> Outcomes:
         size = self.alignment.size
-        for name, ids in (("special_token_ids", special_token_ids), ("stop_token_ids", stop_token_ids)):
+        for name, ids in (
+            ("special_token_ids", special_token_ids),
+            ("stop_token_ids", stop_token_ids),
+        ):
             if beyond := [i for i in ids if not 0 <= i < size]:
                 raise InvalidRequest(f"{name} holds {beyond[0]}.", f"Ids run from 0 to {size - 1}.")
 

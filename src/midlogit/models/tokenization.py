@@ -91,7 +91,9 @@ def _spells_everything(tokenizer: Any, vocabulary: dict[str, int]) -> bool:
     if model.byte_fallback:
         return all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
 
-    parts = _parts(tokenizer.normalizer, "normalizers") + _parts(tokenizer.pre_tokenizer, "pretokenizers")
+    parts = _parts(tokenizer.normalizer, "normalizers") + _parts(
+        tokenizer.pre_tokenizer, "pretokenizers"
+    )
     byte_level = any(part["type"] == "ByteLevel" for part in parts)
     return byte_level and all(piece in vocabulary for piece in ByteLevel.alphabet())
 
@@ -105,4 +107,6 @@ def _keeps(part: dict[str, Any]) -> bool:
 
 
 def _shortens(part: dict[str, Any]) -> bool:
-    return part["type"] == "Replace" and len(part["pattern"].get("String", "")) > len(part["content"])
+    return part["type"] == "Replace" and len(part["pattern"].get("String", "")) > len(
+        part["content"]
+    )

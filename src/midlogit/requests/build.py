@@ -62,7 +62,9 @@ def build_requests(
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             identity=own,
             repetition=first,
-            max_new_tokens=min(base.max_context - len(base_ids), teacher.max_context - len(teacher_ids)),
+            max_new_tokens=min(
+                base.max_context - len(base_ids), teacher.max_context - len(teacher_ids)
+            ),
             outcomes=outcomes,
             stream=stream,
             error=refused,
@@ -98,5 +100,7 @@ def _names(request_ids: Sequence[str] | None, prompts: int) -> Sequence[str | No
         if not isinstance(name, str):
             raise InvalidRequest(f"request_ids holds {name!r}, which is no text.", "Give strings.")
         if count > 1:
-            raise InvalidRequest(f"request_ids holds {name!r} {count} times.", "Give each request its own.")
+            raise InvalidRequest(
+                f"request_ids holds {name!r} {count} times.", "Give each request its own."
+            )
     return list(request_ids)

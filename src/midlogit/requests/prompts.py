@@ -57,7 +57,9 @@ class Reader:
         """
         where = f"{self.side} prompt" if number is None else f"{self.side} prompt {number}"
         most = self.model.max_context - self.min_new_tokens
-        hint = "Shorten it" + (": at least one token must fit after it." if self.min_new_tokens else ".")
+        hint = "Shorten it" + (
+            ": at least one token must fit after it." if self.min_new_tokens else "."
+        )
 
         try:
             ids = self._ids(prompt, where, most)
@@ -83,9 +85,13 @@ class Reader:
             raise InvalidRequest(f"The {where} is empty.", FORMS)
 
         if isinstance(prompt, str) and not is_unicode(prompt):
-            raise InvalidRequest(f"The {where} holds lone surrogates, which no UTF-8 has.", "Decode its bytes anew.")
+            raise InvalidRequest(
+                f"The {where} holds lone surrogates, which no UTF-8 has.", "Decode its bytes anew."
+            )
         if isinstance(prompt, str) and not self.reading.chat:
-            return self.model.encode(prompt, add_special_tokens=self.reading.add_special_tokens, most=most)
+            return self.model.encode(
+                prompt, add_special_tokens=self.reading.add_special_tokens, most=most
+            )
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         if _are_messages(prompt):
@@ -98,7 +104,9 @@ class Reader:
         return list(prompt)
 
 
-def readers(models: tuple[Model, Model], reading: Reading, *, min_new_tokens: int) -> tuple[Reader, Reader]:
+def readers(
+    models: tuple[Model, Model], reading: Reading, *, min_new_tokens: int
+) -> tuple[Reader, Reader]:
     """Makes the readers of (base, teacher).
 
     Args:
@@ -126,7 +134,10 @@ def require_chat(both: tuple[Reader, Reader], pairs: Sequence[tuple[Prompt, Prom
         if reader.variables
     ]
     if given and not any(reader.uses_template(prompt) for reader, prompt in given):
-        raise InvalidRequest("chat_template_kwargs is given, and no prompt is a chat.", "Give messages, or chat=True.")
+        raise InvalidRequest(
+            "chat_template_kwargs is given, and no prompt is a chat.",
+            "Give messages, or chat=True.",
+        )
 
 
 def plain_prompt(prompt: Any) -> Any:
@@ -152,14 +163,22 @@ def pair_up(
     teacher = teacher_prompts if teacher_prompts is not None else prompts
 
     if base is None or teacher is None:
-        raise InvalidRequest("There is no prompt for one side.", "Give prompts, or base_prompts with teacher_prompts.")
+        raise InvalidRequest(
+            "There is no prompt for one side.",
+            "Give prompts, or base_prompts with teacher_prompts.",
+        )
     if isinstance(base, str) or isinstance(teacher, str):
         raise InvalidRequest("Prompts must come as a list.", "Put the text in [ ].")
     if len(base) != len(teacher):
-        raise InvalidRequest(f"There are {len(base)} base prompts and {len(teacher)} teacher prompts.", "Give as many.")
+        raise InvalidRequest(
+            f"There are {len(base)} base prompts and {len(teacher)} teacher prompts.",
+            "Give as many.",
+        )
     if not len(base):
         raise InvalidRequest("There are no prompts.", "Give at least one.")
-    return [(plain_prompt(own), plain_prompt(prompt)) for own, prompt in zip(base, teacher, strict=True)]
+    return [
+        (plain_prompt(own), plain_prompt(prompt)) for own, prompt in zip(base, teacher, strict=True)
+    ]
 
 
 def _are_messages(prompt: Any) -> bool:

@@ -60,7 +60,14 @@ class Scored:
         request, params = self.request, self.request.params
         first = len(request.teacher_ids) - request.given
         return [
-            row_settings(params, request.outcomes, forced=False, may_end=True, uniforms=NOTHING_DRAWN, given=token_id)
+            row_settings(
+                params,
+                request.outcomes,
+                forced=False,
+                may_end=True,
+                uniforms=NOTHING_DRAWN,
+                given=token_id,
+            )
             for token_id in request.teacher_ids[first:]
         ]
 
@@ -85,7 +92,9 @@ class Scored:
     def _end(self, decisions: list[Decision], error: str | None) -> None:
         self.is_finished = True
         request = self.request
-        self._listener(Scores.of(request.index, request.teacher_ids, request.base_ids, decisions, error))
+        self._listener(
+            Scores.of(request.index, request.teacher_ids, request.base_ids, decisions, error)
+        )
 
 
 def common_ending(base_ids: Sequence[int], teacher_ids: Sequence[int]) -> int:

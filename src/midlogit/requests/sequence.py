@@ -110,7 +110,9 @@ class Sequence:
     def append(self, decision: Decision) -> None:
         """Takes the sampled token; ends the sequence if it stops here."""
         if decision.error is not None:
-            self.fail(f"Request {self.request.index}, position {len(self.token_ids)}: {decision.error}.")
+            self.fail(
+                f"Request {self.request.index}, position {len(self.token_ids)}: {decision.error}."
+            )
             return
 
         self.token_ids.append(decision.token_id)
@@ -140,7 +142,11 @@ class Sequence:
 
         if not self.remaining_tokens(len(self.token_ids)):
             released += text.finish()
-            return (released, "length", None) if text.stop_reason is None else (released, "stop", text.stop_reason)
+            return (
+                (released, "length", None)
+                if text.stop_reason is None
+                else (released, "stop", text.stop_reason)
+            )
         return released, None, None
 
     def abort(self) -> None:
@@ -151,7 +157,9 @@ class Sequence:
         """Ends the sequence with an error and what it had."""
         self._end("error", error=message)
 
-    def _end(self, reason: FinishReason, stop_reason: int | str | None = None, error: str | None = None) -> None:
+    def _end(
+        self, reason: FinishReason, stop_reason: int | str | None = None, error: str | None = None
+    ) -> None:
         """Makes the completion and delivers it; text held back for a stop string is kept."""
         request = self.request
         self._text.finish()
@@ -166,7 +174,12 @@ class Sequence:
             token_ids=self.token_ids,
             finish_reason=reason,
             stop_reason=stop_reason,
-            usage=Usage(prompt_tokens, len(request.base_ids), completion_tokens, prompt_tokens + completion_tokens),
+            usage=Usage(
+                prompt_tokens,
+                len(request.base_ids),
+                completion_tokens,
+                prompt_tokens + completion_tokens,
+            ),
             diagnostics=Diagnostics.of(self.decisions),
             top=[d.top for d in self.decisions if d.top] if request.params.top_logprobs else None,
             error=error,

@@ -60,7 +60,9 @@ async def _read(request: Request, limit: int) -> bytes:
             elif size > DRAINED * limit:
                 break
     except ClientDisconnect:
-        raise ApiError(400, "client_gone", "The client went away before its body was read.") from None
+        raise ApiError(
+            400, "client_gone", "The client went away before its body was read."
+        ) from None
 
     if size > limit:
         raise too_large

@@ -72,7 +72,9 @@ class Boundary:
             if scope["path"] not in QUIET_PATHS:
                 self._service.metrics.failed(problem.code)
             if status == 0:
-                response = Response(orjson.dumps(problem.body), problem.status, problem.headers, "application/json")
+                response = Response(
+                    orjson.dumps(problem.body), problem.status, problem.headers, "application/json"
+                )
                 await response(scope, receive, send_with_id)
 
         if scope["path"] not in QUIET_PATHS:
@@ -103,7 +105,9 @@ class Boundary:
         if isinstance(error, MidlogitError):
             error = from_midlogit(error)
         if isinstance(error, HTTPException):
-            code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+            code = {404: "not_found", 405: "method_not_allowed"}.get(
+                error.status_code, "invalid_request"
+            )
             message = _nothing_at(path) if error.status_code == 404 else str(error.detail)
             error = ApiError(error.status_code, code, message, headers=error.headers)
         if isinstance(error, ApiError):

@@ -116,13 +116,19 @@ class Call(ABC):
     async def _answer(self, entry: Pass) -> dict[str, Any]:
         await self._score()
         async with aclosing(self.service.run(self.requests, entry)) as events:
-            found = [_unbroken(happened) async for happened in events if isinstance(happened, Completion)]
+            found = [
+                _unbroken(happened) async for happened in events if isinstance(happened, Completion)
+            ]
 
         found.sort(key=self._index)
         if self.requests:
             choices = [self.choice(completion, index) for index, completion in enumerate(found)]
         else:
-            choices = [c for index in range(len(self.prompts) * self.n) if (c := self.opening(index)) is not None]
+            choices = [
+                c
+                for index in range(len(self.prompts) * self.n)
+                if (c := self.opening(index)) is not None
+            ]
         tokens = sum(len(completion.token_ids) for completion in found)
         return {
             **self._head,
@@ -182,7 +188,9 @@ class Call(ABC):
         if self._adds_facts:
             choice["midlogit"] = facts_of_token(token, self.service.vocabulary)
 
-    def _add_completion_data(self, choice: dict[str, Any], completion: Completion, index: int) -> None:
+    def _add_completion_data(
+        self, choice: dict[str, Any], completion: Completion, index: int
+    ) -> None:
         """Adds the ids and the diagnostics of a whole choice, where the body asks for them."""
         if self._adds_ids:
             choice["token_ids"] = completion.token_ids

@@ -36,7 +36,9 @@ class ChatCall(Call):
             service,
             body,
             [[message.plain for message in body.messages]],
-            sampling_params(body, service.settings.preset, max_tokens=most, top_logprobs=body.top_logprobs),
+            sampling_params(
+                body, service.settings.preset, max_tokens=most, top_logprobs=body.top_logprobs
+            ),
             prefix="chatcmpl",
             reading=Reading(chat=True, chat_template_kwargs=variables),
         )
@@ -75,7 +77,9 @@ class ChatCall(Call):
 
     def ending(self, completion: Completion, index: int, rest: str) -> dict[str, Any]:
         delta = {"content": rest} if rest else {}
-        return _chunk(index, delta, completion.finish_reason) | {"stop_reason": completion.stop_reason}
+        return _chunk(index, delta, completion.finish_reason) | {
+            "stop_reason": completion.stop_reason
+        }
 
     def choice(self, completion: Completion, index: int) -> dict[str, Any]:
         body = self._body

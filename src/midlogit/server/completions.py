@@ -28,7 +28,12 @@ async def completions(http: HttpRequest) -> Response:
     body = await read_body(http, CompletionBody, service.settings.max_body_bytes)
     service.require_model(body.model)
     if body.max_tokens == 0 and not body.echo:
-        raise ApiError(400, "invalid_request", "max_tokens 0 asks for nothing without echo.", param="max_tokens")
+        raise ApiError(
+            400,
+            "invalid_request",
+            "max_tokens 0 asks for nothing without echo.",
+            param="max_tokens",
+        )
     call = await service.read(lambda: CompletionCall(service, body), body.size)
     return await call.respond(http)
 
@@ -37,22 +42,31 @@ class CompletionCall(Call):
     """A call of the legacy endpoint."""
 
     def __init__(self, service: Service, body: CompletionBody) -> None:
-        variables = template_kwargs(None, body.midlogit, service.settings.chat_template_kwargs, chat=False)
+        variables = template_kwargs(
+            None, body.midlogit, service.settings.chat_template_kwargs, chat=False
+        )
         super().__init__(
             service,
             body,
             _as_list(body.prompt),
             sampling_params(
-                body, service.settings.preset, max_tokens=max(body.max_tokens, 1), top_logprobs=body.logprobs or 0
+                body,
+                service.settings.preset,
+                max_tokens=max(body.max_tokens, 1),
+                top_logprobs=body.logprobs or 0,
             ),
             prefix="cmpl",
-            reading=Reading(chat_template_kwargs=variables, add_special_tokens=body.add_special_tokens),
+            reading=Reading(
+                chat_template_kwargs=variables, add_special_tokens=body.add_special_tokens
+            ),
             generates=body.max_tokens > 0,
             scores=body.echo and body.logprobs is not None,
         )
         self._body = body
         self._offsets: dict[int, Offsets] = {}
-        self._unfinished: dict[int, list[int]] = {}  # ids after an echo whose last character they may complete
+        self._unfinished: dict[
+            int, list[int]
+        ] = {}  # ids after an echo whose last character they may complete
 
     def frame(self, choices: list[dict[str, Any]], *, chunk: bool) -> dict[str, Any]:
         return {"object": "text_completion", "choices": choices}
@@ -66,7 +80,11 @@ class CompletionCall(Call):
         choice = _empty(index, None if self.requests else "length")
         if body.echo:
             choice["text"] = self._text_of(prompt)
-            if self.requests and not isinstance(prompt.prompt, str) and choice["text"].endswith(REPLACEMENT):
+            if (
+                self.requests
+                and not isinstance(prompt.prompt, str)
+                and choice["text"].endswith(REPLACEMENT)
+            ):
                 choice["text"] = choice["text"].rstrip(REPLACEMENT)
                 self._unfinished[index] = []
 
@@ -99,7 +117,10 @@ class CompletionCall(Call):
 
     def ending(self, completion: Completion, index: int, rest: str) -> dict[str, Any]:
         text = self._after_echo(index, rest, [], ends=True)
-        return _empty(index, completion.finish_reason) | {"text": text, "stop_reason": completion.stop_reason}
+        return _empty(index, completion.finish_reason) | {
+            "text": text,
+            "stop_reason": completion.stop_reason,
+        }
 
     def choice(self, completion: Completion, index: int) -> dict[str, Any]:
         body = self._body
@@ -116,16 +137,22 @@ class CompletionCall(Call):
                 self.service.vocabulary,
                 body.return_tokens_as_token_ids,
             )
-            choice["logprobs"] = joined(choice["logprobs"], generated) if choice["logprobs"] else generated
+            choice["logprobs"] = (
+                joined(choice["logprobs"], generated) if choice["logprobs"] else generated
+            )
 
         self._add_completion_data(choice, completion, index)
         return choice
 
     def _text_of(self, prompt: Request) -> str:
         given = prompt.prompt
-        return given if isinstance(given, str) else self.service.vocabulary.decode(prompt.teacher_ids)
+        return (
+            given if isinstance(given, str) else self.service.vocabulary.decode(prompt.teacher_ids)
+        )
 
-    def _after_echo(self, index: int, text: str, token_ids: Sequence[int], ends: bool = False) -> str:
+    def _after_echo(
+        self, index: int, text: str, token_ids: Sequence[int], ends: bool = False
+    ) -> str:
         """The text of further ids, with the unfinished last character of the prompt before it if the echo held it back.
 
         With an echo the text is that of all ids together. So an unfinished character waits for the first text after
@@ -140,12 +167,16 @@ class CompletionCall(Call):
         prompt_ids = self.prompt_of(index).teacher_ids
         prompt = self.service.vocabulary.decode(prompt_ids)
         whole = self.service.vocabulary.decode([*prompt_ids, *self._unfinished.pop(index)])
-        return prompt[len(prompt.rstrip(REPLACEMENT)) :] + text if whole.startswith(prompt) else text
+        return (
+            prompt[len(prompt.rstrip(REPLACEMENT)) :] + text if whole.startswith(prompt) else text
+        )
 
     def _offsets_of(self, index: int) -> Offsets:
         """Offsets of the completion's tokens; with an echo they continue those of the prompt."""
         if index not in self._offsets:
-            self._offsets[index] = self.service.vocabulary.offsets(self.prompt_of(index).teacher_ids)
+            self._offsets[index] = self.service.vocabulary.offsets(
+                self.prompt_of(index).teacher_ids
+            )
         return self._offsets[index]
 
     def _prompt_logprobs(self, scores: Scores, index: int) -> CompletionLogprobs:

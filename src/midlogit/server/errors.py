@@ -40,8 +40,14 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        kind = "server_error" if self.status >= 500 else TYPES.get(self.status, "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        kind = (
+            "server_error"
+            if self.status >= 500
+            else TYPES.get(self.status, "invalid_request_error")
+        )
+        return {
+            "error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        }
 
 
 def from_midlogit(error: MidlogitError) -> ApiError:
@@ -62,7 +68,9 @@ def from_validation(error: ValidationError) -> ApiError:
     if isinstance(cause, InvalidField) and cause.unsupported:
         return ApiError(400, "unsupported_option", str(cause), param=where)
     told = str(cause) if isinstance(cause, InvalidField) else f"{deepest['msg']}."
-    message = f"The body does not fit: {where}: {told}" if where else f"The body does not fit: {told}"
+    message = (
+        f"The body does not fit: {where}: {told}" if where else f"The body does not fit: {told}"
+    )
     return ApiError(422, "invalid_type", message, param=where or None)
 
 
@@ -75,7 +83,11 @@ def _path(found: ErrorDetails) -> tuple[str | int, ...]:
 
 def field_path(loc: Sequence[str | int]) -> str:
     """`messages.0.content` for pydantic's location, without the names of union members."""
-    return ".".join(str(part) for part in loc if isinstance(part, int) or (part.isidentifier() and part not in UNIONS))
+    return ".".join(
+        str(part)
+        for part in loc
+        if isinstance(part, int) or (part.isidentifier() and part not in UNIONS)
+    )
 
 
 UNIONS = {"str", "int", "Message"}

@@ -12,8 +12,47 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from midlogit.requests.sequence import Sequence
 from midlogit.server.gate import Gate
 
-TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
-INTER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
+TTFT = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+)
+INTER_TOKEN = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+)
 LATENCY = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240)
 ALPHA = tuple(n / 20 for n in range(1, 21))
 NATS = (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
@@ -40,23 +79,46 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"midlogit:{name}", text, buckets=buckets, registry=self._registry)
 
-        gauge("num_requests_running", "Completions in the running batch.").set_function(lambda: gate.running)
-        gauge("num_requests_waiting", "Completions waiting to run.").set_function(lambda: gate.waiting)
+        gauge("num_requests_running", "Completions in the running batch.").set_function(
+            lambda: gate.running
+        )
+        gauge("num_requests_waiting", "Completions waiting to run.").set_function(
+            lambda: gate.waiting
+        )
         self._prompt_tokens = counter("prompt_tokens", "Prompt tokens of the teacher.")
         self._generation_tokens = counter("generation_tokens", "Generated tokens.")
         self._scored_tokens = counter("scored_tokens", "Given tokens scored.")
         self._ended = counter("request_success", "Completions ended, by reason.", "finished_reason")
         self._failures = counter("request_failures", "Requests that failed, by kind.", "kind")
-        self._first = histogram("time_to_first_token_seconds", "From submission to the first token.", TTFT)
-        self._inter = histogram("inter_token_latency_seconds", "Between two tokens of a completion.", INTER_TOKEN)
-        self._latency = histogram("e2e_request_latency_seconds", "From submission to the last token.", LATENCY)
-        self._alpha = histogram("alpha", "Weight of the teacher per token; forced tokens left out.", ALPHA)
-        drafts = gauge("speculation_acceptance", "Share of verified drafts that were accepted; NaN before the first.")
-        drafts.set_function(lambda: speculation()["acceptance"] if speculation()["verified"] else nan)
-        gauge("speculation_accepted_tokens", "Accepted drafts.").set_function(lambda: speculation()["accepted"])
-        gauge("speculation_verified_tokens", "Verified drafts.").set_function(lambda: speculation()["verified"])
+        self._first = histogram(
+            "time_to_first_token_seconds", "From submission to the first token.", TTFT
+        )
+        self._inter = histogram(
+            "inter_token_latency_seconds", "Between two tokens of a completion.", INTER_TOKEN
+        )
+        self._latency = histogram(
+            "e2e_request_latency_seconds", "From submission to the last token.", LATENCY
+        )
+        self._alpha = histogram(
+            "alpha", "Weight of the teacher per token; forced tokens left out.", ALPHA
+        )
+        drafts = gauge(
+            "speculation_acceptance",
+            "Share of verified drafts that were accepted; NaN before the first.",
+        )
+        drafts.set_function(
+            lambda: speculation()["acceptance"] if speculation()["verified"] else nan
+        )
+        gauge("speculation_accepted_tokens", "Accepted drafts.").set_function(
+            lambda: speculation()["accepted"]
+        )
+        gauge("speculation_verified_tokens", "Verified drafts.").set_function(
+            lambda: speculation()["verified"]
+        )
         self._kl = histogram(
-            "kl_nats", "Larger of KL(q||base), KL(q||teacher) per token; forced tokens left out.", NATS
+            "kl_nats",
+            "Larger of KL(q||base), KL(q||teacher) per token; forced tokens left out.",
+            NATS,
         )
 
     def sequence_ended(self, sequence: Sequence) -> None:

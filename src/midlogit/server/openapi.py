@@ -12,15 +12,29 @@ from midlogit import __version__
 from midlogit.server.wire import requests, responses
 
 POSTS: tuple[tuple[str, type[requests.Body], Any, str], ...] = (
-    ("/v1/completions", requests.CompletionBody, responses.CompletionResponse, "Complete or score text."),
+    (
+        "/v1/completions",
+        requests.CompletionBody,
+        responses.CompletionResponse,
+        "Complete or score text.",
+    ),
     ("/v1/chat/completions", requests.ChatBody, responses.ChatResponse, "Answer chat messages."),
-    ("/tokenize", requests.TokenizeBody, responses.Tokenized, "Token ids as the teacher reads them."),
+    (
+        "/tokenize",
+        requests.TokenizeBody,
+        responses.Tokenized,
+        "Token ids as the teacher reads them.",
+    ),
     ("/detokenize", requests.DetokenizeBody, responses.Detokenized, "The text of token ids."),
 )
 GETS: tuple[tuple[str, Any, str], ...] = (
     ("/v1/models", responses.ModelList, "The one model served."),
     ("/v1/models/{name}", responses.ModelCard, "The model's card."),
-    ("/tokenizer_info", responses.TokenizerInfo, "Special tokens and chat template of the teacher."),
+    (
+        "/tokenizer_info",
+        responses.TokenizerInfo,
+        "Special tokens and chat template of the teacher.",
+    ),
     ("/version", responses.Version, "The server's version."),
     ("/health", None, "Whether requests can be served."),
     ("/metrics", None, "Metrics for Prometheus."),
@@ -49,7 +63,9 @@ READING_ERRORS = ("401", "404", "500", "503")
 def description() -> dict[str, Any]:
     """The document served at /openapi.json."""
     reference = "#/components/schemas/{model}"
-    _, bodies = models_json_schema([(kind, "validation") for _, kind, _, _ in POSTS], ref_template=reference)
+    _, bodies = models_json_schema(
+        [(kind, "validation") for _, kind, _, _ in POSTS], ref_template=reference
+    )
     answers: list[tuple[int, Literal["serialization"], TypeAdapter[Any]]] = [
         (n, "serialization", TypeAdapter(kind)) for n, kind in enumerate(_answers())
     ]
@@ -59,41 +75,20 @@ def description() -> dict[str, Any]:
 
     paths: dict[str, Any] = {}
     for path, body, answer, summary in POSTS:
-        content: dict[str, Any] = {"application/json": {"schema": shape_of[answer]}}
-        if issubclass(body, requests.Sampling):
-            content["text/event-stream"] = {"schema": EVENT}
-        paths[path] = {
-            "post": {
-                "summary": summary,
-                "operationId": path.strip("/").replace("/", "_"),
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": {"$ref": reference.format(model=body.__name__)}}},
-                },
-                "responses": {"200": {"description": "Done.", "content": content}, **_errors(shape_of, tuple(ERRORS))},
-                "security": [{}, {"key": []}],
-            }
-        }
-
+        paths[path] = _post(path, body, answer, summary, shape_of, reference)
     for path, answer, summary in GETS:
-        media = "text/plain" if path == "/metrics" else "application/json"
-        shown = {"content": {media: {"schema": shape_of[answer] if answer else {"type": "string"}}}}
-        done = {"description": "Done.", **({} if path == "/health" else shown)}
-        paths[path] = {
-            "get": {
-                "summary": summary,
-                "operationId": path.strip("/").replace("/", "_"),
-                "responses": {"200": done, **_errors(shape_of, READING_ERRORS)},
-                "security": [{}, {"key": []}],
-            }
-        }
+        paths[path] = _get(path, answer, summary, shape_of)
 
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
     paths["/v1/models/{name}"]["get"]["parameters"] = [name]
 
     return {
         "openapi": "3.1.0",
-        "info": {"title": "midlogit", "version": __version__, "description": "q* of two models as one model."},
+        "info": {
+            "title": "midlogit",
+            "version": __version__,
+            "description": "q* of two models as one model.",
+        },
         "paths": paths,
         "components": {
             "schemas": schemas,
@@ -102,8 +97,50 @@ def description() -> dict[str, Any]:
     }
 
 
+def _post(
+    path: str, body: Any, answer: Any, summary: str, shape_of: dict[Any, Any], reference: str
+) -> dict[str, Any]:
+    """The description of an endpoint that takes a body."""
+    content: dict[str, Any] = {"application/json": {"schema": shape_of[answer]}}
+    if issubclass(body, requests.Sampling):
+        content["text/event-stream"] = {"schema": EVENT}
+
+    schema = {"$ref": reference.format(model=body.__name__)}
+    return {
+        "post": {
+            "summary": summary,
+            "operationId": path.strip("/").replace("/", "_"),
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+            "responses": {
+                "200": {"description": "Done.", "content": content},
+                **_errors(shape_of, tuple(ERRORS)),
+            },
+            "security": [{}, {"key": []}],
+        }
+    }
+
+
+def _get(path: str, answer: Any, summary: str, shape_of: dict[Any, Any]) -> dict[str, Any]:
+    """The description of an endpoint without a body."""
+    media = "text/plain" if path == "/metrics" else "application/json"
+    shown = {"content": {media: {"schema": shape_of[answer] if answer else {"type": "string"}}}}
+    done = {"description": "Done.", **({} if path == "/health" else shown)}
+    return {
+        "get": {
+            "summary": summary,
+            "operationId": path.strip("/").replace("/", "_"),
+            "responses": {"200": done, **_errors(shape_of, READING_ERRORS)},
+            "security": [{}, {"key": []}],
+        }
+    }
+
+
 def _answers() -> list[Any]:
-    return [*(answer for _, _, answer, _ in POSTS), *(answer for _, answer, _ in GETS if answer), responses.ErrorBody]
+    return [
+        *(answer for _, _, answer, _ in POSTS),
+        *(answer for _, answer, _ in GETS if answer),
+        responses.ErrorBody,
+    ]
 
 
 def _errors(shape_of: dict[Any, Any], statuses: tuple[str, ...]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from midlogit.server.errors import ApiError
 from midlogit.server.wire.requests import Message, MixtureOptions, Sampling
 
 
-def sampling_params(body: Sampling, preset: str, *, max_tokens: int, top_logprobs: int) -> SamplingParams:
+def sampling_params(
+    body: Sampling, preset: str, *, max_tokens: int, top_logprobs: int
+) -> SamplingParams:
     """The sampling parameters of a request.
 
     Raises:
@@ -72,7 +74,9 @@ def template_kwargs(
     base_is_chat = isinstance(prompt[0], Message) if isinstance(prompt, list) else chat
     if own and not base_is_chat:
         name = "midlogit.base_chat_template_kwargs"
-        raise ApiError(400, "unsupported_option", f"{name} is given, and the base reads no chat.", param=name)
+        raise ApiError(
+            400, "unsupported_option", f"{name} is given, and the base reads no chat.", param=name
+        )
     both = given or {}
     base = {**defaults[0], **(both if own is None else own)} if base_is_chat else {}
     return base, {**defaults[1], **both} if chat else {}

@@ -29,7 +29,10 @@ def finite(logprob: float) -> float:
 
 def candidates_of(token_id: int, logprob: float, top: Top | None) -> Candidates:
     """The token itself, then the most likely others."""
-    return [(token_id, logprob), *((i, value) for i, value in (top.q if top else []) if i != token_id)]
+    return [
+        (token_id, logprob),
+        *((i, value) for i, value in (top.q if top else []) if i != token_id),
+    ]
 
 
 def completion_logprobs(

@@ -58,7 +58,9 @@ async def tokenize(http: Request) -> Response:
                 **(body.chat_template_kwargs or {}),
             }
             return teacher.encode_chat([message.plain for message in body.messages], variables)
-        return teacher.encode(body.prompt or "", add_special_tokens=body.add_special_tokens is not False)
+        return teacher.encode(
+            body.prompt or "", add_special_tokens=body.add_special_tokens is not False
+        )
 
     ids = await service.read(read, body.size)
     found: Tokenized = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids}

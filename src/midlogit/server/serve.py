@@ -56,7 +56,9 @@ def serve(settings: ServerSettings, open_pair: Callable[[], Pair]) -> None:
     ))  # fmt: skip
 
     if not settings.is_local and not settings.api_keys:
-        logger.warning("anyone who can reach %s can use this server: give it an --api-key", settings.host)
+        logger.warning(
+            "anyone who can reach %s can use this server: give it an --api-key", settings.host
+        )
     logger.info("loading; listening on %s", where)
     try:
         server.run(sockets=[listener])
@@ -82,7 +84,9 @@ def listen(host: str, port: int) -> socket.socket:
     """
     listener: socket.socket | None = None
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -91,7 +95,9 @@ def listen(host: str, port: int) -> socket.socket:
         if listener is not None:
             listener.close()
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        raise AddressUnavailable(f"Cannot listen on {where}: {_reason(error)}.", "Choose another.") from error
+        raise AddressUnavailable(
+            f"Cannot listen on {where}: {_reason(error)}.", "Choose another."
+        ) from error
     return listener
 
 

@@ -165,7 +165,9 @@ class Service:
         for scores in found:
             if scores.error is not None:
                 logger.error("scoring failed: %s", scores.error)
-                raise ApiError(500, "engine_failure", "The engine failed; the server's log says how.")
+                raise ApiError(
+                    500, "engine_failure", "The engine failed; the server's log says how."
+                )
             self.metrics.scored(len(scores.token_ids) - scores.first)
         return found
 
@@ -195,7 +197,9 @@ def tokenizer_files(model: Model) -> Checkpoint:
     """
     files = files_of(model)
     if files is None:
-        raise InvalidRequest("The teacher's tokenizer files are not here.", "Name them: --teacher-tokenizer FOLDER.")
+        raise InvalidRequest(
+            "The teacher's tokenizer files are not here.", "Name them: --teacher-tokenizer FOLDER."
+        )
     return files
 
 

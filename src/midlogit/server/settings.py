@@ -49,7 +49,9 @@ class ServerSettings:
             raise InvalidRequest(f"port is {self.port}.", "It must lie in 0 to 65535.")
         for name, least in (("max_queued", 0), ("max_num_seqs", 1), ("max_body_bytes", 1)):
             if getattr(self, name) < least:
-                raise InvalidRequest(f"{name} is {getattr(self, name)}.", f"It must be at least {least}.")
+                raise InvalidRequest(
+                    f"{name} is {getattr(self, name)}.", f"It must be at least {least}."
+                )
 
     @property
     def is_local(self) -> bool:

@@ -48,7 +48,9 @@ class Vocabulary:
 
     def _look_up(self, token_id: int) -> tuple[str, list[int]]:
         text = self._all.token(token_id)
-        data = _bytes_of(self._tokenizer.id_to_token(token_id) or "") if REPLACEMENT in text else None
+        data = (
+            _bytes_of(self._tokenizer.id_to_token(token_id) or "") if REPLACEMENT in text else None
+        )
         if data is None:
             return text, list(text.encode())
         try:
@@ -87,7 +89,11 @@ class Offsets:
         waiting = self._decoding.pending
         if self._shows(token_id):
             piece = self._decoding.step(token_id)
-            whole = piece if self._decoding.pending.endswith(REPLACEMENT) else piece + self._decoding.pending
+            whole = (
+                piece
+                if self._decoding.pending.endswith(REPLACEMENT)
+                else piece + self._decoding.pending
+            )
             here = self._told + common_length(waiting, whole)
             self._told += len(piece)
         else:
@@ -109,4 +115,6 @@ def _byte_of_character() -> dict[str, int]:
     """The printable character that byte-level vocabularies write for each byte (GPT-2's table), inverted."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + n): byte for n, byte in enumerate(others)
+    }

@@ -14,7 +14,9 @@ from midlogit.decide.kernels.layout import FIXED_ALPHA
 from midlogit.decide.kernels.moments import close_moments, moments
 from midlogit.decide.kernels.tiles import LN2, NOTHING
 
-CLOSE = tl.constexpr(50.0)  # E|ℓ| / Var ℓ beyond which float32 sums of signed terms say too little of F′
+CLOSE = tl.constexpr(
+    50.0
+)  # E|ℓ| / Var ℓ beyond which float32 sums of signed terms say too little of F′
 STEPS = tl.constexpr(80)
 ROUNDING = tl.constexpr(2.0**-30)  # of |F′| at temperature 1 (core/mixture.py: rounding)
 
@@ -102,7 +104,13 @@ def quartic_root(f0, fh, f1, s0, sh, s1, area_low, area_high, use_area):
     width = 0.25
     for _ in range(14):
         y = 1 - x
-        f = a * (1 + 2 * x) * y * y + da * x * y * y + b * x * x * (3 - 2 * x) - db * x * x * y + bulge * x * x * y * y
+        f = (
+            a * (1 + 2 * x) * y * y
+            + da * x * y * y
+            + b * x * x * (3 - 2 * x)
+            - db * x * x * y
+            + bulge * x * x * y * y
+        )
         x = tl.where(f > 0, x - width, x + width)
         width = 0.5 * width
     return tl.where(left, 0.0, 0.5) + 0.5 * x
@@ -139,7 +147,12 @@ def first_guess(sums, mass, rule):
 
     # Where both have the same support, F′ is negative at 0 and positive at 1 whatever float32 makes of it.
     ends = (holes | rule.budget) & ~rough
-    flat = (tl.abs(f0) <= rule.rounding) & (tl.abs(f1) <= rule.rounding) & (vh <= 2 * rule.rounding) & ~rough
+    flat = (
+        (tl.abs(f0) <= rule.rounding)
+        & (tl.abs(f1) <= rule.rounding)
+        & (vh <= 2 * rule.rounding)
+        & ~rough
+    )
     settled = flat | (ends & ((f0 >= 0) | (f1 <= 0))) | (rule.code == FIXED_ALPHA)
     alpha = tl.where(ends & (f1 <= 0), 1.0, alpha)
     alpha = tl.where(ends & (f0 >= 0), 0.0, alpha)
@@ -187,7 +200,9 @@ def newton(
         # F and its derivatives at α.
         alpha = alpha.to(tl.float32).to(tl.float64)
         if guess.near:
-            n0, n1, h1, ha, a1, a2 = close_moments(row, b_peak, t_peak, scale, alpha.to(tl.float32), R, FULL, NUCLEUS)
+            n0, n1, h1, ha, a1, a2 = close_moments(
+                row, b_peak, t_peak, scale, alpha.to(tl.float32), R, FULL, NUCLEUS
+            )
             n1 = n1 / n0
             weight = 1 + alpha * n1 + ha / n0
             shift = log1p(n1 + h1 / n0)
@@ -204,7 +219,16 @@ def newton(
                 )
             else:
                 q_size, e1, e2, e3 = moments(
-                    row, b_peak, t_peak, scale, c_log2, alpha.to(tl.float32), R, FULL, NUCLEUS, False
+                    row,
+                    b_peak,
+                    t_peak,
+                    scale,
+                    c_log2,
+                    alpha.to(tl.float32),
+                    R,
+                    FULL,
+                    NUCLEUS,
+                    False,
                 )
             first = e1 * LN2
             second = (e2 - e1 * e1) * (LN2 * LN2)
@@ -219,12 +243,20 @@ def newton(
         f = tl.where(rule.budget, alpha * first - F - rule.parameter, first)
         slope = tl.where(rule.budget, alpha * second, second)
         bend = tl.where(rule.budget, second + alpha * third, third)
-        floor = tl.where(guess.near, 1e-6 * slope, tl.where(rule.budget, 2e-7, 1e-8 * tl.sqrt(second)))
+        floor = tl.where(
+            guess.near, 1e-6 * slope, tl.where(rule.budget, 2e-7, 1e-8 * tl.sqrt(second))
+        )
         at_root = tl.abs(f) <= tl.maximum(rule.tolerance * tl.minimum(slope, 1.0), floor)
         at_end = ((stage == AT_ZERO) & (f >= 0)) | ((stage == AT_ONE) & (f <= 0))
         # A row that nearly agrees begins at ½, and stays there where its variance is that of rounding.
         equal = guess.near & ~rule.budget & (steps == 0) & (second <= 2 * rule.rounding)
-        done = done | (stage == SETTLED) | at_end | equal | ((stage == SEARCH) & (at_root | (hi - lo <= 6e-8)))
+        done = (
+            done
+            | (stage == SETTLED)
+            | at_end
+            | equal
+            | ((stage == SEARCH) & (at_root | (hi - lo <= 6e-8)))
+        )
 
         # The next α: a Halley step, or the middle of the bracket.
         lo = tl.where((stage == SEARCH) & (f < 0), alpha, lo)
@@ -246,7 +278,9 @@ def newton(
         gradient = tl.where(jump, first + second * step, first)
 
         moved = tl.where(
-            stage == SEARCH, tl.where(inside, target, 0.5 * (lo + hi)), tl.where(stage == AT_ZERO, 1.0, 0.5)
+            stage == SEARCH,
+            tl.where(inside, target, 0.5 * (lo + hi)),
+            tl.where(stage == AT_ZERO, 1.0, 0.5),
         )
         alpha = tl.where(done | (steps == STEPS - 1), alpha, moved)
         done = done | jump

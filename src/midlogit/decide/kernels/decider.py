@@ -29,7 +29,9 @@ class KernelDecider(Decider):
         self._launcher = KernelLauncher(vocabulary, device)
         self._arrays = ArrayDecider(vocabulary)
 
-    def decide(self, base: LogitRows, teacher: LogitRows, settings: Sequence[RowSettings]) -> Decided:
+    def decide(
+        self, base: LogitRows, teacher: LogitRows, settings: Sequence[RowSettings]
+    ) -> Decided:
         parts: list[tuple[list[int], Decided]] = []
         for rows, by_kernels in _ways(settings):
             some = some_rows(base, rows), some_rows(teacher, rows), [settings[n] for n in rows]
@@ -47,7 +49,9 @@ class KernelDecider(Decider):
                 parts.append((sequences, self._arrays.start_round(some, len(sequences))))
         return parts[0][1] if len(parts) == 1 else SplitRound(parts)
 
-    def _enqueue(self, base: LogitRows, teacher: LogitRows, settings: Sequence[RowSettings]) -> Decided:
+    def _enqueue(
+        self, base: LogitRows, teacher: LogitRows, settings: Sequence[RowSettings]
+    ) -> Decided:
         prepared = self._launcher.prepare(settings, base.rows, teacher.rows)
         return self._launcher.launch(base.logits_RV, teacher.logits_RV, prepared)
 
@@ -55,7 +59,9 @@ class KernelDecider(Decider):
 class KernelRound(DraftRound):
     """A round of drafts by kernels, which handle all of the settings."""
 
-    def __init__(self, launcher: KernelLauncher, settings: Sequence[RowSettings], num_sequences: int) -> None:
+    def __init__(
+        self, launcher: KernelLauncher, settings: Sequence[RowSettings], num_sequences: int
+    ) -> None:
         self._launcher, self._num_sequences = launcher, num_sequences
         self._prepared = launcher.prepare(settings)
         self._drafts_RC = launcher.allocate_drafts(len(settings))
@@ -67,10 +73,14 @@ class KernelRound(DraftRound):
     def draft(self, base: LogitRows, bonus: BonusRows | None = None) -> Tensor:
         device = base.logits_RV.device
         if self._base_RV is None:
-            self._base_RV = base.logits_RV.new_empty((len(self._prepared.settings), base.logits_RV.shape[1]))
+            self._base_RV = base.logits_RV.new_empty(
+                (len(self._prepared.settings), base.logits_RV.shape[1])
+            )
         if base.rows != self._rows:
             self._rows, self._rows_N = base.rows, to_device(base.rows, device)
-        here = slice(self._position * self._num_sequences, (self._position + 1) * self._num_sequences)
+        here = slice(
+            self._position * self._num_sequences, (self._position + 1) * self._num_sequences
+        )
         torch.index_select(base.logits_RV, 0, self._rows_N, out=self._base_RV[here])
         self._position += 1
 
@@ -78,7 +88,9 @@ class KernelRound(DraftRound):
         if bonus is not None:
             numbers = [here.start + n for n in bonus.sequences]
             prepared = self._prepared.some(numbers, to_device(numbers, device))
-            decided = self._launcher.launch(self._base_RV, bonus.logits_MV, prepared, self._drafts_RC)
+            decided = self._launcher.launch(
+                self._base_RV, bonus.logits_MV, prepared, self._drafts_RC
+            )
             tokens_N[to_device(bonus.sequences, device)] = decided.tokens_N
         return tokens_N
 
@@ -86,7 +98,9 @@ class KernelRound(DraftRound):
         assert self._base_RV is not None
         rows = [row + position for position in range(self._position) for row in teacher.rows]
         self._prepared.set_teacher_rows(to_device(rows, teacher.logits_RV.device))
-        return self._launcher.launch(self._base_RV, teacher.logits_RV, self._prepared, self._drafts_RC)
+        return self._launcher.launch(
+            self._base_RV, teacher.logits_RV, self._prepared, self._drafts_RC
+        )
 
 
 def _ways(settings: Sequence[RowSettings]) -> list[tuple[list[int], bool]]:
@@ -94,4 +108,7 @@ def _ways(settings: Sequence[RowSettings]) -> list[tuple[list[int], bool]]:
     handled = [handles(s) for s in settings]
     if len(set(handled)) <= 1:
         return [(list(range(len(settings))), all(handled))]
-    return [([n for n, by_kernels in enumerate(handled) if by_kernels is way], way) for way in (True, False)]
+    return [
+        ([n for n, by_kernels in enumerate(handled) if by_kernels is way], way)
+        for way in (True, False)
+    ]

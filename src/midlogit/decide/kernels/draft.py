@@ -44,7 +44,9 @@ from midlogit.decide.kernels.tiles import (
 
 
 @triton.jit
-def draft_sweep(row, width, scale, tempered, R: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr):
+def draft_sweep(
+    row, width, scale, tempered, R: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr
+):
     """Sums over a row of the base.
 
     Args:
@@ -81,9 +83,13 @@ def draft_sweep(row, width, scale, tempered, R: tl.constexpr, GROUP: tl.constexp
                 b = tl.where(hide, float("-inf"), b)
             lowest = tl.minimum(lowest, low)
             new = tl.maximum(peak, tl.max(b, axis=1))
-            mass = mass * tl.exp2((peak - new) * scale) + tl.sum(tl.exp2((b - new[:, None]) * scale), axis=1)
+            mass = mass * tl.exp2((peak - new) * scale) + tl.sum(
+                tl.exp2((b - new[:, None]) * scale), axis=1
+            )
             if tempered:
-                raw = raw * tl.exp2((peak - new) * LOG2E) + tl.sum(tl.exp2((b - new[:, None]) * LOG2E), axis=1)
+                raw = raw * tl.exp2((peak - new) * LOG2E) + tl.sum(
+                    tl.exp2((b - new[:, None]) * LOG2E), axis=1
+                )
             peak = new
         top = tl.max(peak)
         mine = tl.arange(0, GROUPS) == group // (GROUP * R * 8)
@@ -163,7 +169,9 @@ def draft_kernel(
     # Masses of the groups, the stop class among them.
     SPAN: tl.constexpr = GROUP * R * 8
     groups_G = tl.arange(0, GROUPS)
-    peak_G, mass_G, top, raw_lse, lowest = draft_sweep(row, width, scale, inv_temperature != 1.0, R, GROUP, GROUPS)
+    peak_G, mass_G, top, raw_lse, lowest = draft_sweep(
+        row, width, scale, inv_temperature != 1.0, R, GROUP, GROUPS
+    )
     peak = tl.maximum(top, stop32)
     mass_G *= tl.exp2((top - peak) * scale)
     stop_group = tl.where(stop_at >= 0, stop_at // SPAN, -1)
@@ -178,7 +186,9 @@ def draft_kernel(
     else:
         group, goal = group_at(mass_G, uniform, GROUPS)
     column = tl.full((), FAR, tl.int32)
-    final = tl.zeros((), tl.int32)  # the last column with mass, should rounding leave the goal beyond all
+    final = tl.zeros(
+        (), tl.int32
+    )  # the last column with mass, should rounding leave the goal beyond all
     for start in range(group * SPAN, tl.minimum((group + 1) * SPAN, length), R * 8):
         b, cols = side_tile(row, start, R, BASE, True)
         if greedy:

@@ -34,7 +34,11 @@ CAPACITY = 4096  # candidates of a nucleus that are copied out
 WARPS, REGISTERS = 16, 64  # of a program: two of them share a multiprocessor
 FEW_LANES, FEW_WARPS = 128, 4  # the same for those copies
 GROUP = 4  # tiles whose mass is kept for a draw
-COARSE = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}  # low bits of a float32 that a row's type lacks
+COARSE = {
+    torch.float32: 0,
+    torch.float16: 13,
+    torch.bfloat16: 16,
+}  # low bits of a float32 that a row's type lacks
 UNCONSTRAINED = 2.0  # top_p of a row without a support constraint
 
 
@@ -84,7 +88,9 @@ class KernelDecided(Decided):
     In a row with an error the token is 0.
     """
 
-    def __init__(self, settings: Sequence[RowSettings], tokens_N: torch.Tensor, results_NC: torch.Tensor) -> None:
+    def __init__(
+        self, settings: Sequence[RowSettings], tokens_N: torch.Tensor, results_NC: torch.Tensor
+    ) -> None:
         self._settings = settings
         self._tokens_N = tokens_N
         self._results = HostCopy(results_NC)
@@ -101,7 +107,10 @@ class KernelDecided(Decided):
         return [int(row.draft) for row in self._rows()]
 
     def decisions(self) -> list[Decision]:
-        return [_decision(row, settings) for row, settings in zip(self._rows(), self._settings, strict=True)]
+        return [
+            _decision(row, settings)
+            for row, settings in zip(self._rows(), self._settings, strict=True)
+        ]
 
     def _rows(self) -> list[ResultRow]:
         return [ResultRow(*row) for row in self._results.values()]
@@ -157,7 +166,9 @@ class KernelLauncher:
         rows = range(len(settings))
         table = [
             self._settings_row(s, base_row, teacher_row)
-            for s, base_row, teacher_row in zip(settings, base_rows or rows, teacher_rows or rows, strict=True)
+            for s, base_row, teacher_row in zip(
+                settings, base_rows or rows, teacher_rows or rows, strict=True
+            )
         ]
         table_NC = to_device(table, self._device, torch.float64)
         constrained = any(s.top_p is not None for s in settings)
@@ -168,7 +179,11 @@ class KernelLauncher:
         return self._empty(rows, DRAFT_COLUMNS.value)
 
     def draft(
-        self, base_NV: torch.Tensor, prepared: PreparedSettings, drafts_RC: torch.Tensor, rows: slice = slice(None)
+        self,
+        base_NV: torch.Tensor,
+        prepared: PreparedSettings,
+        drafts_RC: torch.Tensor,
+        rows: slice = slice(None),
     ) -> torch.Tensor:
         """Enqueues the base's drafts for some decisions on the current stream.
 
@@ -226,9 +241,7 @@ class KernelLauncher:
         results_NC = self._empty(rows, RESULT_COLUMNS.value)
         tokens_N = self._empty(rows, dtype=torch.int64)
         few_rows = rows if prepared.constrained else 0
-        few_base_NK = self._empty(few_rows, CAPACITY, dtype=torch.float32)
-        few_teacher_NK = self._empty(few_rows, CAPACITY, dtype=torch.float32)
-        few_ids_NK = self._empty(few_rows, CAPACITY, dtype=torch.int32)
+        few = self._few(few_rows)
 
         tables = {
             "settings": prepared.table_NC,
@@ -239,26 +252,33 @@ class KernelLauncher:
         sizes = {"STOPS": STOPS, "SHIFT": COARSE[teacher_NV.dtype], "NUCLEUS": prepared.constrained}
         whole = {**_pair(base_NV, teacher_NV, self._vocabulary), **tables, **sizes}
         whole |= {"R": LANES, "num_warps": WARPS, "maxnreg": REGISTERS}
-        copies = {**_pair(few_base_NK, few_teacher_NK, CAPACITY), **tables, **sizes}
+        copies = {**_pair(few["few_base"], few["few_teacher"], CAPACITY), **tables, **sizes}
         copies |= {"R": FEW_LANES, "num_warps": FEW_WARPS}
-        outputs = {"ids": few_ids_NK, "vocabulary": self._vocabulary, "results": results_NC, "tokens": tokens_N}
+        outputs = {
+            "ids": few["few_ids"],
+            "vocabulary": self._vocabulary,
+            "results": results_NC,
+            "tokens": tokens_N,
+        }
 
-        self._run(
-            teacher_scan_kernel,
-            rows,
-            **whole,
-            width=teacher_NV.shape[1],
-            few_base=few_base_NK,
-            few_teacher=few_teacher_NK,
-            few_ids=few_ids_NK,
-            CAPACITY=CAPACITY,
-        )
+        scan = {"width": teacher_NV.shape[1], "CAPACITY": CAPACITY}
+        self._run(teacher_scan_kernel, rows, **whole, **few, **scan)
         groups = {"GROUP": GROUP, "GROUPS": _groups(self._vocabulary, LANES)}
         fusion = _aligned(base_NV, teacher_NV)
-        self._run(solve_kernel, rows, **whole, **outputs, **groups, FULL=True, enable_fp_fusion=fusion)
+        self._run(
+            solve_kernel, rows, **whole, **outputs, **groups, FULL=True, enable_fp_fusion=fusion
+        )
         groups = {"GROUP": GROUP, "GROUPS": _groups(CAPACITY, FEW_LANES)}
         self._run(solve_kernel, few_rows, **copies, **outputs, **groups, FULL=False)
         return KernelDecided(prepared.settings, tokens_N, results_NC)
+
+    def _few(self, rows: int) -> dict[str, torch.Tensor]:
+        """Buffers for the candidates of the nucleus, copied out of both rows."""
+        return {
+            "few_base": self._empty(rows, CAPACITY, dtype=torch.float32),
+            "few_teacher": self._empty(rows, CAPACITY, dtype=torch.float32),
+            "few_ids": self._empty(rows, CAPACITY, dtype=torch.int32),
+        }
 
     def _run(self, kernel: Any, programs: int, **arguments: Any) -> None:
         """Enqueues a kernel on the device of the logits; Triton alone would take the current one."""
@@ -298,7 +318,9 @@ def _aligned(*rows: torch.Tensor) -> bool:
     return all(rows_NV.stride(0) % 16 == 0 and rows_NV.data_ptr() % 16 == 0 for rows_NV in rows)
 
 
-def _pair(base_NV: torch.Tensor, teacher_NV: torch.Tensor, length: int) -> dict[str, torch.Tensor | int]:
+def _pair(
+    base_NV: torch.Tensor, teacher_NV: torch.Tensor, length: int
+) -> dict[str, torch.Tensor | int]:
     """Rows of both models as the kernels take them."""
     return {
         "base": base_NV,

@@ -34,7 +34,9 @@ class AlphabetTables:
     stops_AS: torch.Tensor
 
     @classmethod
-    def empty(cls, alphabets: int, vocabulary: int, tile: int, device: torch.device) -> AlphabetTables:
+    def empty(
+        cls, alphabets: int, vocabulary: int, tile: int, device: torch.device
+    ) -> AlphabetTables:
         tiles = -(-vocabulary // tile)
         return cls(
             torch.zeros((alphabets, tiles * tile // 8), dtype=torch.uint8, device=device),
@@ -56,7 +58,9 @@ class Alphabets:
     def _start_anew(self) -> None:
         self.tables = AlphabetTables.empty(ROWS, self._vocabulary, self._tile, self._device)
         self._numbers: dict[object, int] = {}
-        self._known: dict[tuple[int, bool], tuple[Outcomes, int]] = {}  # holds the Outcomes, so ids stay theirs
+        self._known: dict[
+            tuple[int, bool], tuple[Outcomes, int]
+        ] = {}  # holds the Outcomes, so ids stay theirs
 
     def make_room(self) -> None:
         """Forgets alphabets if there are too many; to be called before a batch, whose numbers share their tables."""
@@ -66,7 +70,13 @@ class Alphabets:
     def number(self, outcomes: Outcomes, may_end: bool) -> int:
         known = self._known.get((id(outcomes), may_end))
         if known is None:
-            content = (outcomes.masked_ids, outcomes.stop_ids, outcomes.merge, outcomes.stop_token_ids, may_end)
+            content = (
+                outcomes.masked_ids,
+                outcomes.stop_ids,
+                outcomes.merge,
+                outcomes.stop_token_ids,
+                may_end,
+            )
             if content not in self._numbers:
                 self._add(outcomes, may_end, len(self._numbers))
                 self._numbers[content] = len(self._numbers)

@@ -35,7 +35,11 @@ def anchors(b_peak, t_peak):
     its own peak.
     """
     level = tl.abs(t_peak - b_peak) < 1.0
-    return tl.where(level, 0.0, b_peak), tl.where(level, 0.0, t_peak), tl.where(level, t_peak - b_peak, 0.0)
+    return (
+        tl.where(level, 0.0, b_peak),
+        tl.where(level, 0.0, t_peak),
+        tl.where(level, t_peak - b_peak, 0.0),
+    )
 
 
 @triton.jit
@@ -77,7 +81,14 @@ class Landmarks(NamedTuple):
 
 @triton.jit
 def landmarks(
-    row, b_peak, t_peak, scale, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, HOLES: tl.constexpr
+    row,
+    b_peak,
+    t_peak,
+    scale,
+    R: tl.constexpr,
+    FULL: tl.constexpr,
+    NUCLEUS: tl.constexpr,
+    HOLES: tl.constexpr,
 ):
     """The Landmarks of a row pair."""
     p0 = tl.zeros((R,), tl.float32)
@@ -191,7 +202,9 @@ def moments(
 
 
 @triton.jit
-def close_moments(row, b_peak, t_peak, scale, alpha, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr):
+def close_moments(
+    row, b_peak, t_peak, scale, alpha, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr
+):
     """Sums for rows that nearly agree, whose terms all have the size of the result.
 
     With y = ℓ + c they are Σ p, Σ p y, Σ p (e^y − 1 − y), Σ p (e^αy − 1 − αy), Σ p y (e^αy − 1), Σ p y² e^αy.

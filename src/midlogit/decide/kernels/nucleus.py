@@ -29,7 +29,9 @@ def bucket_floor(bucket, SHIFT: tl.constexpr):
 @triton.jit
 def bucket_value(bucket, SHIFT: tl.constexpr):
     """The one value of a bucket that a row of the coarser type can hold."""
-    return from_order(tl.where(bucket >= 0, bucket << SHIFT, (bucket << SHIFT) | ((1 << SHIFT) - 1)))
+    return from_order(
+        tl.where(bucket >= 0, bucket << SHIFT, (bucket << SHIFT) | ((1 << SHIFT) - 1))
+    )
 
 
 @triton.jit
@@ -111,7 +113,9 @@ def compact(row, floor, out_b, out_t, out_id, R: tl.constexpr, CAPACITY: tl.cons
         found = tl.sum(lane)
         if found > 0:
             b, t, cols = pair_tile(row, start, R, True, False, True)
-            place = count + (tl.cumsum(lane, axis=0) - lane)[:, None] + tl.cumsum(keep, axis=1) - keep
+            place = (
+                count + (tl.cumsum(lane, axis=0) - lane)[:, None] + tl.cumsum(keep, axis=1) - keep
+            )
             write = (keep != 0) & (place < CAPACITY)
             tl.store(out_b + place, b, mask=write)
             tl.store(out_t + place, t, mask=write)
@@ -172,10 +176,14 @@ def find_nucleus(
     while (high.to(tl.int64) - low.to(tl.int64) > 1) & (step < 64):
         width = high.to(tl.float64) - low.to(tl.float64)
         even = low.to(tl.float64) + width * (i + 1) / 9
-        guess = high.to(tl.float64) - width * (target - high_mass) / tl.maximum(low_mass - high_mass, 1e-300)
+        guess = high.to(tl.float64) - width * (target - high_mass) / tl.maximum(
+            low_mass - high_mass, 1e-300
+        )
         near = guess + side * tl.maximum(width * tl.exp2(2.5 * away - 10.25), away + 0.5)
         k = tl.where((width <= 9) | (step % 3 == 2), even, near)
-        k = tl.minimum(tl.maximum(tl.floor(k), low.to(tl.float64) + 1), high.to(tl.float64) - 1).to(tl.int32)
+        k = tl.minimum(tl.maximum(tl.floor(k), low.to(tl.float64) + 1), high.to(tl.float64) - 1).to(
+            tl.int32
+        )
         m, _ = masses_above(row, bucket_floor(k, SHIFT), t_peak, scale, R, FULL)
         low, low_mass, high, high_mass = narrow(low, low_mass, high, high_mass, k, m, target)
         step += 1

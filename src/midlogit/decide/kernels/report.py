@@ -164,8 +164,12 @@ def report_sweep(
             else:
                 entropy += tl.sum(q * q_log, axis=1)
             if CLOSE:
-                kl_b += tl.sum(tl.where(tl.abs(x) < SERIES, q * x * x * curvature(x), p - q - q * x), axis=1)
-                kl_t += tl.sum(tl.where(tl.abs(y) < SERIES, q * y * y * curvature(y), m - q - q * y), axis=1)
+                kl_b += tl.sum(
+                    tl.where(tl.abs(x) < SERIES, q * x * x * curvature(x), p - q - q * x), axis=1
+                )
+                kl_t += tl.sum(
+                    tl.where(tl.abs(y) < SERIES, q * y * y * curvature(y), m - q - q * y), axis=1
+                )
             else:
                 kl_b -= tl.sum(q * x, axis=1)
                 kl_t -= tl.sum(q * y, axis=1)
@@ -218,7 +222,9 @@ def make_report(
     elif close:
         report = report_sweep(row, mix, share, greedy, R, FULL, NUCLEUS, False, True, GROUP, GROUPS)
     else:
-        report = report_sweep(row, mix, share, greedy, R, FULL, NUCLEUS, False, False, GROUP, GROUPS)
+        report = report_sweep(
+            row, mix, share, greedy, R, FULL, NUCLEUS, False, False, GROUP, GROUPS
+        )
     return report
 
 
@@ -273,7 +279,9 @@ def draw(
     else:
         group, goal = group_at(mass_G.to(tl.float64), uniform, GROUPS)
     column = tl.full((), FAR, tl.int32)
-    final = tl.zeros((), tl.int32)  # the last column with mass, should rounding leave the goal beyond all
+    final = tl.zeros(
+        (), tl.int32
+    )  # the last column with mass, should rounding leave the goal beyond all
     log_q = tl.full((), float("-inf"), tl.float32)
     final_log_q = log_q
     for start in range(group * SPAN, tl.minimum((group + 1) * SPAN, row.length), R * 8):
@@ -285,7 +293,9 @@ def draw(
                 log_q = top
                 column = tl.min(tl.where(q_log == top, cols, FAR))
         elif column == FAR:
-            rest = tl.maximum(tl.exp2(q_log) - share * tl.exp2(p_rel - mix.p_size), 0.0).to(tl.float64)
+            rest = tl.maximum(tl.exp2(q_log) - share * tl.exp2(p_rel - mix.p_size), 0.0).to(
+                tl.float64
+            )
             lane = tl.sum(rest, axis=1)
             mass = tl.sum(lane)
             if mass > 0:

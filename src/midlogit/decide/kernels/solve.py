@@ -88,7 +88,9 @@ def load_rule(settings, inv_temperature):
 def may_hold_holes(row, stop_at, drafts, scans):
     """Whether −inf is among the effective logits of ids that are not hidden."""
     lowest = tl.minimum(tl.load(drafts + DRAFT_LOWEST), tl.load(scans + SCAN_LOWEST))
-    lowest = tl.minimum(lowest, tl.where(stop_at >= 0, tl.minimum(row.stop_base, row.stop_teacher), 0.0))
+    lowest = tl.minimum(
+        lowest, tl.where(stop_at >= 0, tl.minimum(row.stop_base, row.stop_teacher), 0.0)
+    )
     return lowest == float("-inf")
 
 
@@ -141,7 +143,10 @@ def constrain(
 def draft_share(b_peak, scale, p_size, drafts):
     """D's mass on the support: there D is p times this, and nothing where the base drafts nothing."""
     d_peak = tl.load(drafts + DRAFT_PEAK)
-    d_size = tl.load(drafts + DRAFT_LOG2_MASS) + tl.where(d_peak > float("-inf"), d_peak - b_peak, 0.0) * scale
+    d_size = (
+        tl.load(drafts + DRAFT_LOG2_MASS)
+        + tl.where(d_peak > float("-inf"), d_peak - b_peak, 0.0) * scale
+    )
     return tl.exp2(tl.minimum(p_size - d_size, 0.0)).to(tl.float32)
 
 
@@ -170,11 +175,15 @@ def sample(
     accept_uniform = tl.load(settings + SETTING_ACCEPT_UNIFORM)
     accepted = drafted & (accept_uniform * draft_mass * report.z < tl.exp2(q_log))
     if greedy | ~accepted:
-        some = tl.sum(report.rest_G) > 0  # else rounding left nothing of it, and q itself is drawn from
+        some = (
+            tl.sum(report.rest_G) > 0
+        )  # else rounding left nothing of it, and q itself is drawn from
         mass_G = tl.where(greedy | ~some, report.mass_G, report.rest_G)
         share = tl.where(some, share, 0.0)
         redraw_uniform = tl.load(settings + SETTING_REDRAW_UNIFORM)
-        column, q_log = draw(row, mix, mass_G, share, greedy, redraw_uniform, R, FULL, NUCLEUS, GROUP, GROUPS)
+        column, q_log = draw(
+            row, mix, mass_G, share, greedy, redraw_uniform, R, FULL, NUCLEUS, GROUP, GROUPS
+        )
     return column, q_log
 
 
@@ -202,8 +211,12 @@ def store_token(
     stopped = token == stop_at
     raw_base = tl.load(base + column).to(tl.float64)
     raw_teacher = tl.load(teacher + column).to(tl.float64)
-    raw_base = tl.where(stopped, tl.load(drafts + DRAFT_STOP_RAW), raw_base) - tl.load(drafts + DRAFT_LSE)
-    raw_teacher = tl.where(stopped, tl.load(scans + SCAN_STOP_RAW), raw_teacher) - tl.load(scans + SCAN_LSE)
+    raw_base = tl.where(stopped, tl.load(drafts + DRAFT_STOP_RAW), raw_base) - tl.load(
+        drafts + DRAFT_LSE
+    )
+    raw_teacher = tl.where(stopped, tl.load(scans + SCAN_STOP_RAW), raw_teacher) - tl.load(
+        scans + SCAN_LSE
+    )
     token = tl.where(stopped, tl.load(scans + SCAN_STOP_ID).to(tl.int32), token)
 
     # The models read next an id that both have.
@@ -217,7 +230,9 @@ def store_token(
 def store_report(results, report, q_log):
     """Stores what follows from the sums over the pair, and from the token's log2 q."""
     log_z = tl.log(report.z)
-    kl_base = tl.where(report.missing > 0, float("inf"), report.kl_base / report.z + report.base_off)
+    kl_base = tl.where(
+        report.missing > 0, float("inf"), report.kl_base / report.z + report.base_off
+    )
     tl.store(results + RESULT_KL_BASE, kl_base)
     tl.store(results + RESULT_KL_TEACHER, report.kl_teacher / report.z + report.teacher_off)
     tl.store(results + RESULT_ENTROPY, log_z - report.entropy * LN2 / report.z)
@@ -318,7 +333,9 @@ def solve_kernel(
     # The support.
     if NUCLEUS:
         top_p = tl.load(settings + SETTING_TOP_P)
-        tau, tie, b_peak = constrain(row, stop_at >= 0, top_p, scans, b_peak, t_peak, scale, R, SHIFT, FULL)
+        tau, tie, b_peak = constrain(
+            row, stop_at >= 0, top_p, scans, b_peak, t_peak, scale, R, SHIFT, FULL
+        )
         row = RowPair(
             base=base,
             teacher=teacher,
@@ -351,14 +368,18 @@ def solve_kernel(
     mix = mixture_of(b_peak, t_peak, scale, mass, alpha, p_size, q_size, to_teacher)
     share = draft_share(b_peak, scale, p_size, drafts)
     F = (q_size - p_size) * LN2
-    close = tl.minimum(alpha * gradient, (alpha - 1) * gradient) - F < SMALL_KL  # the smaller KL: (6)
+    close = (
+        tl.minimum(alpha * gradient, (alpha - 1) * gradient) - F < SMALL_KL
+    )  # the smaller KL: (6)
     report = make_report(row, mix, share, greedy, general, close, R, FULL, NUCLEUS, GROUP, GROUPS)
     column, q_log = sample(
         row, ids, mix, report, share, greedy, draft, d_peak > float("-inf"), settings,
         R, FULL, NUCLEUS, GROUP, GROUPS,
     )  # fmt: skip
 
-    store_token(column, stop_at, vocabulary, base, teacher, ids, drafts, scans, results, tokens, FULL)
+    store_token(
+        column, stop_at, vocabulary, base, teacher, ids, drafts, scans, results, tokens, FULL
+    )
     store_report(results, report, q_log)
     tl.store(results + RESULT_ALPHA, alpha)
     tl.store(results + RESULT_FALLBACK, (to_teacher & ~forced).to(tl.float64))

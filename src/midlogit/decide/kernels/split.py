@@ -31,7 +31,12 @@ class SplitDecided(Decided):
     def tokens_N(self) -> Tensor:
         parts = [decided.tokens_N for _, decided in self._parts]
         ends = list(accumulate(len(tokens_M) for tokens_M in parts))
-        order = self._join([list(range(end - len(tokens_M), end)) for end, tokens_M in zip(ends, parts, strict=True)])
+        order = self._join(
+            [
+                list(range(end - len(tokens_M), end))
+                for end, tokens_M in zip(ends, parts, strict=True)
+            ]
+        )
         return torch.cat(parts)[to_device(order, parts[0].device)]
 
     def token_ids(self) -> list[int]:
@@ -71,7 +76,10 @@ class SplitRound(DraftRound):
 
     def decide(self, teacher: LogitRows) -> Decided:
         return SplitDecided(
-            [(sequences, part.decide(some_rows(teacher, sequences))) for sequences, part in self._parts]
+            [
+                (sequences, part.decide(some_rows(teacher, sequences)))
+                for sequences, part in self._parts
+            ]
         )
 
 
@@ -82,7 +90,9 @@ def some_rows(rows: LogitRows, numbers: Sequence[int]) -> LogitRows:
 
 def _some_bonus(bonus: BonusRows | None, sequences: Sequence[int]) -> BonusRows | None:
     """The bonus rows of some of the sequences, which are numbered anew in this order."""
-    row_of = {} if bonus is None else {sequence: row for row, sequence in enumerate(bonus.sequences)}
+    row_of = (
+        {} if bonus is None else {sequence: row for row, sequence in enumerate(bonus.sequences)}
+    )
     numbers = [n for n, sequence in enumerate(sequences) if sequence in row_of]
     if bonus is None or not numbers:
         return None

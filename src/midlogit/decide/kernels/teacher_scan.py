@@ -71,7 +71,9 @@ def scan_teacher(row, width, R: tl.constexpr):
         high = tl.max(t, axis=1)
         low = tl.min(t, axis=1)
         new = tl.maximum(peak, high)
-        mass = mass * tl.exp2((peak - new) * LOG2E) + tl.sum(tl.exp2((t - new[:, None]) * LOG2E), axis=1)
+        mass = mass * tl.exp2((peak - new) * LOG2E) + tl.sum(
+            tl.exp2((t - new[:, None]) * LOG2E), axis=1
+        )
         peak = new
         if tl.load(row.hidden_tiles + start // (R * 8)) != 0:
             hide = hidden_ids(row.hidden, start, R)
@@ -83,7 +85,9 @@ def scan_teacher(row, width, R: tl.constexpr):
         cols = columns(start, R)
         t = tl.load(row.teacher + cols, mask=cols < width, other=float("-inf")).to(tl.float32)
         new = tl.maximum(peak, tl.max(t, axis=1))
-        mass = mass * tl.exp2((peak - new) * LOG2E) + tl.sum(tl.exp2((t - new[:, None]) * LOG2E), axis=1)
+        mass = mass * tl.exp2((peak - new) * LOG2E) + tl.sum(
+            tl.exp2((t - new[:, None]) * LOG2E), axis=1
+        )
         peak = new
     return log_total(peak, mass), tl.max(top), tl.min(lowest)
 
@@ -132,7 +136,9 @@ def teacher_scan_kernel(
     stop_ids = tl.load(stops + alphabet * STOPS + places)
     stop_at = tl.load(stops + alphabet * STOPS)
     stop_raw, stop, x = stop_sums(teacher, stop_ids, width, inv_temperature)
-    stop_id = tl.sum(tl.where(places == tl.min(tl.where(x == tl.max(x), places, STOPS - 1)), stop_ids, 0))
+    stop_id = tl.sum(
+        tl.where(places == tl.min(tl.where(x == tl.max(x), places, STOPS - 1)), stop_ids, 0)
+    )
 
     row = RowPair(
         base=base,
@@ -159,20 +165,30 @@ def teacher_scan_kernel(
     if NUCLEUS:
         top_p = tl.load(settings + SETTING_TOP_P)
         base_lse = tl.load(drafts + DRAFT_LSE)
-        sound = (tl.abs(base_lse) < float("inf")) & (tl.abs(lse) < float("inf")) & (t_peak > float("-inf"))
+        sound = (
+            (tl.abs(base_lse) < float("inf"))
+            & (tl.abs(lse) < float("inf"))
+            & (t_peak > float("-inf"))
+        )
         if (top_p < 1.0) & sound:
             scale = (inv_temperature / LN2).to(tl.float32)
             i = tl.arange(0, 8).to(tl.float32)
-            depth = (0.7 + i * (0.75 + 0.195 * i)) / inv_temperature.to(tl.float32)  # to 15.5 nats below the peak
+            depth = (0.7 + i * (0.75 + 0.195 * i)) / inv_temperature.to(
+                tl.float32
+            )  # to 15.5 nats below the peak
             k_8 = tl.minimum(tl.maximum(in_order(t_peak - depth) >> SHIFT, low + 1), high - 1)
             m_8, low_mass = masses_above(row, bucket_floor(k_8, SHIFT), t_peak, scale, R, True)
             target = top_p * low_mass * (1 - SLACK)
-            low, low_mass, high, high_mass = narrow(low, low_mass, high, high_mass, k_8, m_8, target)
+            low, low_mass, high, high_mass = narrow(
+                low, low_mass, high, high_mass, k_8, m_8, target
+            )
             floor = bucket_floor(low, SHIFT)
             most = low_mass * tl.exp2(tl.minimum((t_peak - floor) * scale, 100.0)).to(tl.float64)
             if (length <= CAPACITY) | (most <= 64 * CAPACITY):
                 at = n.to(tl.int64) * CAPACITY
-                count = compact(row, floor, few_base + at, few_teacher + at, few_ids + at, R, CAPACITY)
+                count = compact(
+                    row, floor, few_base + at, few_teacher + at, few_ids + at, R, CAPACITY
+                )
                 count = tl.where(count > CAPACITY, -1, count)
 
     tl.store(scans + SCAN_LSE, lse)

@@ -94,7 +94,9 @@ def side_tile(row, start, R: tl.constexpr, SIDE: tl.constexpr, FULL: tl.constexp
 
 
 @triton.jit
-def pair_tile(row, start, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, HOLES: tl.constexpr):
+def pair_tile(
+    row, start, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr, HOLES: tl.constexpr
+):
     """Both models' effective logits of a tile, and their columns.
 
     Args:
@@ -136,7 +138,10 @@ def stop_sums(logits, ids, width, inv_temperature):
     peak = tl.max(x)
     safe = tl.where(peak > float("-inf"), peak, 0.0)
     raw = tl.log(tl.maximum(tl.sum(tl.exp(x - safe)), 1e-300)) + safe
-    mass = tl.log(tl.maximum(tl.sum(tl.exp((x - safe) * inv_temperature)), 1e-300)) / inv_temperature + safe
+    mass = (
+        tl.log(tl.maximum(tl.sum(tl.exp((x - safe) * inv_temperature)), 1e-300)) / inv_temperature
+        + safe
+    )
     some = peak > float("-inf")
     return tl.where(some, raw, float("-inf")), tl.where(some, mass, float("-inf")), x
 
@@ -147,7 +152,9 @@ def group_at(mass_G, uniform, GROUPS: tl.constexpr):
     groups_G = tl.arange(0, GROUPS)
     goal = uniform * tl.sum(mass_G)
     last = tl.max(tl.where(mass_G > 0, groups_G, 0))
-    group = tl.minimum(tl.min(tl.where(tl.cumsum(mass_G, axis=0) > goal, groups_G, GROUPS - 1)), last)
+    group = tl.minimum(
+        tl.min(tl.where(tl.cumsum(mass_G, axis=0) > goal, groups_G, GROUPS - 1)), last
+    )
     return group, goal - tl.sum(tl.where(groups_G < group, mass_G, 0.0))
 
 
@@ -155,4 +162,6 @@ def group_at(mass_G, uniform, GROUPS: tl.constexpr):
 def column_at(mass, lane, cols, goal):
     """The first column of a tile at which the mass passes the goal, FAR if none; and the last that has any."""
     until = (tl.cumsum(lane, axis=0) - lane)[:, None] + tl.cumsum(mass, axis=1)
-    return tl.min(tl.where((until > goal) & (mass > 0), cols, FAR)), tl.max(tl.where(mass > 0, cols, 0))
+    return tl.min(tl.where((until > goal) & (mass > 0), cols, FAR)), tl.max(
+        tl.where(mass > 0, cols, 0)
+    )

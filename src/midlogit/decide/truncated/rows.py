@@ -38,7 +38,9 @@ class SampledTokens:
     decisions: Callable[[], list[Decision]]
 
 
-def decide_truncated(pairs: Sequence[ListPair], settings: Sequence[RowSettings], vocabulary: int) -> list[Decision]:
+def decide_truncated(
+    pairs: Sequence[ListPair], settings: Sequence[RowSettings], vocabulary: int
+) -> list[Decision]:
     """Draws one token per row from lists of log-probabilities; every Decision has its certificate.
 
     Args:
@@ -47,24 +49,34 @@ def decide_truncated(pairs: Sequence[ListPair], settings: Sequence[RowSettings],
     return sample_truncated(pairs, settings, vocabulary).decisions()
 
 
-def sample_truncated(pairs: Sequence[ListPair], settings: Sequence[RowSettings], vocabulary: int) -> SampledTokens:
+def sample_truncated(
+    pairs: Sequence[ListPair], settings: Sequence[RowSettings], vocabulary: int
+) -> SampledTokens:
     """`decide_truncated` in two steps: the tokens now, the Decisions when asked for."""
     if len(pairs) == 1 and max(len(one.logprobs) for one in pairs[0]) <= MAX_SCALAR_IDS:
         token_id = sample_single(pairs[0], settings[0], vocabulary)
         known = [replace(settings[0], given=token_id)]
-        return SampledTokens([token_id], lambda: describe_groups(_sample_groups(pairs, known, vocabulary)))
+        return SampledTokens(
+            [token_id], lambda: describe_groups(_sample_groups(pairs, known, vocabulary))
+        )
 
     groups = _sample_groups(pairs, settings, vocabulary)
     token_ids: list[int | None] = [None] * len(settings)
     for group, sampled in groups:
-        for row, token, empty in zip(group, sampled.tokens_N.tolist(), sampled.empty_N.tolist(), strict=True):
+        for row, token, empty in zip(
+            group, sampled.tokens_N.tolist(), sampled.empty_N.tolist(), strict=True
+        ):
             token_ids[row] = None if empty else token
     return SampledTokens(token_ids, lambda: describe_groups(groups))
 
 
-def _sample_groups(pairs: Sequence[ListPair], settings: Sequence[RowSettings], vocabulary: int) -> Groups:
+def _sample_groups(
+    pairs: Sequence[ListPair], settings: Sequence[RowSettings], vocabulary: int
+) -> Groups:
     def rows_of(group: list[int]) -> Rows:
-        return TruncatedRows.of([pairs[row] for row in group], [settings[row] for row in group], vocabulary)
+        return TruncatedRows.of(
+            [pairs[row] for row in group], [settings[row] for row in group], vocabulary
+        )
 
     return sample_groups(settings, rows_of)
 
@@ -90,7 +102,9 @@ class TruncatedRows(Rows):
     resolution: float = FLOAT32
 
     @classmethod
-    def of(cls, pairs: Sequence[ListPair], settings: Sequence[RowSettings], vocabulary: int) -> TruncatedRows:
+    def of(
+        cls, pairs: Sequence[ListPair], settings: Sequence[RowSettings], vocabulary: int
+    ) -> TruncatedRows:
         outcomes = settings[0].outcomes
         may_end_N = np.asarray([s.may_end for s in settings])
         columns = Columns.of(pairs, outcomes, may_end_N, vocabulary)
@@ -109,7 +123,8 @@ class TruncatedRows(Rows):
 
     def log_weights(self) -> tuple[Array, Array]:
         base_NU, teacher_NU = (
-            self._merged(temper(side.values_NU, self.settings)) for side in (self.base, self.teacher)
+            self._merged(temper(side.values_NU, self.settings))
+            for side in (self.base, self.teacher)
         )
         return base_NU, teacher_NU
 
@@ -127,7 +142,9 @@ class TruncatedRows(Rows):
         log_NU, peak_N = self._scaled(self.teacher, known_NU)
         least_N, most_N = self._unlisted(self.teacher, known_NU, peak_N)
         unlisted_N = np.where(self.inv_temperature_N >= 1, most_N, least_N)
-        total_N = log_or_tiny(row_sum(np, np.exp(log_NU)) + unlisted_N) + peak_N * self.inv_temperature_N
+        total_N = (
+            log_or_tiny(row_sum(np, np.exp(log_NU)) + unlisted_N) + peak_N * self.inv_temperature_N
+        )
         return nucleus(teacher_NV, top_p_N, total_N)
 
     def draft(self, base_NV: Array) -> DraftedColumns:
@@ -147,7 +164,9 @@ class TruncatedRows(Rows):
         if self.outcomes.stop_outcome is not None:
             stop_N = np.where(self.columns.stops_NU, probs_NU, 0.0).sum(axis=-1)
             probs_NU = self.columns.merge_stops(probs_NU, stop_N, 0.0)
-        drafted = [-2 if draft is None else self.outcomes.outcome_of(draft.token_id) for draft in drafts]
+        drafted = [
+            -2 if draft is None else self.outcomes.outcome_of(draft.token_id) for draft in drafts
+        ]
         found_NU = ids_NU == np.array(drafted)[:, None]
 
         served_N = np.array([draft is not None for draft in drafts])
@@ -165,13 +184,17 @@ class TruncatedRows(Rows):
         return take_columns(self.columns.ids_NU, columns_NK)
 
     def emitted_stop(self) -> Array:
-        likeliest_N = np.argmax(np.where(self.columns.stops_NU, self.teacher.values_NU, -np.inf), axis=-1)
+        likeliest_N = np.argmax(
+            np.where(self.columns.stops_NU, self.teacher.values_NU, -np.inf), axis=-1
+        )
         return self.ids_of(likeliest_N[:, None])[:, 0]
 
     def raw_logprobs(self, columns_N: Array, outcomes_N: Array) -> RawLogprobs:
         members_NU = self.columns.ids_NU == outcomes_N[:, None]
         if self.outcomes.stop_outcome is not None:
-            members_NU |= (outcomes_N == self.outcomes.stop_outcome)[:, None] & self.columns.stops_NU
+            members_NU |= (outcomes_N == self.outcomes.stop_outcome)[
+                :, None
+            ] & self.columns.stops_NU
         base_N, base_bounded_N = self.base.raw_logprobs(members_NU)
         teacher_N, teacher_bounded_N = self.teacher.raw_logprobs(members_NU)
         return RawLogprobs(base_N, teacher_N, base_bounded_N, teacher_bounded_N)
@@ -204,10 +227,14 @@ class TruncatedRows(Rows):
             )
             # All members of a class of which none is listed are one unlisted outcome.
             unlisted_N = ~stops_NU.any(axis=-1)
-            cap_N = np.where(unlisted_N, np.minimum(cap_N * len(self.outcomes.stop_ids), most_N), cap_N)
+            cap_N = np.where(
+                unlisted_N, np.minimum(cap_N * len(self.outcomes.stop_ids), most_N), cap_N
+            )
 
         total_N = np.exp(low_NU).sum(axis=-1)
-        return Weights(low_NU, high_NU, total_N, least_N, most_N, cap_N, peak_N * self.inv_temperature_N)
+        return Weights(
+            low_NU, high_NU, total_N, least_N, most_N, cap_N, peak_N * self.inv_temperature_N
+        )
 
     def _scaled(self, side: Side, known_NU: Array) -> tuple[Array, Array]:
         """log of the tempered weights of known outcomes, relative to the largest, −∞ elsewhere; and log of that."""
@@ -223,9 +250,13 @@ class TruncatedRows(Rows):
         masked_N = np.where(self.may_end_N, *counts) + side.sizes_N - self.vocabulary
         beyond_B = np.array(stops_beyond(self.outcomes, self.vocabulary))
         if beyond_B.size:
-            masked_N = masked_N - np.where(self.may_end_N, (beyond_B < side.sizes_N[:, None]).sum(axis=-1), 0)
+            masked_N = masked_N - np.where(
+                self.may_end_N, (beyond_B < side.sizes_N[:, None]).sum(axis=-1), 0
+            )
         masked_N = np.maximum(masked_N - (listed_N - known_NU.sum(axis=-1)), 0)
         allowed_N = np.maximum(side.sizes_N - listed_N - masked_N, 0)
 
         scale_N = np.exp(-peak_N)
-        return unlisted_weight(side.mass_N * scale_N, side.cap_N * scale_N, allowed_N, masked_N, self.inv_temperature_N)
+        return unlisted_weight(
+            side.mass_N * scale_N, side.cap_N * scale_N, allowed_N, masked_N, self.inv_temperature_N
+        )

@@ -38,7 +38,9 @@ class Columns:
     lead_NU: Array
 
     @classmethod
-    def of(cls, pairs: Sequence[ListPair], outcomes: Outcomes, may_end_N: Array, vocabulary: int) -> Columns:
+    def of(
+        cls, pairs: Sequence[ListPair], outcomes: Outcomes, may_end_N: Array, vocabulary: int
+    ) -> Columns:
         """The stop class brings all its members as soon as one is listed.
 
         Args:
@@ -120,7 +122,10 @@ def make_sides(pairs: Sequence[ListPair], columns: Columns) -> tuple[Side, Side]
     lists = [base for base, _ in pairs] + [teacher for _, teacher in pairs]
     unions = columns.union_NU.tolist() * 2
     values_NU = np.array(
-        [[*map(row.logprobs.get, ids, repeat(math.nan))] for row, ids in zip(lists, unions, strict=True)]
+        [
+            [*map(row.logprobs.get, ids, repeat(math.nan))]
+            for row, ids in zip(lists, unions, strict=True)
+        ]
     )
     known_NU = ~np.isnan(values_NU)
     ids_NU, drawable_NU, stops_NU, lead_NU = (

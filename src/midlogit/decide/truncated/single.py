@@ -21,7 +21,9 @@ MAX_SCALAR_IDS = 64  # ids of a list up to which floats cost less than arrays
 NO_MASS = -math.inf
 
 
-def sample_single(pair: tuple[TopLogprobs, TopLogprobs], settings: RowSettings, vocabulary: int) -> int | None:
+def sample_single(
+    pair: tuple[TopLogprobs, TopLogprobs], settings: RowSettings, vocabulary: int
+) -> int | None:
     """Draws one token; None where every id is masked.
 
     Args:
@@ -35,7 +37,11 @@ def sample_single(pair: tuple[TopLogprobs, TopLogprobs], settings: RowSettings, 
     base, teacher = (_filled(row, ids, settings) for row in pair)
     p, t = (_log_weights(values, ids, settings) for values in (base, teacher))
 
-    support = range(len(ids)) if settings.top_p is None else _nucleus(pair[1], ids, t, settings, vocabulary)
+    support = (
+        range(len(ids))
+        if settings.top_p is None
+        else _nucleus(pair[1], ids, t, settings, vocabulary)
+    )
     base_log, teacher_log = (_normalised([x[k] for k in support]) for x in (p, t))
     if max(teacher_log, default=NO_MASS) == NO_MASS:
         return None
@@ -49,7 +55,11 @@ def sample_single(pair: tuple[TopLogprobs, TopLogprobs], settings: RowSettings, 
 
 def _filled(row: TopLogprobs, ids: list[int], settings: RowSettings) -> list[float]:
     """Log-probabilities of ids, estimated where not listed (docs/theory.md (34))."""
-    listed, stops, lead = row.logprobs, settings.outcomes.merged_stops, settings.outcomes.stop_outcome
+    listed, stops, lead = (
+        row.logprobs,
+        settings.outcomes.merged_stops,
+        settings.outcomes.stop_outcome,
+    )
     # A stop class that is partly listed gets no estimate for the rest; one that is not gets one for all.
     absent = stops if not stops.isdisjoint(listed) else stops - {lead}
     missing = sum(i not in listed and i not in absent for i in ids)
@@ -67,10 +77,15 @@ def _log_weights(values: list[float], ids: list[int], settings: RowSettings) -> 
         return log_weights
 
     total = _log_sum([x for x, i in zip(log_weights, ids, strict=True) if i in stops])
-    return [x if i not in stops else total if i == lead else NO_MASS for x, i in zip(log_weights, ids, strict=True)]
+    return [
+        x if i not in stops else total if i == lead else NO_MASS
+        for x, i in zip(log_weights, ids, strict=True)
+    ]
 
 
-def _nucleus(teacher: TopLogprobs, ids: list[int], t: list[float], settings: RowSettings, vocabulary: int) -> list[int]:
+def _nucleus(
+    teacher: TopLogprobs, ids: list[int], t: list[float], settings: RowSettings, vocabulary: int
+) -> list[int]:
     """Places of the teacher's nucleus (docs/theory.md (15)), in id order."""
     inv_temperature = 1 / (settings.temperature or 1.0)
     known = [teacher.logprobs[i] for i in ids if i in teacher.logprobs]
@@ -91,10 +106,16 @@ def _nucleus(teacher: TopLogprobs, ids: list[int], t: list[float], settings: Row
     order = sorted((k for k, x in enumerate(t) if x > NO_MASS), key=lambda k: -t[k])
     before = accumulate((math.exp(t[k] - log_total) for k in order), initial=0.0)
     top_p = settings.top_p or 1.0
-    return sorted(k for k, mass_before in zip(order, before, strict=False) if mass_before < top_p or top_p == 1)
+    return sorted(
+        k
+        for k, mass_before in zip(order, before, strict=False)
+        if mass_before < top_p or top_p == 1
+    )
 
 
-def _unlisted_weight(mass: float, cap: float, allowed: int, masked: int, inv_temperature: float) -> float:
+def _unlisted_weight(
+    mass: float, cap: float, allowed: int, masked: int, inv_temperature: float
+) -> float:
     """The weight of unlisted ids at the temperature if all are at the cap (docs/theory.md (22))."""
     if inv_temperature < 1:
         mass = max(mass - cap * masked, 0.0)
@@ -103,7 +124,9 @@ def _unlisted_weight(mass: float, cap: float, allowed: int, masked: int, inv_tem
     return max(at_cap, spread) if inv_temperature >= 1 else min(at_cap, spread)
 
 
-def _log_mixture(base_log: list[float], teacher_log: list[float], settings: RowSettings) -> list[float]:
+def _log_mixture(
+    base_log: list[float], teacher_log: list[float], settings: RowSettings
+) -> list[float]:
     """log q on the support: the teacher's if forced or without a common support."""
     common = [b > NO_MASS and t > NO_MASS for b, t in zip(base_log, teacher_log, strict=True)]
     if settings.forced or not any(common):
@@ -117,7 +140,13 @@ def _log_mixture(base_log: list[float], teacher_log: list[float], settings: RowS
     return _normalised([next(mixed) if both else NO_MASS for both in common])
 
 
-def solve(rule: AlphaRule, log_base: list[float], ratio: list[float], rounding_error: float, tolerance: float) -> float:
+def solve(
+    rule: AlphaRule,
+    log_base: list[float],
+    ratio: list[float],
+    rounding_error: float,
+    tolerance: float,
+) -> float:
     """`core.solver.solve` for one row: the same steps on floats.
 
     Args:
@@ -160,7 +189,13 @@ def moments(log_base: list[float], ratio: list[float], alpha: float) -> tuple[fl
     return math.log(total) + peak, mean, max(square - mean**2, 0.0)
 
 
-def _draw(log_q: list[float], support: Sequence[int], p: list[float], ids: list[int], settings: RowSettings) -> int:
+def _draw(
+    log_q: list[float],
+    support: Sequence[int],
+    p: list[float],
+    ids: list[int],
+    settings: RowSettings,
+) -> int:
     """The place drawn: the base's draft if accepted, else one of the residual (docs/speculation.md section 1)."""
     if settings.temperature == 0:
         return support[log_q.index(max(log_q))]
@@ -197,7 +232,9 @@ def _inverse_cdf(masses: list[float], uniform: float) -> int:
     cumulative = list(accumulate(masses))
     wanted = uniform * cumulative[-1]
     drawn = sum(x <= wanted for x in cumulative)
-    while drawn and (drawn == len(masses) or not masses[drawn]):  # rounding at the very end; nothing has mass
+    while drawn and (
+        drawn == len(masses) or not masses[drawn]
+    ):  # rounding at the very end; nothing has mass
         drawn -= 1
     return drawn
 
@@ -209,4 +246,6 @@ def _normalised(log_weights: list[float]) -> list[float]:
 
 def _log_sum(log_weights: list[float]) -> float:
     peak = max(log_weights, default=NO_MASS)
-    return peak if peak == NO_MASS else peak + math.log(sum(math.exp(x - peak) for x in log_weights))
+    return (
+        peak if peak == NO_MASS else peak + math.log(sum(math.exp(x - peak) for x in log_weights))
+    )

@@ -25,7 +25,11 @@ from midlogit.extras import require
 
 T = TypeVar("T")
 
-BACKOFF = (0.25, 1.0, 4.0)  # seconds before each retry; together they outlast a server's restart of 5 s
+BACKOFF = (
+    0.25,
+    1.0,
+    4.0,
+)  # seconds before each retry; together they outlast a server's restart of 5 s
 MAX_WAIT = 60.0  # the longest Retry-After that is honoured
 RETRYABLE_STATUSES = (408, 429)
 
@@ -69,7 +73,9 @@ def endpoint(side: str, url: str, key: str | None) -> Endpoint:
     url = url.strip()
     reason = what_is_wrong(url)
     if reason is not None:
-        raise InvalidRequest(f"The {side} URL {shown(url)!r} is not an http URL: {reason}.", suggestion(url))
+        raise InvalidRequest(
+            f"The {side} URL {shown(url)!r} is not an http URL: {reason}.", suggestion(url)
+        )
 
     if key and not key.isprintable():
         raise InvalidRequest(f"The {side} API key holds a line break.", "Remove it.")
@@ -126,7 +132,9 @@ class Client:
         future: Future[T] = asyncio.run_coroutine_threadsafe(work, self.loop)
         return future.result()
 
-    async def call_once(self, server: Endpoint, path: str, body: dict[str, Any] | None = None) -> Any:
+    async def call_once(
+        self, server: Endpoint, path: str, body: dict[str, Any] | None = None
+    ) -> Any:
         """Makes one attempt, a GET without a body, else a POST; returns the decoded JSON.
 
         Raises:
@@ -135,7 +143,9 @@ class Client:
         aiohttp = self._aiohttp
         try:
             address = self._address(server, path, body is not None)
-            status, headers, content = await address.exchange(b"" if body is None else orjson.dumps(body))
+            status, headers, content = await address.exchange(
+                b"" if body is None else orjson.dumps(body)
+            )
         except TimeoutError:
             raise CallFailed(f"no answer within {self._timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -143,9 +153,13 @@ class Client:
         except (aiohttp.http.HttpProcessingError, ValueError) as error:  # aiohttp's parsers
             raise CallFailed(f"not an HTTP answer: {first_line(error)}") from error
 
-        if 300 <= status < 400:  # followed, it would cost every call a second one, and could take the key elsewhere
+        if (
+            300 <= status < 400
+        ):  # followed, it would cost every call a second one, and could take the key elsewhere
             where = headers.get("Location")
-            raise CallFailed(f"HTTP {status}: it redirects to {where}", status=status, retryable=False)
+            raise CallFailed(
+                f"HTTP {status}: it redirects to {where}", status=status, retryable=False
+            )
 
         if status != 200:
             reason, whole = _server_message(content)
@@ -163,7 +177,12 @@ class Client:
             raise CallFailed("the answer is not whole JSON") from None
 
     async def call(
-        self, server: Endpoint, path: str, body: dict[str, Any] | None = None, *, retry_unreachable: bool = True
+        self,
+        server: Endpoint,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        retry_unreachable: bool = True,
     ) -> Any:
         """`call_once`, repeated after retryable failures.
 
@@ -174,7 +193,9 @@ class Client:
             try:
                 return await self.call_once(server, path, body)
             except CallFailed as failure:
-                is_retryable = failure.retryable and (failure.status is not None or retry_unreachable)
+                is_retryable = failure.retryable and (
+                    failure.status is not None or retry_unreachable
+                )
                 if attempt == self.retries or not is_retryable:
                     raise
                 await asyncio.sleep(self.backoff(attempt, failure))
@@ -222,7 +243,9 @@ class Client:
 
 def unavailable(server: Endpoint, failure: CallFailed, hint: str = "") -> ServerUnavailable:
     """The failure as an error for the user, with side and URL."""
-    return ServerUnavailable(f"The server of the {server.name} cannot be used: {failure.message}.", hint)
+    return ServerUnavailable(
+        f"The server of the {server.name} cannot be used: {failure.message}.", hint
+    )
 
 
 def _server_message(content: bytes) -> tuple[str, bool]:

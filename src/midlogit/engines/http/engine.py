@@ -104,7 +104,9 @@ class HttpEngine(Engine):
         self._width = width
         self._blocking_text = blocking_text
         self._running: dict[int, asyncio.Task[None]] = {}
-        self._sampler = Sampler(client.loop, sides.vocabulary, self._running, at_once=width.tolerance is not None)
+        self._sampler = Sampler(
+            client.loop, sides.vocabulary, self._running, at_once=width.tolerance is not None
+        )
         self._closed = False
         self._warned = False
 
@@ -115,7 +117,9 @@ class HttpEngine(Engine):
 
     def abort(self, sequences: list[Sequence]) -> None:
         if not self._closed:
-            self.client.loop.call_soon_threadsafe(self._cancel, [id(sequence) for sequence in sequences])
+            self.client.loop.call_soon_threadsafe(
+                self._cancel, [id(sequence) for sequence in sequences]
+            )
 
     def close(self) -> None:
         if not self._closed:
@@ -156,7 +160,9 @@ class HttpEngine(Engine):
         except CallFailed as failure:
             where = f"Request {sequence.request.index}, position {len(sequence.token_ids)}"
             message = f"{where}: {failure.message}."
-        except Exception as error:  # the engine's own boundary: whoever waits for this sequence must hear of it
+        except (
+            Exception
+        ) as error:  # the engine's own boundary: whoever waits for this sequence must hear of it
             message = f"The engine failed: {type(error).__name__}: {error}"
         finally:
             base.release(slots[0])
@@ -177,7 +183,9 @@ class HttpEngine(Engine):
         try:
             while not sequence.is_finished:
                 if pending.drafts is None:
-                    token, k = await self._sample_next(slots, sequence.settings_at(position), pending.rows, k)
+                    token, k = await self._sample_next(
+                        slots, sequence.settings_at(position), pending.rows, k
+                    )
                     sampled = [token]
                 else:
                     sampled = await self._verify(sequence, slots, position, pending.drafts)
@@ -187,7 +195,9 @@ class HttpEngine(Engine):
                 for slot in slots:
                     slot.prefix += token_ids
                 position += len(sampled)
-                if len(token_ids) == len(sampled) and not sequence.ends_with(token_ids[-1], position - 1):
+                if len(token_ids) == len(sampled) and not sequence.ends_with(
+                    token_ids[-1], position - 1
+                ):
                     pending = self._start_round(sequence, slots, position, k)
 
                 for token in sampled:
@@ -197,14 +207,18 @@ class HttpEngine(Engine):
         finally:
             pending.cancel()  # of no use when a stop string was met
 
-    def _start_round(self, sequence: Sequence, slots: SlotPair, position: int, k: int) -> PendingRound:
+    def _start_round(
+        self, sequence: Sequence, slots: SlotPair, position: int, k: int
+    ) -> PendingRound:
         """Requests drafts from the base, or in lock-step a row from each side."""
         started, batch = time.perf_counter(), len(self._running)
         num_drafts = self._num_drafts(sequence, position)
         if not num_drafts:
             return PendingRound(started, batch, rows=self.sides.request_top(slots, k))
 
-        request = DraftRequest.near(sequence.request.params.temperature, num_drafts + 1, sequence.draft_seed(position))
+        request = DraftRequest.near(
+            sequence.request.params.temperature, num_drafts + 1, sequence.draft_seed(position)
+        )
         steps = self.sides.base.replicas.draft(slots[0], self._width.drafting, request)
         return PendingRound(started, batch, drafts=PendingDrafts(request, steps))
 
@@ -215,15 +229,21 @@ class HttpEngine(Engine):
         tokens of a seed.
         """
         params = sequence.request.params
-        if position == 0 or (params.seed is not None and params.temperature and not self.draft_length.fixed):
+        if position == 0 or (
+            params.seed is not None and params.temperature and not self.draft_length.fixed
+        ):
             return 0
-        return min(self.draft_length.next(len(self._running)), sequence.remaining_tokens(position) - 1)
+        return min(
+            self.draft_length.next(len(self._running)), sequence.remaining_tokens(position) - 1
+        )
 
     def _record(self, pending: PendingRound, position: int, sampled: list[SampledToken]) -> None:
         """Reports a round's acceptance and time; the first prefills prompts, so its time tells nothing of others."""
         self.draft_length.record_acceptance(pending.num_drafts, [len(sampled) - 1])
         if position and pending.batch.bit_length() == len(self._running).bit_length():
-            self.draft_length.record_time(pending.batch, pending.num_drafts, time.perf_counter() - pending.started)
+            self.draft_length.record_time(
+                pending.batch, pending.num_drafts, time.perf_counter() - pending.started
+            )
 
     async def _verify(
         self, sequence: Sequence, slots: SlotPair, position: int, drafts: PendingDrafts
@@ -241,10 +261,15 @@ class HttpEngine(Engine):
         ]
         wide = [(step.row, await row) for step, row in zip(steps, teacher_rows, strict=False)]
 
-        narrowed = [self.sides.narrow(rows, self._width.start, s) for rows, s in zip(wide, settings, strict=True)]
+        narrowed = [
+            self.sides.narrow(rows, self._width.start, s)
+            for rows, s in zip(wide, settings, strict=True)
+        ]
         pairs, missing = [pair for pair, _ in narrowed], [ids for _, ids in narrowed]
         complete = next((n for n, ids in enumerate(missing) if any(ids)), len(pairs))
-        sampled = await self._sampler.sample(pairs[:complete], settings[:complete]) if complete else []
+        sampled = (
+            await self._sampler.sample(pairs[:complete], settings[:complete]) if complete else []
+        )
         accepted = num_accepted(drafted, [token.token_id for token in sampled])
 
         if accepted == complete:

@@ -12,7 +12,9 @@ from typing import Any
 
 from midlogit.extras import require
 
-KEEP_ALIVE = 4.0  # below uvicorn's 5 s, so that the server never closes a connection we are about to use
+KEEP_ALIVE = (
+    4.0  # below uvicorn's 5 s, so that the server never closes a connection we are about to use
+)
 CONNECT_TIMEOUT = 10.0
 
 
@@ -36,11 +38,19 @@ class ConnectionPool:
 class Address:
     """The method, URL and headers that requests of one kind share."""
 
-    def __init__(self, pool: ConnectionPool, method: str, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, pool: ConnectionPool, method: str, url: str, headers: Mapping[str, str]
+    ) -> None:
         aiohttp, yarl = require("aiohttp", "http"), require("yarl", "http")
         self._pool = pool
-        self._request = aiohttp.ClientRequest(method, yarl.URL(url), headers=headers, loop=asyncio.get_running_loop())
-        lines = [f"{name}: {value}\r\n" for name, value in self._request.headers.items() if name != "Content-Length"]
+        self._request = aiohttp.ClientRequest(
+            method, yarl.URL(url), headers=headers, loop=asyncio.get_running_loop()
+        )
+        lines = [
+            f"{name}: {value}\r\n"
+            for name, value in self._request.headers.items()
+            if name != "Content-Length"
+        ]
         self._head = f"{method} {self._request.url.raw_path_qs} HTTP/1.1\r\n{''.join(lines)}Content-Length: ".encode()
 
     async def exchange(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
@@ -51,7 +61,9 @@ class Address:
             OSError, ValueError, aiohttp's ClientError and HttpProcessingError: no connection, or no whole HTTP answer.
         """
         async with asyncio.timeout(self._pool.timeout):
-            connection = await self._pool.connector.connect(self._request, [], self._pool.connecting)
+            connection = await self._pool.connector.connect(
+                self._request, [], self._pool.connecting
+            )
             try:
                 self.send(connection.protocol, body)
                 connection.protocol.set_response_params(read_until_eof=True)

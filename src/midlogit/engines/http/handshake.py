@@ -23,7 +23,9 @@ T = TypeVar("T")
 
 DEFAULT_LOGPROBS = 20  # vLLM's own --max-logprobs
 PROBE = (5, 6, 7)  # ids of an arbitrary prompt
-NO_SUCH_ID = 2_000_000_000  # no vocabulary has this id, and no server allows as many log-probabilities
+NO_SUCH_ID = (
+    2_000_000_000  # no vocabulary has this id, and no server allows as many log-probabilities
+)
 PROBE_TEXTS = (
     "The quick brown fox jumps over 13 lazy dogs, doesn't it?\n\n  def f(x):\n\treturn x**2  # 3.14\n",
     "Größe, naïveté, œuvre; Привет, мир! 你好,世界。 こんにちは 안녕하세요 שלום مرحبا 🦊👩‍🔬",
@@ -64,7 +66,9 @@ class ServerFacts:
     version: str | None
 
 
-async def shake_hands(client: Client, server: Endpoint, model: str | None, top_k: int | None) -> ServerFacts:
+async def shake_hands(
+    client: Client, server: Endpoint, model: str | None, top_k: int | None
+) -> ServerFacts:
     """Finds out what a server offers.
 
     Args:
@@ -78,7 +82,9 @@ async def shake_hands(client: Client, server: Endpoint, model: str | None, top_k
     card = await _model_card(client, server, model)
     name = str(card["id"])
     max_logprobs, logit_size = await asyncio.gather(
-        _limit_in_refusal(client, server, _probe_body(name, logprobs=NO_SUCH_ID), r"max allowed:? ?(\d+)"),
+        _limit_in_refusal(
+            client, server, _probe_body(name, logprobs=NO_SUCH_ID), r"max allowed:? ?(\d+)"
+        ),
         _limit_in_refusal(
             client,
             server,
@@ -123,10 +129,14 @@ async def drafting_problem(client: Client, facts: ServerFacts) -> str | None:
     k = min(DEFAULT_LOGPROBS, facts.max_logprobs)
     sampled = []
     for seed in (1, 1, 2):
-        request = rows.DraftRequest(16, rows.HOTTEST, seed)  # long and hot: not sampled twice by chance
+        request = rows.DraftRequest(
+            16, rows.HOTTEST, seed
+        )  # long and hot: not sampled twice by chance
         body = rows.draft_body(facts.model, PROBE, k, request)
         try:
-            steps = await _complete(client, facts.endpoint, body, partial(rows.read_drafts, request=request, k=k))
+            steps = await _complete(
+                client, facts.endpoint, body, partial(rows.read_drafts, request=request, k=k)
+            )
         except CallFailed as failure:
             if failure.retryable:
                 raise unavailable(facts.endpoint, failure) from failure
@@ -142,7 +152,9 @@ async def drafting_problem(client: Client, facts: ServerFacts) -> str | None:
 
 async def probe_tokens(client: Client, facts: ServerFacts) -> list[list[int]]:
     """The ids that the server itself gives the probe texts."""
-    return list(await asyncio.gather(*(_tokens(client, facts, {"prompt": text}) for text in PROBE_TEXTS)))
+    return list(
+        await asyncio.gather(*(_tokens(client, facts, {"prompt": text}) for text in PROBE_TEXTS))
+    )
 
 
 async def has_chat_template(client: Client, facts: ServerFacts) -> bool:
@@ -159,7 +171,9 @@ async def has_chat_template(client: Client, facts: ServerFacts) -> bool:
 async def templated_ids(client: Client, facts: ServerFacts) -> frozenset[int]:
     """Ids of a short conversation in the chat template: the template's own and those of the words."""
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
-    return frozenset(await _tokens(client, facts, {"messages": messages, "add_generation_prompt": False}))
+    return frozenset(
+        await _tokens(client, facts, {"messages": messages, "add_generation_prompt": False})
+    )
 
 
 async def special_ids(client: Client, facts: ServerFacts) -> frozenset[int]:
@@ -169,16 +183,24 @@ async def special_ids(client: Client, facts: ServerFacts) -> frozenset[int]:
     return frozenset(ids[0] for ids in found if len(ids) == 1 and ids[0] < facts.logit_size)
 
 
-async def stop_ids(client: Client, facts: ServerFacts, candidates: frozenset[int]) -> tuple[int, ...]:
+async def stop_ids(
+    client: Client, facts: ServerFacts, candidates: frozenset[int]
+) -> tuple[int, ...]:
     """The candidates that end a sequence on the server: where one is forced, no second token follows."""
 
     async def ends(token_id: int) -> bool:
-        body = _probe_body(facts.model, allowed_token_ids=[token_id], max_tokens=2, ignore_eos=False)
+        body = _probe_body(
+            facts.model, allowed_token_ids=[token_id], max_tokens=2, ignore_eos=False
+        )
         answer = await client.call(facts.endpoint, "/completions", body)
         return bool(answer["choices"][0]["finish_reason"] == "stop")
 
     ordered = sorted(candidates)
-    return tuple(i for i, stop in zip(ordered, await asyncio.gather(*map(ends, ordered)), strict=True) if stop)
+    return tuple(
+        i
+        for i, stop in zip(ordered, await asyncio.gather(*map(ends, ordered)), strict=True)
+        if stop
+    )
 
 
 async def _model_card(client: Client, server: Endpoint, model: str | None) -> dict[str, Any]:
@@ -199,7 +221,9 @@ async def _model_card(client: Client, server: Endpoint, model: str | None) -> di
     if model is None:
         return dict(first)
     if model not in cards:
-        raise InvalidRequest(f"The {server.name} does not serve {model!r}.", f"It serves {', '.join(cards)}.")
+        raise InvalidRequest(
+            f"The {server.name} does not serve {model!r}.", f"It serves {', '.join(cards)}."
+        )
     return dict(cards[model])
 
 
@@ -208,7 +232,9 @@ async def _explain(client: Client, server: Endpoint, failure: CallFailed) -> Ser
     if failure.status in (401, 403):
         variable = f"MIDLOGIT_{server.side.upper()}_API_KEY"
         hint = f"Give --{server.side}-api-key, or set {variable} or OPENAI_API_KEY."
-        return unavailable(server, CallFailed(f"it refuses the API key (HTTP {failure.status})"), hint)
+        return unavailable(
+            server, CallFailed(f"it refuses the API key (HTTP {failure.status})"), hint
+        )
 
     if failure.status == 404:
         hint = "Give the URL of a `vllm serve`, ending in /v1."
@@ -216,14 +242,18 @@ async def _explain(client: Client, server: Endpoint, failure: CallFailed) -> Ser
             root = server.at_root
             await client.call_once(root, "/models")
             hint = f"Did you mean {shown(root.url)}?"
-        return unavailable(server, CallFailed(f"it answers HTTP 404 to {shown(server.address('/models'))}"), hint)
+        return unavailable(
+            server, CallFailed(f"it answers HTTP 404 to {shown(server.address('/models'))}"), hint
+        )
 
     if failure.status is None:
         return unavailable(server, failure, "Is `vllm serve` running there, and is the URL right?")
     return unavailable(server, failure)
 
 
-async def _limit_in_refusal(client: Client, server: Endpoint, body: dict[str, Any], pattern: str) -> int | None:
+async def _limit_in_refusal(
+    client: Client, server: Endpoint, body: dict[str, Any], pattern: str
+) -> int | None:
     """The limit that the server names when it refuses a request above it; None when it names none."""
     try:
         await client.call(server, "/completions", body)
@@ -255,7 +285,9 @@ async def _require_rows(client: Client, server: Endpoint, model: str, k: int) ->
         )
 
 
-async def _complete(client: Client, server: Endpoint, body: dict[str, Any], read: Callable[[Any], T]) -> T:
+async def _complete(
+    client: Client, server: Endpoint, body: dict[str, Any], read: Callable[[Any], T]
+) -> T:
     """Calls /completions and parses the answer with `read`; retries truncated lists, a transient fault of vLLM."""
     for wait in (*BACKOFF[:2], None):
         answer = await client.call(server, "/completions", body)
@@ -272,7 +304,9 @@ async def _can_score(client: Client, server: Endpoint, model: str, logit_size: i
     """Whether the server scores chosen ids: old ones ignore or refuse logprob_token_ids."""
     chosen = sorted({1, logit_size // 2, logit_size - 1})
     try:
-        answer = await client.call(server, "/completions", rows.score_body(model, [list(PROBE)], chosen))
+        answer = await client.call(
+            server, "/completions", rows.score_body(model, [list(PROBE)], chosen)
+        )
         rows.read_scores(answer, 1, chosen)
     except CallFailed as failure:
         if failure.retryable:

@@ -85,7 +85,9 @@ def open_pair(
         ("max_retries", max_retries + 1),
     ):
         if not value > 0:
-            raise InvalidRequest(f"{name} is too small.", "max_retries may be 0, the others must be more.")
+            raise InvalidRequest(
+                f"{name} is too small.", "max_retries may be 0, the others must be more."
+            )
 
     client = Client(pool=connection_pool_size, timeout=timeout, retries=max_retries)
     try:
@@ -102,7 +104,9 @@ def open_pair(
 
 
 @contextmanager
-def handshake(base: Upstream, teacher: Upstream, top_k: int | str) -> Iterator[tuple[OpenedSide, OpenedSide]]:
+def handshake(
+    base: Upstream, teacher: Upstream, top_k: int | str
+) -> Iterator[tuple[OpenedSide, OpenedSide]]:
     """Both sides without an engine, for the duration of the block."""
     k = parse_top_k(top_k)
     client = Client(pool=100, timeout=30.0, retries=3)
@@ -136,7 +140,9 @@ def open_sides(
     endpoints = [upstream.endpoints(side) for side, upstream in zip(SIDES, upstreams, strict=True)]
     names = [upstream.model for upstream in upstreams]
     facts = client.run(_all_facts(client, endpoints, names, top_k))
-    base, teacher = (_open_side(client, *of_side) for of_side in zip(SIDES, upstreams, facts, strict=True))
+    base, teacher = (
+        _open_side(client, *of_side) for of_side in zip(SIDES, upstreams, facts, strict=True)
+    )
     _require_agreement(base.model, teacher.model)
     return base, teacher
 
@@ -157,12 +163,16 @@ def possible_draft_length(client: Client, base: OpenedSide, wanted: DraftLength)
         if wanted.fixed:
             message = f"The {facts.endpoint.name} cannot draft for speculation: {reason}."
             raise ServerUnavailable(message, "Use another server, or turn speculation off.")
-        log.warning("The %s cannot draft, so there is no speculation: %s.", facts.endpoint.name, reason)
+        log.warning(
+            "The %s cannot draft, so there is no speculation: %s.", facts.endpoint.name, reason
+        )
         return DraftLength("off")
     return wanted
 
 
-def list_width(sides: tuple[OpenedSide, OpenedSide], top_k: int | None, tolerance: float) -> ListWidth:
+def list_width(
+    sides: tuple[OpenedSide, OpenedSide], top_k: int | None, tolerance: float
+) -> ListWidth:
     """The width of lists that both sides allow; `top_k` None adapts it to the tolerance."""
     maximum = min(side.max_logprobs for side in sides)
     start = min(top_k or DEFAULT_LOGPROBS, maximum)
@@ -205,7 +215,9 @@ async def _all_facts(
     return list(await asyncio.gather(*sides))
 
 
-def _open_side(client: Client, side: str, upstream: Upstream, facts: list[ServerFacts]) -> OpenedSide:
+def _open_side(
+    client: Client, side: str, upstream: Upstream, facts: list[ServerFacts]
+) -> OpenedSide:
     sizes = {f.logit_size for f in facts}
     if len(sizes) > 1:
         shown = ", ".join(f"{f.endpoint.name} has {f.logit_size} ids" for f in facts)
@@ -235,7 +247,9 @@ def _open_side(client: Client, side: str, upstream: Upstream, facts: list[Server
 
 async def _served_model(client: Client, facts: ServerFacts, max_context: int) -> ServedModel:
     try:
-        specials, template = await asyncio.gather(special_ids(client, facts), has_chat_template(client, facts))
+        specials, template = await asyncio.gather(
+            special_ids(client, facts), has_chat_template(client, facts)
+        )
         candidates = specials | (await templated_ids(client, facts) if template else frozenset())
         stops = await stop_ids(client, facts, candidates)
     except CallFailed as failure:
@@ -287,7 +301,9 @@ def _require_agreement(base: Model, teacher: Model) -> None:
     """
     special = {*base.special_ids, *teacher.special_ids, *base.stop_ids, *teacher.stop_ids}
     for text in PROBE_TEXTS:
-        ours, theirs = ([i for i in model.encode(text) if i not in special] for model in (base, teacher))
+        ours, theirs = (
+            [i for i in model.encode(text) if i not in special] for model in (base, teacher)
+        )
         if ours == theirs:
             continue
 

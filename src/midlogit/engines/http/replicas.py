@@ -14,9 +14,13 @@ from typing import Any
 from midlogit.engines.http import rows
 from midlogit.engines.http.client import CallFailed, Client, Endpoint
 
-MAX_CALLS = 4  # row calls in flight per replica: a long prompt holds up its own call, not the others
+MAX_CALLS = (
+    4  # row calls in flight per replica: a long prompt holds up its own call, not the others
+)
 MAX_ROWS = 256  # prompts per call
-MAX_DRAFT_CALLS = 64  # draft calls in flight per replica: they share no call, so the server batches them
+MAX_DRAFT_CALLS = (
+    64  # draft calls in flight per replica: they share no call, so the server batches them
+)
 COOL_DOWN = 10.0  # seconds for which a failed replica is avoided while another is up
 
 
@@ -110,7 +114,9 @@ class ReplicaPool:
         """The `k` most likely ids after the slot's prefix, and after each of the drafted tokens appended to it."""
         new_future = self._client.loop.create_future
         prefixes = _prefixes(slot, drafted)
-        return self._enqueue(slot, [RowRequest(slot, prefix, k, (), None, new_future()) for prefix in prefixes])
+        return self._enqueue(
+            slot, [RowRequest(slot, prefix, k, (), None, new_future()) for prefix in prefixes]
+        )
 
     def score(
         self, slot: Slot, ids_of_rows: Sequence[Sequence[int]], drafted: Sequence[int] = ()
@@ -119,7 +125,9 @@ class ReplicaPool:
         new_future = self._client.loop.create_future
         requests = [
             [
-                RowRequest(slot, prefix, 0, tuple(ids[at : at + rows.MAX_SCORED]), None, new_future())
+                RowRequest(
+                    slot, prefix, 0, tuple(ids[at : at + rows.MAX_SCORED]), None, new_future()
+                )
                 for at in range(0, len(ids), rows.MAX_SCORED)
             ]
             for prefix, ids in zip(_prefixes(slot, drafted), ids_of_rows, strict=True)
@@ -127,7 +135,9 @@ class ReplicaPool:
         self._enqueue(slot, [request for parts in requests for request in parts])
         return [[request.answer for request in parts] for parts in requests]
 
-    def draft(self, slot: Slot, k: int, drafts: rows.DraftRequest) -> asyncio.Future[list[rows.DraftStep]]:
+    def draft(
+        self, slot: Slot, k: int, drafts: rows.DraftRequest
+    ) -> asyncio.Future[list[rows.DraftStep]]:
         """Drafts after the slot's prefix, each with the `k` most likely ids there."""
         request = RowRequest(slot, slot.prefix, k, (), drafts, self._client.loop.create_future())
         return self._enqueue(slot, [request])[0]
@@ -183,8 +193,16 @@ class ReplicaPool:
         left: list[RowRequest] = []
         scored: set[int] = set()
         for request in replica.waiting:
-            is_alike = request.k == oldest.k and request.slot.is_new == oldest.slot.is_new and request.drafts is None
-            if is_alike and len(taken) < self.max_rows and len(scored | set(request.ids)) <= rows.MAX_SCORED:
+            is_alike = (
+                request.k == oldest.k
+                and request.slot.is_new == oldest.slot.is_new
+                and request.drafts is None
+            )
+            if (
+                is_alike
+                and len(taken) < self.max_rows
+                and len(scored | set(request.ids)) <= rows.MAX_SCORED
+            ):
                 taken.append(request)
                 scored |= set(request.ids)
             else:
@@ -206,7 +224,9 @@ class ReplicaPool:
             for request in requests:
                 _fail(
                     request,
-                    CallFailed(f"{replica.endpoint.name}: {type(error).__name__}: {error}", retryable=False),
+                    CallFailed(
+                        f"{replica.endpoint.name}: {type(error).__name__}: {error}", retryable=False
+                    ),
                 )
         else:
             for request, answer in zip(requests, answers, strict=True):
@@ -240,10 +260,15 @@ class ReplicaPool:
             try:
                 answers = await self._call_once(replica, requests)
             except CallFailed as failure:
-                if not failure.retryable or attempt == self._client.retries + len(self.replicas) - 1:
+                if (
+                    not failure.retryable
+                    or attempt == self._client.retries + len(self.replicas) - 1
+                ):
                     attempts = f" ({attempt + 1} attempts)" if attempt else ""
                     message = f"{replica.endpoint.name}: {failure.message}{attempts}"
-                    raise CallFailed(message, status=failure.status, retryable=failure.retryable) from failure
+                    raise CallFailed(
+                        message, status=failure.status, retryable=failure.retryable
+                    ) from failure
 
                 next_replica = await self._replica_for_retry(replica, failure, attempt)
                 for request in requests:
@@ -253,7 +278,9 @@ class ReplicaPool:
                 replica.down_until = 0.0
                 return answers
 
-    async def _replica_for_retry(self, replica: Replica, failure: CallFailed, attempt: int) -> Replica:
+    async def _replica_for_retry(
+        self, replica: Replica, failure: CallFailed, attempt: int
+    ) -> Replica:
         """The replica for the next attempt: another one that is up, at once; else any, after a wait.
 
         A replica that is healthy all the same keeps its sequences.
@@ -283,7 +310,11 @@ class ReplicaPool:
         answer = await self._client.call_once(replica.endpoint, "/completions", body)
         if drafts is not None:
             return [rows.read_drafts(answer, drafts, k)]
-        return rows.read_top(answer, len(prompts), k) if k else rows.read_scores(answer, len(prompts), ids)
+        return (
+            rows.read_top(answer, len(prompts), k)
+            if k
+            else rows.read_scores(answer, len(prompts), ids)
+        )
 
     def _up(self) -> list[Replica]:
         """Replicas that have not failed recently."""

@@ -16,7 +16,10 @@ from midlogit.engines.http.client import CallFailed
 MAX_SCORED = 128  # ids in one logprob_token_ids
 KEY = "token_id:"
 NOTHING = -9999.0  # how vLLM writes −∞
-COLDEST, HOTTEST = 0.01, 2.0  # vLLM takes lower temperatures above 0 for the first, and refuses higher ones
+COLDEST, HOTTEST = (
+    0.01,
+    2.0,
+)  # vLLM takes lower temperatures above 0 for the first, and refuses higher ones
 
 # A server takes omitted parameters from the model's generation_config.json, so none is omitted.
 # Greedy, because then the sampled token is in the list and a repeated call returns the same one.
@@ -51,7 +54,9 @@ class DraftRequest:
     @classmethod
     def near(cls, temperature: float, num_tokens: int, seed: int) -> DraftRequest:
         """A request at the nearest temperature that servers sample at."""
-        return cls(num_tokens, min(max(temperature, COLDEST), HOTTEST) if temperature else 0.0, seed)
+        return cls(
+            num_tokens, min(max(temperature, COLDEST), HOTTEST) if temperature else 0.0, seed
+        )
 
     @property
     def num_drafts(self) -> int:
@@ -88,7 +93,11 @@ def draft_body(model: str, prompt: Sequence[int], k: int, request: DraftRequest)
 
     One prompt per call: all prompts of a call share its seed, so their tokens would not be independent.
     """
-    sampling = {"max_tokens": request.num_tokens, "temperature": request.temperature, "seed": request.seed}
+    sampling = {
+        "max_tokens": request.num_tokens,
+        "temperature": request.temperature,
+        "seed": request.seed,
+    }
     return {"model": model, "prompt": [prompt], "logprobs": k, **EXPLICIT, **sampling}
 
 
@@ -104,7 +113,9 @@ def read_rows(answer: Any, count: int) -> list[dict[int, float]]:
             for choice in sorted(answer["choices"], key=lambda choice: choice["index"])
         ]
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-        raise CallFailed(f"its answer holds no log-probabilities by token id ({error!r})", retryable=False) from None
+        raise CallFailed(
+            f"its answer holds no log-probabilities by token id ({error!r})", retryable=False
+        ) from None
 
     if len(rows) != count:
         raise CallFailed(f"it answered {len(rows)} of {count} prompts", retryable=False)
@@ -134,15 +145,21 @@ def read_drafts(answer: Any, request: DraftRequest, k: int) -> list[DraftStep]:
         rows = [_read_row(values) for values in logprobs["top_logprobs"]]
         tokens = [int(token[len(KEY) :]) for token in logprobs["tokens"]]
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-        raise CallFailed(f"its answer holds no drafts by token id ({error!r})", retryable=False) from None
+        raise CallFailed(
+            f"its answer holds no drafts by token id ({error!r})", retryable=False
+        ) from None
 
     if not len(rows) == len(tokens) == request.num_tokens:
-        raise CallFailed(f"it drafted {len(tokens)} of {request.num_tokens} tokens", retryable=False)
+        raise CallFailed(
+            f"it drafted {len(tokens)} of {request.num_tokens} tokens", retryable=False
+        )
 
     steps = [DraftStep(_exactly(row, k), token) for row, token in zip(rows, tokens, strict=True)]
     for row, token in zip(rows, tokens, strict=True):
         if token not in row:
-            raise CallFailed(f"it drew token {token}, which its own list of {k} does not name", retryable=False)
+            raise CallFailed(
+                f"it drew token {token}, which its own list of {k} does not name", retryable=False
+            )
     return steps
 
 
@@ -161,14 +178,20 @@ def read_scores(answer: Any, count: int, ids: Sequence[int]) -> list[dict[int, f
 
 def most_likely(row: dict[int, float], k: int) -> dict[int, float]:
     """The `k` most likely ids of a row; of equals, the lower id."""
-    return row if len(row) == k else dict(sorted(row.items(), key=lambda item: (-item[1], item[0]))[:k])
+    return (
+        row
+        if len(row) == k
+        else dict(sorted(row.items(), key=lambda item: (-item[1], item[0]))[:k])
+    )
 
 
 def _exactly(row: dict[int, float], k: int) -> dict[int, float]:
     """Exactly `k` ids of a row: vLLM adds the sampled token where it is not among them."""
     given = len(row) - (row.get(0) == -math.inf)
     if given < k:
-        raise CallFailed(f"it returned {given} log-probabilities where {k} were asked for", healthy=True)
+        raise CallFailed(
+            f"it returned {given} log-probabilities where {k} were asked for", healthy=True
+        )
     return most_likely(row, k)
 
 

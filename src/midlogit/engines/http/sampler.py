@@ -14,7 +14,9 @@ from midlogit.outputs import Decision
 
 T = TypeVar("T")
 
-SENDING_TURNS = 6  # turns of the loop within which aiohttp has written the calls that were requested
+SENDING_TURNS = (
+    6  # turns of the loop within which aiohttp has written the calls that were requested
+)
 
 
 class SampledToken(NamedTuple):
@@ -33,12 +35,16 @@ class Sampler:
         at_once: whether decisions are needed before the next rows can be requested.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, vocabulary: int, running: Sized, *, at_once: bool) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, vocabulary: int, running: Sized, *, at_once: bool
+    ) -> None:
         self._loop = loop
         self._vocabulary = vocabulary
         self._running = running
         self._at_once = at_once
-        self._ready: list[tuple[list[TopPair], list[RowSettings], asyncio.Future[list[SampledToken]]]] = []
+        self._ready: list[
+            tuple[list[TopPair], list[RowSettings], asyncio.Future[list[SampledToken]]]
+        ] = []
 
     async def sample(self, pairs: list[TopPair], settings: list[RowSettings]) -> list[SampledToken]:
         """Samples together with every other sequence that has its rows in this turn of the loop."""
@@ -57,7 +63,9 @@ class Sampler:
         settings = [s for _, settings, _ in ready for s in settings]
         try:
             drawn = sample_truncated(pairs, settings, self._vocabulary)
-            tokens = [SampledToken(token_id, self._loop.create_future()) for token_id in drawn.token_ids]
+            tokens = [
+                SampledToken(token_id, self._loop.create_future()) for token_id in drawn.token_ids
+            ]
         except Exception as error:  # it must reach the sequences that wait
             _fail(waiting, error)
             return
@@ -70,7 +78,9 @@ class Sampler:
         turns = 0 if self._at_once else SENDING_TURNS
         self._describe(turns, drawn, [token.decision for token in tokens])
 
-    def _describe(self, turns: int, drawn: SampledTokens, waiting: list[asyncio.Future[Decision]]) -> None:
+    def _describe(
+        self, turns: int, drawn: SampledTokens, waiting: list[asyncio.Future[Decision]]
+    ) -> None:
         """Computes the deferred decisions after `turns` iterations of the event loop."""
         if turns:
             self._loop.call_soon(self._describe, turns - 1, drawn, waiting)

@@ -46,13 +46,19 @@ class ServedModel:
     def vocabulary(self) -> dict[int, str] | None:
         return None
 
-    def encode(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, most: int | None = None
+    ) -> list[int]:
         """Ids by the server's tokenizer, as `Checkpoint.encode`; `most` is not used: the server limits requests."""
         ids = self._ids(text, add_special_tokens)
         return undoubled(ids, self._ids_before) if add_special_tokens else ids
 
     def encode_chat(
-        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None, *, most: int | None = None
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any] | None = None,
+        *,
+        most: int | None = None,
     ) -> list[int]:
         if not self.has_chat_template:
             return self.encode(plain_chat(messages))
@@ -62,7 +68,9 @@ class ServedModel:
         try:
             return self._tokens(body)
         except EngineFailure as error:
-            raise InvalidRequest(f"The {self.server.name} refuses the messages: {error.args[0]}") from error
+            raise InvalidRequest(
+                f"The {self.server.name} refuses the messages: {error.args[0]}"
+            ) from error
 
     @cached_property
     def _ids_before(self) -> list[int]:
@@ -79,7 +87,9 @@ class ServedModel:
 
     def _call(self, path: str, body: dict[str, Any]) -> Any:
         try:
-            return self.client.run(self.client.call(self.server, path, {"model": self.name, **body}))
+            return self.client.run(
+                self.client.call(self.server, path, {"model": self.name, **body})
+            )
         except CallFailed as failure:
             raise EngineFailure(f"{self.server.name}: {failure.message}") from failure
 
@@ -110,7 +120,9 @@ class ServedDetokenizer(Detokenizer):
         if self._wrong_byte is None:
             return False
         alone = self.first(token_id)
-        return alone == REPLACEMENT or not self.decode((token_id, self._wrong_byte)).startswith(alone)
+        return alone == REPLACEMENT or not self.decode((token_id, self._wrong_byte)).startswith(
+            alone
+        )
 
     @cached_property
     def _wrong_byte(self) -> int | None:

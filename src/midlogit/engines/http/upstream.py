@@ -38,7 +38,11 @@ class Upstream:
         Raises:
             InvalidRequest: no URL, one that is not the URL of a server, or a key that no header can hold.
         """
-        key = self.api_key or os.environ.get(f"MIDLOGIT_{side.upper()}_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        key = (
+            self.api_key
+            or os.environ.get(f"MIDLOGIT_{side.upper()}_API_KEY")
+            or os.environ.get("OPENAI_API_KEY")
+        )
         urls = (self.urls,) if isinstance(self.urls, str) else tuple(self.urls)
         if not urls:
             raise InvalidRequest(f"There is no URL for the {side}.", "Give one or several.")

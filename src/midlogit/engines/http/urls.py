@@ -7,7 +7,9 @@ from urllib.parse import urlsplit
 
 SCHEME = re.compile(r"https?:/", re.IGNORECASE)
 SEVERAL = re.compile(r",\s*https?://", re.IGNORECASE)
-WITHOUT_SCHEME = re.compile(r"((localhost|[0-9.]{7,15})(:\d+)?|([\w.-]+|\[[0-9a-fA-F:.]+\]):\d+)(/.*)?$")
+WITHOUT_SCHEME = re.compile(
+    r"((localhost|[0-9.]{7,15})(:\d+)?|([\w.-]+|\[[0-9a-fA-F:.]+\]):\d+)(/.*)?$"
+)
 
 
 def looks_like_server(name: str) -> bool:

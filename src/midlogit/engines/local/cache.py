@@ -23,7 +23,11 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.keys, self.values = (
-            torch.zeros((self.cache.slots, x.shape[1], self.cache.columns, x.shape[3]), dtype=x.dtype, device=x.device)
+            torch.zeros(
+                (self.cache.slots, x.shape[1], self.cache.columns, x.shape[3]),
+                dtype=x.dtype,
+                device=x.device,
+            )
             for x in (key_states, value_states)
         )
         self.is_initialized = True
@@ -103,4 +107,6 @@ class SlotCache(Cache):  # type: ignore[misc]
         return sum(x.numel() * x.element_size() for x in self._states())
 
     def _states(self) -> list[Tensor]:
-        return [x for layer in self.layers if layer.is_initialized for x in (layer.keys, layer.values)]
+        return [
+            x for layer in self.layers if layer.is_initialized for x in (layer.keys, layer.values)
+        ]

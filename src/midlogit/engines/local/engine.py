@@ -43,7 +43,9 @@ def parse_device(name: str) -> torch.device:
         torch.empty(0, device=device).tolist()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InvalidRequest(f"Device {name!r} cannot be used: {reason}.", "Use cpu, cuda or cuda:NUMBER.") from error
+        raise InvalidRequest(
+            f"Device {name!r} cannot be used: {reason}.", "Use cpu, cuda or cuda:NUMBER."
+        ) from error
     return device
 
 
@@ -117,7 +119,11 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
         # The larger model first: loading takes a mapping of its file beside the weights.
         teacher_model = load_model(teacher, teacher_device, parse_dtype(dtype, teacher_device))
         same = base.name == teacher.name and base_device == teacher_device
-        base_model = teacher_model if same else load_model(base, base_device, parse_dtype(dtype, base_device))
+        base_model = (
+            teacher_model
+            if same
+            else load_model(base, base_device, parse_dtype(dtype, base_device))
+        )
         self.base = SlotModel(base_model, base)
         self.teacher = SlotModel(teacher_model, teacher)
 
@@ -210,7 +216,9 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
             for position in range(num_drafts):
                 base_PNV.append(self._advance_base(fed))
                 settings = [s.settings_at(len(s.token_ids) + position) for s in self._running]
-                drafts_N = self.decider.start_round(settings, len(fed)).draft(_all_rows(base_PNV[-1]))
+                drafts_N = self.decider.start_round(settings, len(fed)).draft(
+                    _all_rows(base_PNV[-1])
+                )
                 drafts_PN.append(drafts_N.tolist())
                 for tokens, token_id in zip(fed, drafts_PN[-1], strict=True):
                     tokens.append(token_id)
@@ -242,26 +250,34 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
         alive = list(range(len(self._running)))
         sampled: list[list[int]] = [[] for _ in alive]
         for position in range(len(round_.base_PNV)):
-            self._sample_position(alive, round_.base_PNV[position], round_.teacher_PNV[position], sampled)
+            self._sample_position(
+                alive, round_.base_PNV[position], round_.teacher_PNV[position], sampled
+            )
             if position == len(round_.drafts_PN):
                 break
             drafts_N = round_.drafts_PN[position]
             alive = [
                 n
                 for n in alive
-                if n < num_running and sampled[n][-1] == drafts_N[n] and not self._running[n].is_finished
+                if n < num_running
+                and sampled[n][-1] == drafts_N[n]
+                and not self._running[n].is_finished
             ]
 
         drafts = list(zip(*round_.drafts_PN, strict=True)) or [()] * num_running
         verified = [min(len(sampled[n]), len(drafts[n])) for n in range(num_running)]
         return verified, [num_accepted(drafts[n], sampled[n]) for n in range(num_running)]
 
-    def _sample_position(self, alive: list[int], base_NV: Tensor, teacher_NV: Tensor, sampled: list[list[int]]) -> None:
+    def _sample_position(
+        self, alive: list[int], base_NV: Tensor, teacher_NV: Tensor, sampled: list[list[int]]
+    ) -> None:
         """Samples the next token of some running sequences; notes the outcome that each counts for in `sampled`."""
         if not alive:
             return
         settings = [self._running[n].next_settings for n in alive]
-        decided = self.decider.decide(LogitRows(base_NV, alive), LogitRows(teacher_NV, alive), settings)
+        decided = self.decider.decide(
+            LogitRows(base_NV, alive), LogitRows(teacher_NV, alive), settings
+        )
         for n, decision in zip(alive, decided.decisions(), strict=True):
             sequence = self._running[n]
             sequence.append(decision)

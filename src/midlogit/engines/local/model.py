@@ -28,11 +28,15 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     """
     if checkpoint.unsupported_layers:
         kinds = ", ".join(sorted(checkpoint.unsupported_layers))
-        raise ModelUnavailable(f"{checkpoint.name} has layers of a kind the local engine cannot batch: {kinds}.")
+        raise ModelUnavailable(
+            f"{checkpoint.name} has layers of a kind the local engine cannot batch: {kinds}."
+        )
     try:
         return AutoModelForCausalLM.from_pretrained(checkpoint.name, dtype=dtype).to(device).eval()
     except Exception as error:  # a damaged file, or a device that is too small, fails in many ways
-        raise ModelUnavailable(f"The weights of {checkpoint.name} cannot be loaded: {first_line(error)}") from error
+        raise ModelUnavailable(
+            f"The weights of {checkpoint.name} cannot be loaded: {first_line(error)}"
+        ) from error
 
 
 def cache_keyword(model: Any) -> str:
@@ -52,7 +56,9 @@ class SlotModel:
         self._cache = SlotCache(int(checkpoint.config.num_hidden_layers))
         self._cache_keyword = cache_keyword(model)
         self._lengths: list[int] = []
-        self._written: list[int] = []  # columns of each slot that were ever written, rolled-back ones among them
+        self._written: list[
+            int
+        ] = []  # columns of each slot that were ever written, rolled-back ones among them
         self.device = next(model.parameters()).device
 
         try:
@@ -60,7 +66,9 @@ class SlotModel:
         except ModelUnavailable:
             raise
         except Exception as error:  # a configuration that the weights do not fit fails in many ways
-            raise ModelUnavailable(f"{checkpoint.name} cannot be run: {first_line(error)}") from error
+            raise ModelUnavailable(
+                f"{checkpoint.name} cannot be run: {first_line(error)}"
+            ) from error
 
     def add(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Opens a slot for each prompt and runs them; logits [N, V] after their last tokens."""
@@ -103,7 +111,9 @@ class SlotModel:
         self._cache.reserve(len(self._lengths), width)
 
         for begin in range(0, width - last, CHUNK):
-            self._forward(view, texts, starts, width, range(begin, min(begin + CHUNK, width - last)))
+            self._forward(
+                view, texts, starts, width, range(begin, min(begin + CHUNK, width - last))
+            )
         for begin in range(width - last, width, chunk):
             span = range(begin, min(begin + chunk, width))
             yield self._forward(view, texts, starts, width, span, keep=len(span))
@@ -128,7 +138,9 @@ class SlotModel:
         """Runs each row's new tokens, right-aligned to a common width, in chunks of it; logits after the last."""
         width = max(map(len, tokens))
         starts = self._lengths[view]
-        self._cache.reserve(len(self._lengths), max(s + len(t) for s, t in zip(starts, tokens, strict=True)))
+        self._cache.reserve(
+            len(self._lengths), max(s + len(t) for s, t in zip(starts, tokens, strict=True))
+        )
 
         for begin in range(0, width, CHUNK):
             span = range(begin, min(begin + CHUNK, width))
@@ -140,7 +152,13 @@ class SlotModel:
         return logits_NQV
 
     def _forward(
-        self, view: slice, tokens: Sequence[Sequence[int]], starts: list[int], width: int, span: range, keep: int = 1
+        self,
+        view: slice,
+        tokens: Sequence[Sequence[int]],
+        starts: list[int],
+        width: int,
+        span: range,
+        keep: int = 1,
     ) -> Tensor:
         """One forward over the query columns `span` of the right-aligned tokens; logits [N, keep, V] of the last."""
         ids = [[0] * len(span) for _ in tokens]
@@ -160,7 +178,9 @@ class SlotModel:
 
         positions_NQ = torch.tensor(positions, device=self.device)
         # A padding query sits at position 0 and sees column 0: harmless, and its output is not used.
-        visible_NQK = torch.arange(cache.width, device=self.device)[None, None, :] <= positions_NQ[:, :, None]
+        visible_NQK = (
+            torch.arange(cache.width, device=self.device)[None, None, :] <= positions_NQ[:, :, None]
+        )
         logits_NQV = self.model(
             input_ids=torch.tensor(ids, device=self.device),
             attention_mask=self._as_mask(visible_NQK[:, None]),
@@ -190,7 +210,9 @@ class SlotModel:
         logits_NV = self.advance([long[3], short[1]])
         with torch.inference_mode():
             for row, ids in enumerate((long, short)):
-                plain_V = self.model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1]
+                plain_V = self.model(input_ids=torch.tensor([ids], device=self.device)).logits[
+                    0, -1
+                ]
                 plain_V = _at_least_float32(plain_V)
                 difference = (logits_NV[row] - plain_V).abs().max() / plain_V.std()
                 if not difference < 20 * torch.finfo(self.model.dtype).eps ** 0.5:

@@ -39,7 +39,9 @@ class NoDrafts:
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def propose(self, sampled_token_ids: list[list[int]], *args: Any, **kwargs: Any) -> list[list[int]]:
+    def propose(
+        self, sampled_token_ids: list[list[int]], *args: Any, **kwargs: Any
+    ) -> list[list[int]]:
         return [[] for _ in sampled_token_ids]
 
 
@@ -140,7 +142,10 @@ class Core:
             ),
         }  # fmt: skip
         missing = [
-            f"{owner}.{name}" for owner, (thing, *names) in used.items() for name in names if not hasattr(thing, name)
+            f"{owner}.{name}"
+            for owner, (thing, *names) in used.items()
+            for name in names
+            if not hasattr(thing, name)
         ]
         if missing or self._core.async_scheduling or self._core.batch_queue is not None:
             found = ", ".join(missing) or "synchronous scheduling"
@@ -188,7 +193,9 @@ class Core:
         request = Request(
             request_id=key,
             prompt_token_ids=list(prompt_ids),
-            sampling_params=SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False),
+            sampling_params=SamplingParams(
+                temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False
+            ),
             pooling_params=None,
             block_hasher=self._core.request_block_hasher,
         )
@@ -233,7 +240,9 @@ class Core:
         self._scheduler.set_pause_state(self._pause_states.UNPAUSED)
         return step
 
-    def execute(self, step: ScheduledStep, device_tokens: DeviceTokens | None = None) -> ExecutedStep:
+    def execute(
+        self, step: ScheduledStep, device_tokens: DeviceTokens | None = None
+    ) -> ExecutedStep:
         """Enqueues the forward pass of a step, without waiting for it.
 
         Args:
@@ -304,7 +313,9 @@ class Core:
         """
         return self.sample(step, dict.fromkeys(keys, PLACEHOLDER))
 
-    def replace_placeholders(self, step: SampledStep, tokens: Mapping[str, Sequence[int]], count: int) -> None:
+    def replace_placeholders(
+        self, step: SampledStep, tokens: Mapping[str, Sequence[int]], count: int
+    ) -> None:
         """Writes tokens in the place of a step's placeholder and those of the steps before it; `update` follows.
 
         The next step may have been executed already.

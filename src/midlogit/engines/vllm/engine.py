@@ -139,7 +139,9 @@ class VllmEngine(SteppingEngine[Sequence]):
         """Begins with the base, so that later steps always find a forward pass of it."""
         return InFlightStep(self._base.execute(self._base.schedule()))
 
-    def _lockstep_round(self, previous: InFlightStep, arrived: Arrived, keys: list[str]) -> InFlightStep:
+    def _lockstep_round(
+        self, previous: InFlightStep, arrived: Arrived, keys: list[str]
+    ) -> InFlightStep:
         """Decides one token for each sequence that the teacher is ready for too, and schedules the next step of both.
 
         Where the teacher's step was scheduled ahead, the schedulers learn of the tokens that arrived while the device
@@ -178,7 +180,9 @@ class VllmEngine(SteppingEngine[Sequence]):
             decided = self._decider.decide(*rows, self._settings(keys, 1))
 
         decode_only = (
-            len(keys) == len(self._tracked) and base.scheduled.computes_one_each and teacher.scheduled.computes_one_each
+            len(keys) == len(self._tracked)
+            and base.scheduled.computes_one_each
+            and teacher.scheduled.computes_one_each
         )
         return Round(keys, 0, decided, decode_only)
 
@@ -234,7 +238,9 @@ class VllmEngine(SteppingEngine[Sequence]):
         base_sampled, base_executed = self._continue_base(base, tokens)
         return InFlightStep(base_executed, base_sampled, teacher, None, this_round)
 
-    def _continue_base(self, base: ExecutedStep, tokens: DeviceTokens) -> tuple[SampledStep, ExecutedStep]:
+    def _continue_base(
+        self, base: ExecutedStep, tokens: DeviceTokens
+    ) -> tuple[SampledStep, ExecutedStep]:
         """Enqueues the base's next forward pass over tokens that only the device knows."""
         sampled = self._base.sample_placeholder(base, tokens.keys)
         return sampled, self._base.execute(self._base.schedule_running(), tokens)

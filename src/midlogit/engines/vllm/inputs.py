@@ -92,7 +92,9 @@ class InputTokens:
         if num_rejected_N is not None:
             self._move_back(self._to_device(rows_N), num_rejected_N, num_requests, num_tokens)
 
-    def _move_back(self, rows_N: Tensor, num_rejected_N: Tensor, num_requests: int, num_tokens: int) -> None:
+    def _move_back(
+        self, rows_N: Tensor, num_rejected_N: Tensor, num_requests: int, num_tokens: int
+    ) -> None:
         """Moves the tokens of some rows to earlier positions in the forward pass that is being prepared."""
         runner = self._runner
         dtype = runner.num_computed_tokens.dtype

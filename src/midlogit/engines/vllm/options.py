@@ -18,7 +18,9 @@ DRAFT_LENGTHS = (0, 2, 3, 4, 5, 6)
 
 # Options of vLLM that are refused, with the reason.
 OWN = "midlogit sets it: both engines are stepped by hand, in lock-step"
-PARALLEL = "both models share one process and one device, and vLLM's parallel groups belong to the process"
+PARALLEL = (
+    "both models share one process and one device, and vLLM's parallel groups belong to the process"
+)
 REFUSED = {
     "async_scheduling": OWN,
     "scheduler_cls": OWN,
@@ -74,7 +76,9 @@ def require_options(options: Mapping[str, Any]) -> None:
         if name in REFUSED:
             raise InvalidRequest(f"The vLLM option {name} cannot be used here: {REFUSED[name]}.")
         if name not in EngineArgs.__dataclass_fields__:
-            raise InvalidRequest(f"vLLM has no option {name!r}.", "Use the names of vLLM's EngineArgs.")
+            raise InvalidRequest(
+                f"vLLM has no option {name!r}.", "Use the names of vLLM's EngineArgs."
+            )
 
 
 def draft_length(speculation: SpeculationOption) -> DraftLength:
@@ -97,5 +101,7 @@ def supported_draft_length(wanted: DraftLength, version: str, on_gpu: bool) -> D
     if not wanted.choices or on_gpu or not version.startswith("0.24."):
         return wanted
     if wanted.fixed:
-        raise InvalidRequest(f"vLLM {version} cannot read drafts on a CPU.", "Use speculation off, or a newer vLLM.")
+        raise InvalidRequest(
+            f"vLLM {version} cannot read drafts on a CPU.", "Use speculation off, or a newer vLLM."
+        )
     return draft_length("off")

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
 from midlogit.messages import ANY, Harmless, asks_for_nothing, plain_message, template_variables
 from midlogit.server.errors import ApiError
@@ -134,7 +142,8 @@ class Body(BaseModel):
         return {
             name: value
             for name, value in data.items()
-            if value is not None and (name in cls.model_fields or not asks_for_nothing(name, value, cls.harmless))
+            if value is not None
+            and (name in cls.model_fields or not asks_for_nothing(name, value, cls.harmless))
         }
 
 
@@ -147,8 +156,17 @@ def check_options(fields: dict[str, Any], kind: type[Body]) -> None:
     for name, value in fields.items():
         if name in kind.model_fields or asks_for_nothing(name, value, kind.harmless):
             continue
-        reason = f"midlogit cannot honour {name!r:.80}." if name in OPTIONS else f"Unknown option {name!r:.80}."
-        raise ApiError(400, "unsupported_option", f"{reason} {INSTEAD.get(name, 'Leave it out.')}", param=name[:80])
+        reason = (
+            f"midlogit cannot honour {name!r:.80}."
+            if name in OPTIONS
+            else f"Unknown option {name!r:.80}."
+        )
+        raise ApiError(
+            400,
+            "unsupported_option",
+            f"{reason} {INSTEAD.get(name, 'Leave it out.')}",
+            param=name[:80],
+        )
 
 
 class TextPart(Body):
@@ -181,19 +199,32 @@ TemplateKwargs = Annotated[dict[str, Any], AfterValidator(template_variables)]
 class MixtureOptions(Body):
     """Options of the mixture, for this request."""
 
-    preset: str | None = Field(default=None, description="conservative, balanced or exploratory; the server's default.")
-    target_top_p: float | None = Field(
-        default=None, gt=0, le=1, description="Hold the support to the teacher's nucleus of this mass."
+    preset: str | None = Field(
+        default=None, description="conservative, balanced or exploratory; the server's default."
     )
-    force_first_token: bool | None = Field(default=None, description="Draw the first token from the teacher alone.")
-    alpha_rule: str | None = Field(default=None, description="equal-kl, fixed:ALPHA or kl-budget:NATS.")
+    target_top_p: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Hold the support to the teacher's nucleus of this mass.",
+    )
+    force_first_token: bool | None = Field(
+        default=None, description="Draw the first token from the teacher alone."
+    )
+    alpha_rule: str | None = Field(
+        default=None, description="equal-kl, fixed:ALPHA or kl-budget:NATS."
+    )
     base_prompt: str | Messages | TokenIds | None = Field(
-        default=None, description="The base's prompt in place of the common one: text, chat messages or token ids."
+        default=None,
+        description="The base's prompt in place of the common one: text, chat messages or token ids.",
     )
     base_chat_template_kwargs: TemplateKwargs | None = Field(
-        default=None, description="Variables of the base's chat template, in place of chat_template_kwargs."
+        default=None,
+        description="Variables of the base's chat template, in place of chat_template_kwargs.",
     )
-    diagnostics: bool = Field(default=False, description="Answer with α, both KLs and the rest, one entry per token.")
+    diagnostics: bool = Field(
+        default=False, description="Answer with α, both KLs and the rest, one entry per token."
+    )
 
 
 class StreamOptions(Body):
@@ -209,7 +240,9 @@ class Sampling(Body):
     n: int = Field(default=1, ge=1, le=128)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    temperature: float = Field(default=1.0, ge=0, le=100, description="0 is greedy; otherwise at least 0.01.")
+    temperature: float = Field(
+        default=1.0, ge=0, le=100, description="0 is greedy; otherwise at least 0.01."
+    )
     seed: AnyInt | None = None
     stop: list[StopString] = Field(default=[], max_length=64)
     stop_token_ids: list[TokenId] = Field(default=[], max_length=64)
@@ -245,15 +278,17 @@ class Sampling(Body):
 
 
 class CompletionBody(Sampling):
-    prompt: str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1)] = Field(
-        description="Text, texts, token ids, or lists of token ids; both models read it."
-    )
+    prompt: (
+        str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1)]
+    ) = Field(description="Text, texts, token ids, or lists of token ids; both models read it.")
     max_tokens: int = Field(default=16, ge=0, le=MAX_INT)
     add_special_tokens: bool = Field(
         default=True,
         description="Encode text with what each tokenizer adds, such as BOS; not twice where the text has it.",
     )
-    echo: bool = Field(default=False, description="Begin the answer with the prompt; with logprobs, score it.")
+    echo: bool = Field(
+        default=False, description="Begin the answer with the prompt; with logprobs, score it."
+    )
     logprobs: int | None = Field(
         default=None, ge=0, le=20, description="log q of each token and of this many candidates."
     )
@@ -290,7 +325,9 @@ class TokenizeBody(Body):
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give either prompt or messages")
         if self.messages is not None and self.add_special_tokens:
-            raise ValueError("add_special_tokens: true goes with prompt; a chat template writes its own")
+            raise ValueError(
+                "add_special_tokens: true goes with prompt; a chat template writes its own"
+            )
         if self.messages is None and self.chat_template_kwargs:
             raise ValueError("chat_template_kwargs goes with messages")
         return self

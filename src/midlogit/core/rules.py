@@ -19,7 +19,7 @@ class AlphaRule(ABC):
     """Chooses α in [0, 1] for each row, as the root of an increasing function.
 
     Attributes:
-        kernel_code: the number of the rule in `decide/kernels/solve.py`; None for a rule that the kernels do not have,
+        kernel_code: the number of the rule in `decide/kernels/layout.py`; None for a rule that the kernels do not have,
             whose rows are decided on arrays.
     """
 

@@ -18,10 +18,12 @@ from midlogit.decide.kernels.layout import (
     DRAFT_COLUMNS,
     ERRORS,
     RESULT_COLUMNS,
+    RESULT_DRAFT,
+    RESULT_TOKEN_ID,
     SCAN_COLUMNS,
     SETTING_TEACHER_ROW,
     ResultRow,
-    SettingsRow,
+    SettingColumns,
 )
 from midlogit.decide.kernels.masks import STOPS, Alphabets, AlphabetTables
 from midlogit.decide.kernels.solve import solve_kernel
@@ -100,37 +102,34 @@ class KernelDecided(Decided):
         return self._tokens_N
 
     def token_ids(self) -> list[int]:
-        return [int(row.token_id) for row in self._rows()]
+        return [int(row[RESULT_TOKEN_ID.value]) for row in self._results.values()]
 
     def drafted_ids(self) -> list[int]:
         """The base's draft for each decision; it was accepted where it is the decided id. Waits for the device."""
-        return [int(row.draft) for row in self._rows()]
+        return [int(row[RESULT_DRAFT.value]) for row in self._results.values()]
 
     def decisions(self) -> list[Decision]:
+        rows = map(ResultRow._make, self._results.values())
         return [
-            _decision(row, settings)
-            for row, settings in zip(self._rows(), self._settings, strict=True)
+            _decision(row, settings) for row, settings in zip(rows, self._settings, strict=True)
         ]
-
-    def _rows(self) -> list[ResultRow]:
-        return [ResultRow(*row) for row in self._results.values()]
 
 
 def _decision(row: ResultRow, settings: RowSettings) -> Decision:
-    return Decision(
-        token_id=int(row.token_id),
-        alpha=row.alpha,
-        kl_base=row.kl_base,
-        kl_teacher=row.kl_teacher,
-        entropy=row.entropy,
-        ess_base=row.ess_base,
-        ess_teacher=row.ess_teacher,
-        logprob=row.logprob,
-        base_logprob=row.base_logprob,
-        teacher_logprob=row.teacher_logprob,
-        forced=settings.forced,
-        fallback=row.fallback > 0,
-        constrained=settings.top_p is not None,
+    return Decision(  # by position, which takes two thirds of the time
+        int(row.token_id),
+        row.alpha,
+        row.kl_base,
+        row.kl_teacher,
+        row.entropy,
+        row.ess_base,
+        row.ess_teacher,
+        row.logprob,
+        row.base_logprob,
+        row.teacher_logprob,
+        settings.forced,
+        row.fallback > 0,
+        settings.top_p is not None,
         error=ERRORS[int(row.error)],
     )
 
@@ -163,16 +162,27 @@ class KernelLauncher:
         """
         assert base_rows is None or len(set(base_rows)) == len(base_rows)
         self._alphabets.make_room()
-        rows = range(len(settings))
-        table = [
-            self._settings_row(s, base_row, teacher_row)
-            for s, base_row, teacher_row in zip(
-                settings, base_rows or rows, teacher_rows or rows, strict=True
-            )
-        ]
-        table_NC = to_device(table, self._device, torch.float64)
+        own_rows = range(len(settings))
+        columns = SettingColumns(
+            base_row=base_rows or own_rows,
+            teacher_row=teacher_rows or own_rows,
+            alphabet=[self._alphabets.number(s.outcomes, s.may_end) for s in settings],
+            inv_temperature=[1 / (s.temperature or 1.0) for s in settings],
+            greedy=[s.temperature == 0 for s in settings],
+            top_p=[UNCONSTRAINED if s.top_p is None else s.top_p for s in settings],
+            tolerance=[s.alpha_tol for s in settings],
+            rule=[s.rule.kernel_code for s in settings],
+            rule_parameter=[s.rule.kernel_parameter for s in settings],
+            forced=[s.forced for s in settings],
+            draft_uniform=[s.uniforms.draft for s in settings],
+            accept_uniform=[s.uniforms.accept for s in settings],
+            redraw_uniform=[s.uniforms.redraw for s in settings],
+        )
+        table_NC = torch.tensor(columns, dtype=torch.float64).T.contiguous()
         constrained = any(s.top_p is not None for s in settings)
-        return PreparedSettings(settings, table_NC, self._alphabets.tables, constrained)
+        return PreparedSettings(
+            settings, to_device(table_NC, self._device), self._alphabets.tables, constrained
+        )
 
     def allocate_drafts(self, rows: int) -> torch.Tensor:
         """A table for the results of `draft` that `launch` reads, for a base buffer of `rows` rows."""
@@ -285,25 +295,6 @@ class KernelLauncher:
         if programs:
             with torch.cuda.device_of(arguments["base"]):  # type: ignore[no-untyped-call]
                 kernel[(programs,)](**arguments)
-
-    def _settings_row(self, settings: RowSettings, base_row: int, teacher_row: int) -> SettingsRow:
-        code = settings.rule.kernel_code
-        assert code is not None
-        return SettingsRow(
-            base_row=base_row,
-            teacher_row=teacher_row,
-            alphabet=self._alphabets.number(settings.outcomes, settings.may_end),
-            inv_temperature=1 / (settings.temperature or 1.0),
-            greedy=settings.temperature == 0,
-            top_p=UNCONSTRAINED if settings.top_p is None else settings.top_p,
-            tolerance=settings.alpha_tol,
-            rule=code,
-            rule_parameter=settings.rule.kernel_parameter,
-            forced=settings.forced,
-            draft_uniform=settings.uniforms.draft,
-            accept_uniform=settings.uniforms.accept,
-            redraw_uniform=settings.uniforms.redraw,
-        )
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=self._device)

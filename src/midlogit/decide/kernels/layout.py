@@ -1,13 +1,14 @@
 """The columns of the tables that host and kernels share, by name; knows no values and no kernel.
 
-Each table is float64. Its row is a NamedTuple, whose fields are the columns. Kernels read constants of the module only
-where they are constexpr and named one by one, so each column that they use has one below its table. A new column is a
-new field; where a kernel reads or writes it, with its constant.
+A table is float64, with one row per decision or per row of a buffer. Its columns are the fields of a NamedTuple.
+Kernels read constants of the module only where they are constexpr and named one by one, so each column that they use
+has one below its table. A new column is a new field; where a kernel reads or writes it, with its constant.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import triton.language as tl
 
@@ -15,50 +16,50 @@ from midlogit.core.rules import FixedAlpha, KLBudget
 from midlogit.decide.base import BROKEN, EMPTY
 
 
-def _offset(row: type[tuple[float, ...]], column: str) -> tl.constexpr:
-    return tl.constexpr(row._fields.index(column))  # type: ignore[attr-defined]
+def _offset(table: Any, column: str) -> tl.constexpr:
+    return tl.constexpr(table._fields.index(column))
 
 
-def _width(row: type[tuple[float, ...]]) -> tl.constexpr:
-    return tl.constexpr(len(row._fields))  # type: ignore[attr-defined]
+def _width(table: Any) -> tl.constexpr:
+    return tl.constexpr(len(table._fields))
 
 
-class SettingsRow(NamedTuple):
-    """The settings of one decision, from the host."""
+class SettingColumns(NamedTuple):
+    """The settings of decisions, from the host: each field is a column."""
 
-    base_row: float  # of the base's buffer
-    teacher_row: float
-    alphabet: float  # row of the AlphabetTables
-    inv_temperature: float
-    greedy: float
-    top_p: float  # above 1 without a support constraint
-    tolerance: float  # of α
-    rule: float  # AlphaRule.kernel_code
-    rule_parameter: float
-    forced: float
-    draft_uniform: float
-    accept_uniform: float
-    redraw_uniform: float
+    base_row: Sequence[int]  # of the base's buffer
+    teacher_row: Sequence[int]
+    alphabet: Sequence[int]  # row of the AlphabetTables
+    inv_temperature: Sequence[float]
+    greedy: Sequence[bool]
+    top_p: Sequence[float]  # above 1 without a support constraint
+    tolerance: Sequence[float]  # of α
+    rule: Sequence[int | None]  # AlphaRule.kernel_code
+    rule_parameter: Sequence[float]
+    forced: Sequence[bool]
+    draft_uniform: Sequence[float]
+    accept_uniform: Sequence[float]
+    redraw_uniform: Sequence[float]
 
 
-SETTING_BASE_ROW = _offset(SettingsRow, "base_row")
-SETTING_TEACHER_ROW = _offset(SettingsRow, "teacher_row")
-SETTING_ALPHABET = _offset(SettingsRow, "alphabet")
-SETTING_INV_TEMPERATURE = _offset(SettingsRow, "inv_temperature")
-SETTING_GREEDY = _offset(SettingsRow, "greedy")
-SETTING_TOP_P = _offset(SettingsRow, "top_p")
-SETTING_TOLERANCE = _offset(SettingsRow, "tolerance")
-SETTING_RULE = _offset(SettingsRow, "rule")
-SETTING_RULE_PARAMETER = _offset(SettingsRow, "rule_parameter")
-SETTING_FORCED = _offset(SettingsRow, "forced")
-SETTING_DRAFT_UNIFORM = _offset(SettingsRow, "draft_uniform")
-SETTING_ACCEPT_UNIFORM = _offset(SettingsRow, "accept_uniform")
-SETTING_REDRAW_UNIFORM = _offset(SettingsRow, "redraw_uniform")
-SETTING_COLUMNS = _width(SettingsRow)
+SETTING_BASE_ROW = _offset(SettingColumns, "base_row")
+SETTING_TEACHER_ROW = _offset(SettingColumns, "teacher_row")
+SETTING_ALPHABET = _offset(SettingColumns, "alphabet")
+SETTING_INV_TEMPERATURE = _offset(SettingColumns, "inv_temperature")
+SETTING_GREEDY = _offset(SettingColumns, "greedy")
+SETTING_TOP_P = _offset(SettingColumns, "top_p")
+SETTING_TOLERANCE = _offset(SettingColumns, "tolerance")
+SETTING_RULE = _offset(SettingColumns, "rule")
+SETTING_RULE_PARAMETER = _offset(SettingColumns, "rule_parameter")
+SETTING_FORCED = _offset(SettingColumns, "forced")
+SETTING_DRAFT_UNIFORM = _offset(SettingColumns, "draft_uniform")
+SETTING_ACCEPT_UNIFORM = _offset(SettingColumns, "accept_uniform")
+SETTING_REDRAW_UNIFORM = _offset(SettingColumns, "redraw_uniform")
+SETTING_COLUMNS = _width(SettingColumns)
 
 
 class DraftRow(NamedTuple):
-    """What the draft kernel finds in one row of the base's buffer."""
+    """Results of the draft kernel for one row of the base's buffer."""
 
     outcome: float  # the draft; a merged stop class as its first id
     peak: float  # largest effective logit, −inf where nothing can be drawn
@@ -80,7 +81,7 @@ DRAFT_COLUMNS = _width(DraftRow)
 
 
 class ScanRow(NamedTuple):
-    """What the teacher scan finds in the teacher's row of one decision."""
+    """Results of the teacher scan for one decision."""
 
     lse: float  # raw log-sum-exp of all ids
     peak: float  # largest effective logit

@@ -148,7 +148,7 @@ def stop_sums(logits, ids, width, inv_temperature):
 
 @triton.jit
 def group_at(mass_G, uniform, GROUPS: tl.constexpr):
-    """The group of columns in which an inverse CDF falls, and the mass that it is to pass there."""
+    """The group of columns that has the inverse CDF at `uniform`, and the mass to pass within it."""
     groups_G = tl.arange(0, GROUPS)
     goal = uniform * tl.sum(mass_G)
     last = tl.max(tl.where(mass_G > 0, groups_G, 0))

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from midlogit.decide.transfer import to_device
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceTokens:
@@ -75,7 +77,7 @@ class InputTokens:
         if not present:
             return
         if len(present) < len(keys):
-            present_M = self._to_device(np.asarray(present, dtype=np.int64))
+            present_M = to_device(present, self._device)
             tokens_NQ = tokens_NQ[present_M]
             num_rejected_N = None if num_rejected_N is None else num_rejected_N[present_M]
 
@@ -87,10 +89,17 @@ class InputTokens:
         if np.array_equal(places, np.arange(span.start, span.stop)):
             input_ids[span] = tokens_NQ.reshape(-1)  # most drafting steps: no places to copy
         else:
-            input_ids[self._to_device(places)] = tokens_NQ.reshape(-1).to(input_ids.dtype)
+            input_ids[to_device(torch.from_numpy(places), self._device)] = tokens_NQ.reshape(-1).to(
+                input_ids.dtype
+            )
 
         if num_rejected_N is not None:
-            self._move_back(self._to_device(rows_N), num_rejected_N, num_requests, num_tokens)
+            self._move_back(
+                to_device(torch.from_numpy(rows_N), self._device),
+                num_rejected_N,
+                num_requests,
+                num_tokens,
+            )
 
     def _move_back(
         self, rows_N: Tensor, num_rejected_N: Tensor, num_requests: int, num_tokens: int
@@ -108,10 +117,3 @@ class InputTokens:
         starts_R = runner.query_start_loc.gpu[: num_requests + 1]
         positions_T = runner.positions[:num_tokens]
         runner.input_batch.block_table.compute_slot_mapping(num_requests, starts_R, positions_T)
-
-    def _to_device(self, numbers: Any) -> Tensor:
-        """Copies an array to the device without waiting for it."""
-        tensor: Tensor = torch.from_numpy(numbers)
-        if self._device.type != "cuda":
-            return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)

@@ -78,9 +78,9 @@ class Mixing:
         Raises:
             InvalidRequest: ids outside the vocabulary.
         """
+        ids = params.special_token_ids, params.stop_token_ids
         return self._cached(
-            params.special_token_ids,
-            params.stop_token_ids,
+            *ids,
             exclude_special_tokens=params.exclude_special_tokens,
             ignore_eos=params.ignore_eos,
             merge_stop_ids=params.merge_stop_ids,

@@ -9,22 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from midlogit.decide.kernels.layout import (
-    DRAFT_COLUMNS,
-    DRAFT_LOG2_MASS,
-    DRAFT_LOWEST,
-    DRAFT_LSE,
-    DRAFT_OUTCOME,
-    DRAFT_PEAK,
-    DRAFT_STOP,
+from midlogit.decide.kernels.layout import (  # isort: skip
+    DRAFT_COLUMNS, DRAFT_LOG2_MASS, DRAFT_LOWEST, DRAFT_LSE, DRAFT_OUTCOME, DRAFT_PEAK, DRAFT_STOP,
     DRAFT_STOP_RAW,
-    SETTING_ALPHABET,
-    SETTING_BASE_ROW,
-    SETTING_COLUMNS,
-    SETTING_DRAFT_UNIFORM,
-    SETTING_GREEDY,
+    SETTING_ALPHABET, SETTING_BASE_ROW, SETTING_COLUMNS, SETTING_DRAFT_UNIFORM, SETTING_GREEDY,
     SETTING_INV_TEMPERATURE,
-)
+)  # fmt: skip
 from midlogit.decide.kernels.tiles import (
     BASE,
     FAR,
@@ -116,28 +106,16 @@ def draft_sweep(
 @triton.jit(do_not_specialize=["first"])
 def draft_kernel(
     # Logits of the base; `length` of `width` ids can be drawn.
-    base,
-    base_stride,
-    width,
-    length,
+    base, base_stride, width, length,
     # Settings, from decision `first` on.
-    settings,
-    first,
+    settings, first,
     # Alphabets.
-    hidden,
-    hidden_stride,
-    hidden_tiles,
-    hidden_tiles_stride,
-    stops,
+    hidden, hidden_stride, hidden_tiles, hidden_tiles_stride, stops,
     # Results: the table of drafts by row of the base, ids by decision.
-    drafts,
-    tokens,
+    drafts, tokens,
     # Sizes: lanes of a tile, ids of a stop class, tiles of a group, groups.
-    R: tl.constexpr,
-    STOPS: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
-):
+    R: tl.constexpr, STOPS: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
     n = tl.program_id(0)
     settings += (first + n) * SETTING_COLUMNS
     base_row = tl.load(settings + SETTING_BASE_ROW).to(tl.int64)
@@ -154,17 +132,12 @@ def draft_kernel(
     stop_raw, stop, _ = stop_sums(base, stop_ids, width, inv_temperature)
     stop32 = stop.to(tl.float32)
     row = RowPair(
-        base=base,
-        teacher=base,
-        length=length,
+        base=base, teacher=base, length=length,
         hidden=hidden + alphabet * hidden_stride,
         hidden_tiles=hidden_tiles + alphabet * hidden_tiles_stride,
-        stop_at=stop_at,
-        stop_base=stop32,
-        stop_teacher=stop32,
-        tau=float("-inf"),
-        tie=FAR,
-    )
+        stop_at=stop_at, stop_base=stop32, stop_teacher=stop32,
+        tau=float("-inf"), tie=FAR,
+    )  # fmt: skip
 
     # Masses of the groups, the stop class among them.
     SPAN: tl.constexpr = GROUP * R * 8

@@ -116,14 +116,14 @@ class ResultRow(NamedTuple):
     """The result of one decision, for the host; names as in `midlogit.outputs.Decision`."""
 
     token_id: float
-    alpha: float
-    kl_base: float
+    alpha: float  # weight of the teacher
+    kl_base: float  # nats
     kl_teacher: float
     entropy: float
-    ess_base: float
+    ess_base: float  # in [0, 1]
     ess_teacher: float
-    logprob: float
-    base_logprob: float
+    logprob: float  # log q
+    base_logprob: float  # raw
     teacher_logprob: float
     fallback: float
     error: float  # index into ERRORS

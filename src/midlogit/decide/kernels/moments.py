@@ -137,20 +137,9 @@ def landmarks(
         w2 += tl.sum(w * ratio, axis=1)
         t2 += tl.sum(qc * ratio, axis=1)
     return Landmarks(
-        p0=total(p0),
-        p1=total(p1),
-        p2=total(p2),
-        w0=total(w0),
-        w1=total(w1),
-        w2=total(w2),
-        t0=total(t0),
-        t1=total(t1),
-        t2=total(t2),
-        p_off=total(p_off),
-        t_off=total(t_off),
-        gap=total(gap),
-        size=total(size),
-    )
+        total(p0), total(p1), total(p2), total(w0), total(w1), total(w2), total(t0), total(t1),
+        total(t2), total(p_off), total(t_off), total(gap), total(size),
+    )  # fmt: skip
 
 
 @triton.jit

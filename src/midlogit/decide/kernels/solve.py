@@ -10,59 +10,21 @@ import triton
 import triton.language as tl
 
 from midlogit.decide.kernels.alpha import ROUNDING, Rule, first_guess, masses, newton
-from midlogit.decide.kernels.layout import (
-    DRAFT_COLUMNS,
-    DRAFT_LOG2_MASS,
-    DRAFT_LOWEST,
-    DRAFT_LSE,
-    DRAFT_OUTCOME,
-    DRAFT_PEAK,
-    DRAFT_STOP,
+
+from midlogit.decide.kernels.layout import (  # isort: skip
+    DRAFT_COLUMNS, DRAFT_LOG2_MASS, DRAFT_LOWEST, DRAFT_LSE, DRAFT_OUTCOME, DRAFT_PEAK, DRAFT_STOP,
     DRAFT_STOP_RAW,
-    ERROR_BROKEN,
-    ERROR_EMPTY,
+    ERROR_BROKEN, ERROR_EMPTY,
     KL_BUDGET,
-    RESULT_ALPHA,
-    RESULT_BASE_LOGPROB,
-    RESULT_COLUMNS,
-    RESULT_DRAFT,
-    RESULT_ENTROPY,
-    RESULT_ERROR,
-    RESULT_ESS_BASE,
-    RESULT_ESS_TEACHER,
-    RESULT_FALLBACK,
-    RESULT_KL_BASE,
-    RESULT_KL_TEACHER,
-    RESULT_LOGPROB,
-    RESULT_TEACHER_LOGPROB,
-    RESULT_TOKEN_ID,
-    SCAN_CANDIDATES,
-    SCAN_COLUMNS,
-    SCAN_HIGH,
-    SCAN_HIGH_MASS,
-    SCAN_LOW,
-    SCAN_LOW_MASS,
-    SCAN_LOWEST,
-    SCAN_LSE,
-    SCAN_PEAK,
-    SCAN_STOP,
-    SCAN_STOP_ID,
-    SCAN_STOP_RAW,
-    SCAN_TARGET_MASS,
-    SETTING_ACCEPT_UNIFORM,
-    SETTING_ALPHABET,
-    SETTING_BASE_ROW,
-    SETTING_COLUMNS,
-    SETTING_FORCED,
-    SETTING_GREEDY,
-    SETTING_INV_TEMPERATURE,
-    SETTING_REDRAW_UNIFORM,
-    SETTING_RULE,
-    SETTING_RULE_PARAMETER,
-    SETTING_TEACHER_ROW,
-    SETTING_TOLERANCE,
-    SETTING_TOP_P,
-)
+    RESULT_ALPHA, RESULT_BASE_LOGPROB, RESULT_COLUMNS, RESULT_DRAFT, RESULT_ENTROPY, RESULT_ERROR,
+    RESULT_ESS_BASE, RESULT_ESS_TEACHER, RESULT_FALLBACK, RESULT_KL_BASE, RESULT_KL_TEACHER,
+    RESULT_LOGPROB, RESULT_TEACHER_LOGPROB, RESULT_TOKEN_ID,
+    SCAN_CANDIDATES, SCAN_COLUMNS, SCAN_HIGH, SCAN_HIGH_MASS, SCAN_LOW, SCAN_LOW_MASS, SCAN_LOWEST,
+    SCAN_LSE, SCAN_PEAK, SCAN_STOP, SCAN_STOP_ID, SCAN_STOP_RAW, SCAN_TARGET_MASS,
+    SETTING_ACCEPT_UNIFORM, SETTING_ALPHABET, SETTING_BASE_ROW, SETTING_COLUMNS, SETTING_FORCED,
+    SETTING_GREEDY, SETTING_INV_TEMPERATURE, SETTING_REDRAW_UNIFORM, SETTING_RULE,
+    SETTING_RULE_PARAMETER, SETTING_TEACHER_ROW, SETTING_TOLERANCE, SETTING_TOP_P,
+)  # fmt: skip
 from midlogit.decide.kernels.moments import landmarks
 from midlogit.decide.kernels.nucleus import find_nucleus, last_tie
 from midlogit.decide.kernels.report import draw, find_draft, make_report, mixture_of, weigh
@@ -244,37 +206,21 @@ def store_report(results, report, q_log):
 @triton.jit
 def solve_kernel(
     # Logits of both models, or copied candidates with their ids.
-    base,
-    base_stride,
-    teacher,
-    teacher_stride,
-    length,
-    ids,
+    base, base_stride, teacher, teacher_stride, length, ids,
     # Ids that both models have.
     vocabulary,
     # Settings and alphabets.
-    settings,
-    hidden,
-    hidden_stride,
-    hidden_tiles,
-    hidden_tiles_stride,
-    stops,
+    settings, hidden, hidden_stride, hidden_tiles, hidden_tiles_stride, stops,
     # The tables of drafts and scans.
-    drafts,
-    scans,
+    drafts, scans,
     # Results: the table, and the ids for the models to read next.
-    results,
-    tokens,
+    results, tokens,
     # Sizes: lanes of a tile, ids of a stop class, low bits that a row's type lacks, tiles of a group, groups.
-    R: tl.constexpr,
-    STOPS: tl.constexpr,
-    SHIFT: tl.constexpr,
-    GROUP: tl.constexpr,
+    R: tl.constexpr, STOPS: tl.constexpr, SHIFT: tl.constexpr, GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
     # Whether rows may have a support constraint; whether these are whole rows.
-    NUCLEUS: tl.constexpr,
-    FULL: tl.constexpr,
-):
+    NUCLEUS: tl.constexpr, FULL: tl.constexpr,
+):  # fmt: skip
     # This decision's rows, unless the other launch has them.
     n = tl.program_id(0)
     settings += n * SETTING_COLUMNS
@@ -310,17 +256,13 @@ def solve_kernel(
     b_peak = d_peak.to(tl.float32)
     t_peak = tl.load(scans + SCAN_PEAK).to(tl.float32)
     row = RowPair(
-        base=base,
-        teacher=teacher,
-        length=length,
+        base=base, teacher=teacher, length=length,
         hidden=hidden + alphabet * hidden_stride,
         hidden_tiles=hidden_tiles + alphabet * hidden_tiles_stride,
-        stop_at=tl.where(FULL, stop_at, -1),
-        stop_base=tl.load(drafts + DRAFT_STOP).to(tl.float32),
+        stop_at=tl.where(FULL, stop_at, -1), stop_base=tl.load(drafts + DRAFT_STOP).to(tl.float32),
         stop_teacher=tl.load(scans + SCAN_STOP).to(tl.float32),
-        tau=tl.full((), float("-inf"), tl.float32),
-        tie=tl.full((), FAR, tl.int32),
-    )
+        tau=tl.full((), float("-inf"), tl.float32), tie=tl.full((), FAR, tl.int32),
+    )  # fmt: skip
     general = forced | may_hold_holes(row, stop_at, drafts, scans)
 
     base_lse = tl.load(drafts + DRAFT_LSE)

@@ -9,30 +9,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from midlogit.decide.kernels.layout import (
-    DRAFT_COLUMNS,
-    DRAFT_LSE,
-    DRAFT_STOP,
-    SCAN_CANDIDATES,
-    SCAN_COLUMNS,
-    SCAN_HIGH,
-    SCAN_HIGH_MASS,
-    SCAN_LOW,
-    SCAN_LOW_MASS,
-    SCAN_LOWEST,
-    SCAN_LSE,
-    SCAN_PEAK,
-    SCAN_STOP,
-    SCAN_STOP_ID,
-    SCAN_STOP_RAW,
-    SCAN_TARGET_MASS,
-    SETTING_ALPHABET,
-    SETTING_BASE_ROW,
-    SETTING_COLUMNS,
-    SETTING_INV_TEMPERATURE,
-    SETTING_TEACHER_ROW,
-    SETTING_TOP_P,
-)
+from midlogit.decide.kernels.layout import (  # isort: skip
+    DRAFT_COLUMNS, DRAFT_LSE, DRAFT_STOP,
+    SCAN_CANDIDATES, SCAN_COLUMNS, SCAN_HIGH, SCAN_HIGH_MASS, SCAN_LOW, SCAN_LOW_MASS, SCAN_LOWEST,
+    SCAN_LSE, SCAN_PEAK, SCAN_STOP, SCAN_STOP_ID, SCAN_STOP_RAW, SCAN_TARGET_MASS,
+    SETTING_ALPHABET, SETTING_BASE_ROW, SETTING_COLUMNS, SETTING_INV_TEMPERATURE,
+    SETTING_TEACHER_ROW, SETTING_TOP_P,
+)  # fmt: skip
 from midlogit.decide.kernels.nucleus import bucket_floor, compact, in_order, masses_above, narrow
 from midlogit.decide.kernels.tiles import (
     FAR,
@@ -95,33 +78,17 @@ def scan_teacher(row, width, R: tl.constexpr):
 @triton.jit
 def teacher_scan_kernel(
     # Logits of both models; `length` of the teacher's `width` ids can be drawn.
-    base,
-    base_stride,
-    teacher,
-    teacher_stride,
-    width,
-    length,
+    base, base_stride, teacher, teacher_stride, width, length,
     # Settings and alphabets.
-    settings,
-    hidden,
-    hidden_stride,
-    hidden_tiles,
-    hidden_tiles_stride,
-    stops,
+    settings, hidden, hidden_stride, hidden_tiles, hidden_tiles_stride, stops,
     # The table of drafts.
     drafts,
     # Results: the table of scans, and the copies of candidates.
-    scans,
-    few_base,
-    few_teacher,
-    few_ids,
+    scans, few_base, few_teacher, few_ids,
     # Sizes: lanes of a tile, ids of a stop class, low bits that a row's type lacks, copied candidates.
-    R: tl.constexpr,
-    STOPS: tl.constexpr,
-    SHIFT: tl.constexpr,
-    NUCLEUS: tl.constexpr,
+    R: tl.constexpr, STOPS: tl.constexpr, SHIFT: tl.constexpr, NUCLEUS: tl.constexpr,
     CAPACITY: tl.constexpr,
-):
+):  # fmt: skip
     n = tl.program_id(0)
     settings += n * SETTING_COLUMNS
     scans += n * SCAN_COLUMNS
@@ -141,17 +108,13 @@ def teacher_scan_kernel(
     )
 
     row = RowPair(
-        base=base,
-        teacher=teacher,
-        length=length,
+        base=base, teacher=teacher, length=length,
         hidden=hidden + alphabet * hidden_stride,
         hidden_tiles=hidden_tiles + alphabet * hidden_tiles_stride,
-        stop_at=stop_at,
-        stop_base=tl.load(drafts + DRAFT_STOP).to(tl.float32),
+        stop_at=stop_at, stop_base=tl.load(drafts + DRAFT_STOP).to(tl.float32),
         stop_teacher=stop.to(tl.float32),
-        tau=float("-inf"),
-        tie=FAR,
-    )
+        tau=float("-inf"), tie=FAR,
+    )  # fmt: skip
     lse, t_peak, lowest = scan_teacher(row, width, R)
     t_peak = tl.maximum(t_peak, row.stop_teacher)
 

@@ -54,12 +54,9 @@ class ServedModel:
         return undoubled(ids, self._ids_before) if add_special_tokens else ids
 
     def encode_chat(
-        self,
-        messages: Sequence[Message],
-        variables: Mapping[str, Any] | None = None,
-        *,
-        most: int | None = None,
-    ) -> list[int]:
+        self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None,
+        *, most: int | None = None,
+    ) -> list[int]:  # fmt: skip
         if not self.has_chat_template:
             return self.encode(plain_chat(messages))
         body: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": True}

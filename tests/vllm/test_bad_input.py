@@ -74,6 +74,7 @@ def test_a_cache_too_small_for_the_context_is_said_by_vllm() -> None:
 def test_a_vllm_without_the_internals_is_refused(
     crowded: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Privates, since the check runs while a pair opens, and a process holds only one pair.
     core = crowded.engine.cores[0]
     monkeypatch.delattr(type(core._runner), "_to_list")
     monkeypatch.delattr(type(core._runner).__mro__[1], "_to_list")

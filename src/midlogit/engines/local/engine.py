@@ -20,7 +20,7 @@ from midlogit.decide.base import Decider, LogitRows
 from midlogit.engines.base import Scoring, SteppingEngine
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.local.model import SlotModel, load_model
-from midlogit.errors import InvalidRequest
+from midlogit.errors import InvalidRequest, first_line
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.outputs import Decision
 from midlogit.requests.scoring import Scored
@@ -42,9 +42,8 @@ def parse_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device).tolist()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise InvalidRequest(
-            f"Device {name!r} cannot be used: {reason}.", "Use cpu, cuda or cuda:NUMBER."
+            f"Device {name!r} cannot be used: {first_line(error)}.", "Use cpu, cuda or cuda:NUMBER."
         ) from error
     return device
 

@@ -71,6 +71,17 @@ def prompts(batch: int) -> list[list[int]]:
     return [[(37 * row + 11 * n) % 100_000 for n in range(PROMPT_TOKENS)] for row in range(batch)]
 
 
+def parser(description: str | None, results: Path) -> argparse.ArgumentParser:
+    """The command line of a benchmark of the pair: batch sizes, layers, and the file of results."""
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--batches", type=batch_sizes, default="1,8,64,256")
+    options.add_argument("--layers", type=int, help="layers of both models, to try the plumbing")
+    options.add_argument("--output", type=Path, default=results)
+    return options
+
+
 def batch_sizes(argument: str) -> list[int]:
     """Reads "1,8,64"."""
     return [int(batch) for batch in argument.split(",")]

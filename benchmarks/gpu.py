@@ -12,7 +12,6 @@ same differences of the same two completions, so they add up to no more than the
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections import Counter
@@ -22,8 +21,8 @@ from typing import Any
 from benchmarks.common import (
     COMMON,
     Parts,
-    batch_sizes,
     checked_parts,
+    parser,
     step_ms,
     time_alone_apart,
     write_models,
@@ -103,12 +102,7 @@ def write(
 def main() -> None:
     from midlogit import Pair
 
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument("--batches", type=batch_sizes, default="1,8,64,256")
-    options.add_argument("--layers", type=int, help="layers of both models, to try the plumbing")
-    options.add_argument("--output", type=Path, default=RESULTS)
+    options = parser(__doc__, RESULTS)
     options.add_argument(
         "--drafts", type=Path, help="also run benchmarks/speculation.py's part and write it there"
     )

@@ -14,7 +14,6 @@ batches before. Lock-step is γ = 0 on the same engine. The parts of a step are 
 
 from __future__ import annotations
 
-import argparse
 import random
 import tempfile
 import time
@@ -27,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import (
     COMMON,
-    batch_sizes,
     checked_parts,
+    parser,
     prompts,
     time_alone_apart,
     write_models,
@@ -236,12 +235,7 @@ def measure_all(
 def main() -> None:
     from midlogit import Pair
 
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument("--batches", type=batch_sizes, default="1,8,64,256")
-    options.add_argument("--layers", type=int, help="layers of both models, to try the plumbing")
-    options.add_argument("--output", type=Path, default=RESULTS)
+    options = parser(__doc__, RESULTS)
     chosen = options.parse_args()
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,0 +1,59 @@
+"""Files that survive a crash: written whole under another name, synced, then linked or renamed; knows no contents."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+HOST = socket.gethostname()
+
+
+def unique_name() -> str:
+    """A name that no other process on any machine uses: host, process and a random part."""
+    return f"{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+@contextmanager
+def new_file(final: Path, scratch: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A path to write a file to, which becomes `final` at the end of the block; a crash leaves `final` as it was.
+
+    Args:
+        scratch: a folder on the same file system as `final`.
+        replace: whether a file that is there already is replaced; otherwise it stays, and the new one is dropped.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    written = scratch / f"{final.name}.{unique_name()}"
+    try:
+        yield written
+        sync(written)
+        if replace:
+            written.replace(final)
+        else:
+            _link(written, final)
+        sync(final.parent)
+    finally:
+        with suppress(FileNotFoundError):
+            written.unlink()
+
+
+def sync(path: Path) -> None:
+    """Has the system write a file, or the names in a folder, to the device."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link(written: Path, final: Path) -> None:
+    """Gives a written file its final name, unless there is such a file."""
+    with suppress(FileExistsError):
+        try:
+            final.hardlink_to(written)
+        except PermissionError:  # a file system without hard links
+            if not final.exists():
+                written.rename(final)

@@ -61,7 +61,7 @@ $(RUNS): pyproject.toml constraints.txt
 
 $(TESTS): $(RUNS)
 	@echo "Installing what the tests need ..."
-	@$(PIP) --editable '.[local,http,server,dev]'
+	@$(PIP) --editable '.[batch,local,http,server,dev]'
 	@touch $@
 
 $(VLLM_TESTS): $(TESTS) tests/http/servers.py

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TypeVar
 
 import orjson
-from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from midlogit.server.errors import ApiError, from_validation
-from midlogit.server.wire.requests import Body, check_options
+from midlogit.server.errors import ApiError
+from midlogit.server.wire.requests import Body, validated
 
 B = TypeVar("B", bound=Body)
 
@@ -35,11 +34,7 @@ async def read_body(request: Request, kind: type[B], limit: int) -> B:
     if not isinstance(fields, dict):
         raise ApiError(422, "invalid_type", "The body must be a JSON object.")
 
-    check_options(fields, kind)
-    try:
-        body = kind.model_validate(fields)
-    except ValidationError as error:
-        raise from_validation(error) from None
+    body = validated(fields, kind)
     body._size = len(data)
     return body
 

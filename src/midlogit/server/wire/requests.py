@@ -5,7 +5,7 @@ Names and meanings are OpenAI's, then vLLM's. Fields of the mixture are under on
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -13,12 +13,13 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    ValidationError,
     field_validator,
     model_validator,
 )
 
 from midlogit.messages import ANY, Harmless, asks_for_nothing, plain_message, template_variables
-from midlogit.server.errors import ApiError
+from midlogit.server.errors import ApiError, from_validation
 
 MAX_INT = 2**31 - 1
 
@@ -145,6 +146,22 @@ class Body(BaseModel):
             if value is not None
             and (name in cls.model_fields or not asks_for_nothing(name, value, cls.harmless))
         }
+
+
+B = TypeVar("B", bound=Body)
+
+
+def validated(fields: dict[str, Any], kind: type[B]) -> B:
+    """The body that has these fields.
+
+    Raises:
+        ApiError: 400 for an option that cannot be honoured, 422 for a wrong type or a value out of range.
+    """
+    check_options(fields, kind)
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise from_validation(error) from None
 
 
 def check_options(fields: dict[str, Any], kind: type[Body]) -> None:

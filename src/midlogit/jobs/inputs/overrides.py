@@ -1,0 +1,90 @@
+"""Parameters that a row sets for itself: their types, their check, how they change those of the job; knows no file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from midlogit.core.rules import parse_rule
+from midlogit.errors import InvalidRequest
+from midlogit.params import SamplingParams
+
+WHOLE = "a whole number"
+NUMBER = "a number"
+TEXT = "text"
+TEXTS = "text or a list of texts"
+KINDS = {
+    "n": WHOLE,
+    "seed": WHOLE,
+    "max_tokens": WHOLE,
+    "temperature": NUMBER,
+    "stop": TEXTS,
+    "preset": TEXT,
+    "alpha_rule": TEXT,
+    "target_top_p": NUMBER,
+}
+PARAMETERS = tuple(KINDS)  # columns of these names are parameters
+ANY_LENGTH = SamplingParams(max_tokens=2**31 - 1)
+
+
+def with_overrides(params: SamplingParams, overrides: Mapping[str, Any]) -> SamplingParams:
+    """The job's parameters with those of a row.
+
+    Args:
+        overrides: fields of SamplingParams by name; `preset` sets those of the preset, `alpha_rule` is text as
+            `parse_rule` reads it, `target_top_p` also turns the constraint on.
+
+    Raises:
+        InvalidRequest: a value that cannot be honoured.
+    """
+    changes = dict(overrides)
+    if (name := changes.pop("preset", None)) is not None:
+        preset = SamplingParams.preset(name)
+        changes.setdefault("force_first_token", preset.force_first_token)
+        changes.setdefault("constraint_to_target", preset.constraint_to_target)
+        changes.setdefault("target_top_p", preset.target_top_p)
+    if "target_top_p" in overrides:
+        changes["constraint_to_target"] = True
+    if "alpha_rule" in changes:
+        changes["alpha_rule"] = parse_rule(changes["alpha_rule"])
+    return replace(params, **changes) if changes else params
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Checks each parameter of a row by itself.
+
+    Raises:
+        InvalidRequest: of a wrong type or out of range; names the column and its value.
+    """
+    for name, value in overrides.items():
+        if name in KINDS and not _is(KINDS[name], value):
+            raise InvalidRequest(
+                f"Its {name!r} is {value!r:.80}, not {KINDS[name]}.",
+                "If it is no parameter, rename the column.",
+            )
+        if name == "seed":
+            continue  # differs from row to row, and any whole number will do
+        refused = _refusal(name, tuple(value) if isinstance(value, list) else value)
+        if refused is not None:
+            raise InvalidRequest(f"Its {name!r} is {value!r:.80}: {refused}")
+
+
+def _is(kind: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    if kind == TEXTS and isinstance(value, list):
+        return all(isinstance(text, str) for text in value)
+    types: dict[str, Any] = {WHOLE: int, NUMBER: int | float}
+    return isinstance(value, types.get(kind, str))
+
+
+@lru_cache(maxsize=1024)
+def _refusal(name: str, value: Any) -> str | None:
+    """Why a value cannot be honoured; None where it can."""
+    try:
+        with_overrides(ANY_LENGTH, {name: value})
+    except InvalidRequest as error:
+        return str(error)
+    return None

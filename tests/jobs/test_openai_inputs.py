@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from midlogit import SamplingParams
+from midlogit.errors import InvalidRequest
 from midlogit.jobs.inputs import with_overrides
 from tests.jobs.test_inputs import CHAT, read
 
@@ -72,7 +73,9 @@ def test_a_file_for_run_batch(tmp_path: Path) -> None:
         and rows[1].carried == {"note": "kept"}
         and rows[0].carried == {}
     )
-    assert with_overrides(SamplingParams(), rows[1].overrides).top_logprobs == 4
+    assert with_overrides(SamplingParams(top_logprobs=5), rows[1].overrides).top_logprobs == 5
+    with pytest.raises(InvalidRequest, match="asks for 4 top_logprobs, and the job reports 3"):
+        with_overrides(SamplingParams(top_logprobs=3), rows[1].overrides)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ class Fields:
             if name in rest and (value := rest.pop(name)) is not None
         }
 
-        row_id = prompt = base_prompt = error = None
+        row_id = prompt = base_prompt = None
         try:
             row_id = self._row_id(given_id, rest)
             if batch:
@@ -79,14 +79,14 @@ class Fields:
             else:
                 prompt, base_prompt = self._read_prompts(given, values)
             check_overrides(overrides)
-        except InvalidRequest as refused:
-            error = str(refused)
-        return Row(where, row_id, prompt, base_prompt, overrides, rest, error)
+        except InvalidRequest as error:
+            return Row(where, row_id, prompt, base_prompt, {}, rest, str(error))
+        return Row(where, row_id, prompt, base_prompt, overrides, rest)
 
     def _is_of_a_batch(self, values: Mapping[str, Any]) -> bool:
         return (
             self._columns.prompt is None
-            and {"url", "body"} <= values.keys()
+            and values.keys() >= set(OF_BATCHES)
             and not any(name in values for name in PROMPTS)
         )
 

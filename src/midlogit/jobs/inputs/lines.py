@@ -5,6 +5,7 @@ Lines end at \\n, \\r\\n or \\r and are counted from 1, blank ones included; U+2
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import zlib
@@ -16,7 +17,7 @@ from midlogit.errors import InvalidRequest
 from midlogit.extras import require
 
 COMPRESSIONS = (".gz", ".zst")
-UTF_8 = ("utf-8", "utf8", "utf-8-sig")
+UTF_8 = ("utf-8", "utf-8-sig")
 BYTE_ORDER_MARK = "\ufeff"
 WIDE_MARKS = ("\udcff\udcfe", "\udcfe\udcff")  # of UTF-16, as "surrogateescape" decodes them
 
@@ -99,7 +100,7 @@ def read_lines(stream: BinaryIO, name: str, encoding: str) -> Iterator[Line]:
 
 def _without_mark(line: str, name: str, encoding: str) -> str:
     """The first line without a byte order mark."""
-    if encoding.lower() in UTF_8 and line.startswith(WIDE_MARKS):
+    if codecs.lookup(encoding).name in UTF_8 and line.startswith(WIDE_MARKS):
         raise InvalidRequest(
             f"{name}, line 1: this is UTF-16, not UTF-8.", "Use --encoding utf-16."
         )

@@ -26,7 +26,7 @@ KINDS = {
     "target_top_p": NUMBER,
 }
 PARAMETERS = tuple(KINDS)  # columns of these names are parameters
-ANY_LENGTH = SamplingParams(max_tokens=2**31 - 1)
+LENIENT = SamplingParams(max_tokens=2**31 - 1, top_logprobs=20)  # takes what some job takes
 
 
 def with_overrides(params: SamplingParams, overrides: Mapping[str, Any]) -> SamplingParams:
@@ -34,12 +34,18 @@ def with_overrides(params: SamplingParams, overrides: Mapping[str, Any]) -> Samp
 
     Args:
         overrides: fields of SamplingParams by name; `preset` sets those of the preset, `alpha_rule` is text as
-            `parse_rule` reads it, `target_top_p` also turns the constraint on.
+            `parse_rule` reads it, `target_top_p` also turns the constraint on. `top_logprobs` of a row changes nothing,
+            but the job must report as many.
 
     Raises:
         InvalidRequest: a value that cannot be honoured.
     """
     changes = dict(overrides)
+    if (top := changes.pop("top_logprobs", 0)) > params.top_logprobs:
+        raise InvalidRequest(
+            f"It asks for {top} top_logprobs, and the job reports {params.top_logprobs}.",
+            f"Run the job with --top-logprobs {top}.",
+        )
     if (name := changes.pop("preset", None)) is not None:
         preset = SamplingParams.preset(name)
         changes.setdefault("force_first_token", preset.force_first_token)
@@ -65,7 +71,7 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
                 "If it is no parameter, rename the column.",
             )
         if name == "seed":
-            continue  # differs from row to row, and any whole number will do
+            continue  # another in each row, and any whole number will do
         refused = _refusal(name, tuple(value) if isinstance(value, list) else value)
         if refused is not None:
             raise InvalidRequest(f"Its {name!r} is {value!r:.80}: {refused}")
@@ -84,7 +90,7 @@ def _is(kind: str, value: Any) -> bool:
 def _refusal(name: str, value: Any) -> str | None:
     """Why a value cannot be honoured; None where it can."""
     try:
-        with_overrides(ANY_LENGTH, {name: value})
+        with_overrides(LENIENT, {name: value})
     except InvalidRequest as error:
         return str(error)
     return None

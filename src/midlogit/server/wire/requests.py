@@ -140,11 +140,12 @@ class Body(BaseModel):
     def _without_what_asks_for_nothing(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        known = cls.model_fields  # not cheap
         return {
             name: value
             for name, value in data.items()
             if value is not None
-            and (name in cls.model_fields or not asks_for_nothing(name, value, cls.harmless))
+            and (name in known or not asks_for_nothing(name, value, cls.harmless))
         }
 
 
@@ -170,8 +171,9 @@ def check_options(fields: dict[str, Any], kind: type[Body]) -> None:
     Raises:
         ApiError: 400.
     """
+    known = kind.model_fields
     for name, value in fields.items():
-        if name in kind.model_fields or asks_for_nothing(name, value, kind.harmless):
+        if name in known or asks_for_nothing(name, value, kind.harmless):
             continue
         reason = (
             f"midlogit cannot honour {name!r:.80}."

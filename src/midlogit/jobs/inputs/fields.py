@@ -30,7 +30,6 @@ class Fields:
 
     def __init__(self, columns: Columns) -> None:
         self._columns = columns
-        self._prompts = PROMPTS if columns.prompt is None else (columns.prompt,)
         self._id = columns.id
         self._first: tuple[str, ...] | None = None
         self._not_found = set(columns.named)
@@ -63,7 +62,8 @@ class Fields:
         rest = dict(values)
         given_id = None if self._id is None else rest.pop(self._id, None)
         batch = self._is_of_a_batch(values) and [rest.pop(name, None) for name in OF_BATCHES]
-        given = {} if batch else self._take_prompts(rest)
+        if not batch:
+            self._drop_prompts(rest)
         overrides = {
             name: value
             for name in PARAMETERS
@@ -77,7 +77,7 @@ class Fields:
                 prompt, base_prompt, asked = _read_request(*batch)
                 overrides |= asked
             else:
-                prompt, base_prompt = self._read_prompts(given, values)
+                prompt, base_prompt = read_prompts(values, self._columns)
             check_overrides(overrides)
         except InvalidRequest as error:
             return Row(where, row_id, prompt, base_prompt, {}, rest, str(error))
@@ -90,30 +90,12 @@ class Fields:
             and not any(name in values for name in PROMPTS)
         )
 
-    def _take_prompts(self, rest: dict[str, Any]) -> dict[str, Any]:
-        """Takes the columns of prompts out of a row: of the default ones those up to the first that has a value."""
-        taken = {}
-        for name in self._prompts:
-            taken[name] = rest.pop(name, None)
-            if taken[name] is not None:
+    def _drop_prompts(self, rest: dict[str, Any]) -> None:
+        """Drops the columns of prompts: of the default ones those up to the first that has a value."""
+        for name in _prompt_names(self._columns):
+            if rest.pop(name, None) is not None:
                 break
-        if (base := self._columns.base_prompt) is not None:
-            taken.setdefault(base, rest.pop(base, None))
-        return taken
-
-    def _read_prompts(
-        self, given: Mapping[str, Any], values: Mapping[str, Any]
-    ) -> tuple[Prompt, Prompt | None]:
-        """The teacher's prompt, and the base's own if it has one.
-
-        Raises:
-            InvalidRequest: there is none, or it is of no known form.
-        """
-        base = self._columns.base_prompt
-        return (
-            _prompt(given, self._prompts, values),
-            None if base is None else _prompt(given, (base,), values),
-        )
+        rest.pop(self._columns.base_prompt or "", None)
 
     def _row_id(self, given: Any, rest: Mapping[str, Any]) -> str | None:
         """The id as text; None where the file has none.
@@ -137,16 +119,31 @@ class Fields:
         return str(given)
 
 
-def _prompt(given: Mapping[str, Any], names: tuple[str, ...], values: Mapping[str, Any]) -> Prompt:
+def read_prompts(values: Mapping[str, Any], columns: Columns) -> tuple[Prompt, Prompt | None]:
+    """The teacher's prompt, and the base's own if it has one.
+
+    Raises:
+        InvalidRequest: a column has no value, or one that is no prompt.
+    """
+    base = columns.base_prompt
+    own = None if base is None else _prompt(values, (base,))
+    return _prompt(values, _prompt_names(columns)), own
+
+
+def _prompt_names(columns: Columns) -> tuple[str, ...]:
+    return PROMPTS if columns.prompt is None else (columns.prompt,)
+
+
+def _prompt(values: Mapping[str, Any], names: tuple[str, ...]) -> Prompt:
     """The first of the columns that has a value."""
-    found = next((name for name in names if given.get(name) is not None), None)
+    found = next((name for name in names if values.get(name) is not None), None)
     if found is None:
         shown = " or ".join(map(repr, names))
         raise InvalidRequest(
             f"It has no {shown}.", f"Its columns are {', '.join(map(repr, values)) or 'none'}."
         )
 
-    value: Any = given[found]
+    value: Any = values[found]
     if hasattr(value, "tolist"):
         value = value.tolist()  # a tensor's
     if isinstance(value, list) and not value:

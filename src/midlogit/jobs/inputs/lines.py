@@ -38,15 +38,18 @@ def open_stream(path: Path) -> BinaryIO:
     """Opens a file for reading, decompressed if its name ends in .gz or .zst.
 
     Raises:
-        OSError: it cannot be opened. MissingExtra: .zst without pyarrow.
+        InvalidRequest: it cannot be opened. MissingExtra: .zst without pyarrow.
     """
     suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path))
-    if suffix == ".zst":
-        arrow = require("pyarrow", "batch")
-        return cast(BinaryIO, arrow.CompressedInputStream(str(path), "zstd"))
-    return path.open("rb")
+    try:
+        if suffix == ".gz":
+            return cast(BinaryIO, gzip.open(path))
+        if suffix == ".zst":
+            arrow = require("pyarrow", "batch")
+            return cast(BinaryIO, arrow.CompressedInputStream(str(path), "zstd"))
+        return path.open("rb")
+    except OSError as error:
+        raise InvalidRequest(f"Cannot read {path}: {error.strerror or error}.") from None
 
 
 def check_encoding(encoding: str) -> None:

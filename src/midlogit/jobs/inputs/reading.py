@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -14,6 +14,7 @@ from midlogit.jobs.inputs.lines import COMPRESSIONS, check_encoding, open_stream
 from midlogit.jobs.inputs.row import Columns, Row
 from midlogit.jobs.inputs.tables import dataset_rows, is_dataset, parquet_rows
 
+RowOf = Callable[[str, Mapping[str, Any]], Row]  # (where, values by column) to the row
 TEXT = ".txt"
 JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = ".parquet"
@@ -42,36 +43,39 @@ def read_rows(
 
 
 def line_rows(
-    stream: BinaryIO, name: str, columns: Columns, encoding: str, *, is_json: bool
+    stream: BinaryIO, name: str, encoding: str, row_of: RowOf | None = None
 ) -> Iterator[Row]:
     """The rows of a stream of text or JSON lines; it stays open.
 
     Args:
-        name: named in errors. is_json: whether a line is a JSON object; else it is a prompt.
+        name: named in errors. row_of: makes a row of the values of a JSON object; without it a line is a prompt.
 
     Raises:
-        InvalidRequest: the stream cannot be read to its end, or a column that was named is in no row.
+        InvalidRequest: the stream cannot be read to its end.
     """
-    fields = Fields(columns)
     for line in read_lines(stream, name, encoding):
         where = f"{name}, line {line.number}"
         if line.error is not None:
             yield Row(where, error=line.error)
-        elif is_json:
-            yield _json_row(where, line.text, fields)
-        else:
+        elif row_of is None:
             yield Row(where, prompt=line.text)
-    fields.require_columns(name)
+        else:
+            yield _json_row(where, line.text, row_of)
 
 
-def _json_row(where: str, line: str, fields: Fields) -> Row:
+def is_text(file: Path) -> bool:
+    """Whether a file's lines are prompts by its name, not JSON objects."""
+    return _format(file) not in JSON_LINES
+
+
+def _json_row(where: str, line: str, row_of: RowOf) -> Row:
     try:
         values = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         return Row(where, error=f"It is not JSON: {error.msg}, column {error.colno}.")
     if not isinstance(values, dict):
         return Row(where, error='It is no JSON object. Write {"prompt": …}.')
-    return fields.row(where, values)
+    return row_of(where, values)
 
 
 def _rows_of_files(files: Sequence[Path], columns: Columns, encoding: str) -> Iterator[Row]:
@@ -91,13 +95,11 @@ def _rows_of_file(file: Path, columns: Columns, encoding: str) -> Iterator[Row]:
     elif _format(file) == PARQUET:
         yield from parquet_rows(file, columns)
     else:
-        is_json = _format(file) != TEXT or bool(columns.named)
-        try:
-            stream = open_stream(file)
-        except OSError as error:
-            raise InvalidRequest(f"Cannot read {file}: {error.strerror or error}.") from None
-        with stream:
-            yield from line_rows(stream, str(file), columns, encoding, is_json=is_json)
+        fields = Fields(columns)
+        row_of = None if is_text(file) and not columns.named else fields.row
+        with open_stream(file) as stream:
+            yield from line_rows(stream, str(file), encoding, row_of)
+        fields.require_columns(str(file))
 
 
 def _files(path: Path) -> list[Path]:

@@ -39,7 +39,7 @@ class Row:
         row_id: its value in the id column; None where the input has no such column.
         prompt: the teacher's: text, chat messages or token ids; None where it cannot be read.
         base_prompt: the base's own prompt; None for the same.
-        overrides: parameters of this row by name, as given; `with_overrides` applies them. None for a row with an error.
+        overrides: parameters of this row by name, as given, for `with_overrides`; none for a row with an error.
         carried: the user's other columns by name.
         error: why it cannot be used, in full sentences; None where it can.
     """

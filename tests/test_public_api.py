@@ -31,7 +31,7 @@ FIELDS = {
     ),
     "Completion": (
         "index", "sample", "prompt", "base_prompt", "text", "token_ids", "finish_reason", "stop_reason", "usage",
-        "diagnostics", "top", "error",
+        "diagnostics", "top", "error", "error_type",
     ),
     "Diagnostics": (
         "alpha", "kl_base", "kl_teacher", "entropy", "ess_base", "ess_teacher", "ess_ratio", "logprobs",

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Self, TypeVar
 
 from midlogit.engines.base import Engine, Scoring
-from midlogit.errors import InvalidRequest
+from midlogit.errors import EngineFailure, InvalidRequest
 from midlogit.models.detokenize import Detokenizer
 from midlogit.outputs import Completion, Scores, Token
 from midlogit.requests.scoring import Scored, ScoreRequest
-from midlogit.requests.sequence import Request
+from midlogit.requests.sequence import Listener, Request
 from midlogit.requests.sequence import Sequence as Running
 
 Event = Token | Completion
@@ -24,20 +25,21 @@ T = TypeVar("T")
 
 
 class Batch:
-    """The completions of one call, as they end; an iterator.
+    """Requests that run together; an iterator of their completions as they end, in whatever order they do.
 
-    Attributes:
-        size: how many there will be.
+    Keeps nothing of what was delivered. More requests may be submitted at any time.
+
+    Args:
+        on_completion: told of each completion in the engine's thread, before it is delivered; None for nobody.
     """
 
     def __init__(
-        self, engine: Engine, running: list[Running], events: queue.SimpleQueue[Event]
+        self, delivery: Delivery, on_completion: Callable[[Completion], None] | None = None
     ) -> None:
-        self.size = len(running)
-        self._engine = engine
-        self._running = running
-        self._events = events
-        self._delivered: set[tuple[int, int]] = set()
+        self._delivery = delivery
+        self._on_completion = on_completion
+        self._events: queue.SimpleQueue[tuple[Running, Event]] = queue.SimpleQueue()
+        self._undelivered: dict[int, Running] = {}  # by id, in the order of submission
 
     def __iter__(self) -> Self:
         return self
@@ -50,15 +52,28 @@ class Batch:
 
     @property
     def is_over(self) -> bool:
-        """Whether every completion was yielded."""
-        return len(self._delivered) == self.size
+        """Whether the completion of every request so far was delivered."""
+        return not self._undelivered
 
     @property
-    def ended(self) -> list[Completion]:
-        """Every completion there is by now, yielded or not, in the order of the requests."""
-        return [
-            sequence.completion for sequence in self._running if sequence.completion is not None
-        ]
+    def num_running(self) -> int:
+        """Requests that were submitted and whose completions were not yet delivered."""
+        return len(self._undelivered)
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Adds prepared requests to those that run.
+
+        Raises:
+            EngineFailure: the engine is closed or has failed; what ran before still delivers its completions.
+        """
+        for request in requests:
+            sequence = self._delivery.sequence(request, self._hear)
+            self._undelivered[id(sequence)] = sequence
+            try:
+                self._delivery.submit(sequence)
+            except EngineFailure:
+                del self._undelivered[id(sequence)]
+                raise
 
     def poll(self, seconds: float) -> Event | None:
         """The next event, None when nothing comes in time: a completion, before it its tokens where they are streamed.
@@ -66,28 +81,39 @@ class Batch:
         Ctrl-C is noticed when the time is over, at the latest.
         """
         try:
-            event = self._events.get(timeout=seconds)
+            sequence, event = self._events.get(timeout=seconds)
         except queue.Empty:
             return None
 
+        if id(sequence) not in self._undelivered:  # `stop` has returned its completion
+            return None
         if isinstance(event, Completion):
-            self._delivered.add((event.index, event.sample))
+            del self._undelivered[id(sequence)]
         return event
 
     def abort(self) -> None:
         """Ends what still runs; its completions come with finish_reason "abort" and what they had."""
-        self._engine.abort(self._running)
+        self._delivery.abort(list(self._undelivered.values()))
 
     def stop(self) -> list[Completion]:
-        """Aborts what still runs and returns every completion not yet yielded, with what it had."""
+        """Aborts what still runs.
+
+        Returns:
+            Every completion not yet delivered, with what it had, in the order of submission.
+        """
         self.abort()
-        while not all(sequence.is_finished for sequence in self._running):
+        while not all(sequence.is_finished for sequence in self._undelivered.values()):
             with suppress(queue.Empty):
                 self._events.get(timeout=0.1)
 
-        rest = [c for c in self.ended if (c.index, c.sample) not in self._delivered]
-        self._delivered.update((c.index, c.sample) for c in rest)
-        return rest
+        rest = [sequence.completion for sequence in self._undelivered.values()]
+        self._undelivered.clear()
+        return [completion for completion in rest if completion is not None]
+
+    def _hear(self, sequence: Running, event: Event) -> None:
+        if isinstance(event, Completion) and self._on_completion is not None:
+            self._on_completion(event)
+        self._events.put((sequence, event))
 
 
 class Delivery:
@@ -108,15 +134,30 @@ class Delivery:
         self._detokenizer = detokenizer
         self._on_end = on_end
 
-    def batch(self, requests: Sequence[Request]) -> Batch:
-        """Starts requests; their completions as they end."""
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        return Batch(self._engine, self._submit(requests, events.put), events)
+    def sequence(self, request: Request, listener: Listener) -> Running:
+        """The state of a request that does not run yet."""
+        return Running(request, self._detokenizer(), partial(self._hear, listener))
+
+    def submit(self, sequence: Running) -> None:
+        """Runs a sequence; one whose prompt cannot be honoured ends at once.
+
+        Raises:
+            EngineFailure: the engine is closed or has failed.
+        """
+        if sequence.request.error is None:
+            self._engine.submit(sequence)
+        else:
+            sequence.fail(sequence.request.error, "request")
+
+    def abort(self, running: list[Running]) -> None:
+        """Ends those of the sequences that still run."""
+        self._engine.abort(running)
 
     def stream(self, request: Request) -> Generator[Event, None, None]:
         """Starts a request at once; yields its tokens, then its completion."""
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        return self._events_until_end(self._submit([request], events.put), events)
+        running = self._submit_all([request], events.put)
+        return self._events_until_end(running, events)
 
     def _events_until_end(
         self, running: list[Running], events: queue.SimpleQueue[Event]
@@ -128,13 +169,13 @@ class Delivery:
                 if isinstance(event, Completion):
                     return
         finally:
-            self._engine.abort(running)
+            self.abort(running)
 
     async def events(self, requests: Sequence[Request]) -> AsyncGenerator[Event, None]:
         """Runs requests; yields the events of all of them as they come, until each has its completion."""
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
-        running = self._submit(requests, lambda event: _call_in(loop, events.put_nowait, event))
+        running = self._submit_all(requests, lambda event: _call_in(loop, events.put_nowait, event))
         remaining = len(running)
         try:
             while remaining:
@@ -143,7 +184,7 @@ class Delivery:
                 yield event
         finally:
             if remaining:
-                self._engine.abort(running)
+                self.abort(running)
 
     def scores(self, requests: Sequence[Request]) -> list[Scores]:
         """Scores the prompts of requests, in their order; Ctrl-C drops those that still wait.
@@ -184,30 +225,18 @@ class Delivery:
             raise InvalidRequest("This engine cannot score given text.", "Pair.local can.")
         return self._engine
 
-    def _submit(
+    def _submit_all(
         self, requests: Sequence[Request], listener: Callable[[Event], None]
     ) -> list[Running]:
-        detokenizer = self._detokenizer()
-        running: list[Running] = []
-
-        def listener_of(number: int) -> Callable[[Event], None]:
-            def hear(event: Event) -> None:
-                if isinstance(event, Completion):
-                    self._on_end(running[number])
-                listener(event)
-
-            return hear
-
-        running += [
-            Running(request, detokenizer, listener_of(number))
-            for number, request in enumerate(requests)
-        ]
+        running = [self.sequence(request, lambda _, event: listener(event)) for request in requests]
         for sequence in running:
-            if sequence.request.error is None:
-                self._engine.submit(sequence)
-            else:
-                sequence.fail(sequence.request.error)
+            self.submit(sequence)
         return running
+
+    def _hear(self, listener: Listener, sequence: Running, event: Event) -> None:
+        if isinstance(event, Completion):
+            self._on_end(sequence)
+        listener(sequence, event)
 
 
 def wait_for(items: queue.SimpleQueue[T]) -> T:

@@ -76,6 +76,7 @@ class Openers(ABC):
         top_k: int | Literal["auto"] = 20,
         tolerance: float = 0.05,
         speculation: SpeculationOption = "auto",
+        max_num_seqs: int = 256,
         connection_pool_size: int = 100,
         max_retries: int = 3,
         timeout: float = 120.0,
@@ -90,13 +91,14 @@ class Openers(ABC):
             speculation: tokens that the base's server drafts for the teacher's to verify in one call; "auto"
                 chooses as many as measured times say pay, and drafts none for requests that give a seed: over
                 HTTP the tokens at a seed depend on the number, their distribution does not (docs/speculation.md).
+            max_num_seqs: most sequences that run at once; more wait.
             connection_pool_size: most connections at once. max_retries: of a call that failed.
             timeout: seconds for one call; no request outlives (max_retries + 1) of them and the waits between.
 
         Raises:
             ServerUnavailable: a server that cannot be reached, refuses the key, or lacks what is needed.
             PairMismatch: tokenizers that disagree.
-            InvalidRequest: a URL, model name, top_k or speculation that cannot be honoured.
+            InvalidRequest: a URL, model name, top_k, speculation or number that cannot be honoured.
             MissingExtra: aiohttp is not installed.
         """
         from midlogit.engines.http.opening import open_pair
@@ -107,6 +109,7 @@ class Openers(ABC):
             top_k=top_k,
             tolerance=tolerance,
             speculation=speculation,
+            max_num_seqs=max_num_seqs,
             connection_pool_size=connection_pool_size,
             max_retries=max_retries,
             timeout=timeout,

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+ErrorType = Literal["request", "engine"]
 Candidates = list[tuple[int, float]]  # (token id, log-probability), most likely first
 
 
@@ -164,6 +165,8 @@ class Completion:
         stop_reason: the stop string or the id of stop_token_ids that ended it; None for the models' own stop.
         top: candidates at each position when top_logprobs was asked for.
         error: what went wrong, when finish_reason is "error".
+        error_type: "request" where this request cannot be honoured, "engine" where the engine or a server behind it
+            failed, so that the same request may succeed later.
     """
 
     index: int
@@ -178,14 +181,15 @@ class Completion:
     diagnostics: Diagnostics
     top: list[Top] | None = None
     error: str | None = None
+    error_type: ErrorType | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON; `top` and `error` only when they say something."""
+        """Plain data, ready for JSON; `top`, `error` and `error_type` only when they say something."""
         data = asdict(self)
         return {
             key: value
             for key, value in data.items()
-            if value is not None or key not in ("top", "error")
+            if value is not None or key not in ("top", "error", "error_type")
         }
 
 

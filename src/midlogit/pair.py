@@ -81,27 +81,28 @@ class Pair(Openers):
             InvalidRequest: before anything runs, for anything that cannot be honoured.
             Interrupted: on Ctrl-C; carries the finished completions and what the others had.
         """
-        batch = self.as_completed(
-            prompts,
-            params,
-            base_prompts=base_prompts,
-            teacher_prompts=teacher_prompts,
-            chat=chat,
-            chat_template_kwargs=chat_template_kwargs,
-            add_special_tokens=add_special_tokens,
-            request_ids=request_ids,
-        )
-        shown = progress if progress is not None else batch.size > 1 and sys.stderr.isatty()
         from tqdm import tqdm
 
+        requests = self.prepare(
+            prompts,
+            params,
+            Reading(chat, chat_template_kwargs, add_special_tokens),
+            base_prompts=base_prompts,
+            teacher_prompts=teacher_prompts,
+            request_ids=request_ids,
+        )
+        shown = progress if progress is not None else len(requests) > 1 and sys.stderr.isatty()
+        found: list[Completion] = []
+        batch = Batch(self._delivery, found.append)
         try:
-            for _ in tqdm(batch, total=batch.size, disable=not shown, unit="completion"):
+            batch.submit(requests)
+            for _ in tqdm(batch, total=len(requests), disable=not shown, unit="completion"):
                 pass
         except KeyboardInterrupt:
             with suppress(KeyboardInterrupt):  # a second Ctrl-C ends the wait for what was aborted
                 batch.stop()
-            raise Interrupted(batch.ended) from None
-        return batch.ended
+            raise Interrupted(sorted(found, key=_place)) from None
+        return sorted(found, key=_place)
 
     def as_completed(
         self,
@@ -270,8 +271,14 @@ class Pair(Openers):
         )
 
     def start(self, requests: Sequence[Request]) -> Batch:
-        """Starts prepared requests; their completions as they end."""
-        return self._delivery.batch(requests)
+        """Starts prepared requests; without any, an open batch to which they can be submitted.
+
+        Raises:
+            EngineFailure: the engine is closed or has failed.
+        """
+        batch = Batch(self._delivery)
+        batch.submit(requests)
+        return batch
 
     def run(self, requests: Sequence[Request]) -> AsyncGenerator[Event, None]:
         """Runs prepared requests for asyncio; yields the events of all of them as they come.
@@ -344,3 +351,8 @@ class Pair(Openers):
                 f"This pair was opened in process {self._process}, from which this one was forked.",
                 "Open a pair in the child, after the fork.",
             )
+
+
+def _place(completion: Completion) -> tuple[int, int]:
+    """Where a completion stands in the order of its call."""
+    return completion.index, completion.sample

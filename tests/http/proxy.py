@@ -30,8 +30,8 @@ class Proxy:
 
     Attributes:
         fault: called with the number of the /completions call, from 0; returns the name of what to do with it:
-            "" (nothing), "reset" (cut the connection in mid-body), "truncate" (half the JSON), "500", "429",
-            "hang" (no answer), "delay" (half a second late).
+            "" (nothing), "reset" (cut the connection in mid-body), "truncate" (half the JSON), a status such as
+            "500", "hang" (no answer), "delay" (half a second late).
         dead: connections are accepted and cut at once.
         max_logprobs: as if the server had been started with this --max-logprobs.
         authorize: whether to let an Authorization header through.
@@ -123,7 +123,7 @@ class Proxy:
             if self.refuse(json.loads(body)):
                 self._answer(handler, 400, b'{"error": {"message": "made to be refused"}}')
                 return
-        if what in ("500", "429"):
+        if what.isdigit():
             self._answer(handler, int(what), b'{"error": {"message": "made to fail"}}')
             return
         if what == "hang":

@@ -113,6 +113,10 @@ def test_top_k_above_the_limit(urls: Urls) -> None:
     assert "allows 20" in message and "--max-logprobs 50" in message
 
 
+def test_max_num_seqs_of_none(urls: Urls) -> None:
+    assert "max_num_seqs is 0" in refused(urls.base, urls.teacher, InvalidRequest, max_num_seqs=0)
+
+
 @pytest.mark.parametrize("top_k", [0, "many"])
 def test_top_k_that_is_none(urls: Urls, top_k: object) -> None:
     assert "top_k" in refused(urls.base, urls.teacher, InvalidRequest, top_k=top_k)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from midlogit import Completion, EngineFailure, KLBudget, Pair, SamplingParams, Token
+from midlogit.requests.prompts import Reading
+from midlogit.requests.sequence import Sequence
 from tests.http.conftest import FLAGS, WHOLE, Urls
 from tests.http.proxy import Proxy, from_elsewhere
 from tests.http.servers import VERSION, serving
@@ -303,3 +305,33 @@ def test_tokenizers_of_the_servers_alone(proxies: tuple[Proxy, Proxy], http: Pai
         *tokens, completion = remote.stream(inside[0], GREEDY)
         assert "".join(token.text for token in tokens) == completion.text == expected
         assert remote.generate(inside, GREEDY, progress=False)[0].text == expected
+
+
+def test_at_most_max_num_seqs_run_and_the_others_wait_in_order(urls: Urls) -> None:
+    params = [SamplingParams(max_tokens=1 + n % 3, ignore_eos=True, seed=1) for n in range(6)]
+    for most in (1, 2):
+        ended: list[Sequence] = []
+        with Pair.http(urls.base, urls.teacher, max_num_seqs=most) as pair:
+            assert pair.engine.max_num_seqs == most
+            pair.observer = ended.append
+            batch = pair.start([])
+            for n, prompt in enumerate(PROMPTS[:6]):
+                batch.submit(pair.prepare([prompt], params[n], Reading()))
+            assert len(list(batch)) == 6
+
+        spans = [(s.token_times[0], s.token_times[-1]) for s in ended]
+        for begin, _ in spans:
+            assert sum(start <= begin <= end for start, end in spans) <= most
+        if most == 1:
+            assert [s.request.prompt for s in ended] == PROMPTS[:6]
+
+
+def test_sequences_that_wait_can_be_aborted(urls: Urls) -> None:
+    long = SamplingParams(max_tokens=400, ignore_eos=True)
+    with Pair.http(urls.base, urls.teacher, max_num_seqs=1) as pair:
+        batch = pair.start(pair.prepare(PROMPTS[:4], long, Reading()))
+        others = pair.as_completed(PROMPTS[4:5], SamplingParams(max_tokens=2, ignore_eos=True))
+        assert [c.finish_reason for c in batch.stop()] == ["abort"] * 4
+        assert [c.finish_reason for c in others] == ["length"]
+        unfinished = pair.start(pair.prepare(PROMPTS[:4], long, Reading()))
+    assert [c.finish_reason for c in unfinished] == ["abort"] * 4  # the pair was closed

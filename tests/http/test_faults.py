@@ -136,6 +136,23 @@ def test_only_the_prompt_at_fault_fails(proxies: tuple[Proxy, Proxy]) -> None:
     reasons = [c.finish_reason for c in completions]
     assert reasons == ["length"] * 3 + ["error"] + ["length"] * 4
     assert "made to be refused" in completions[3].error
+    assert [c.error_type for c in completions] == [None] * 3 + ["request"] + [None] * 4
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_refusal_is_told_from_a_server_that_cannot_be_used(proxies: tuple[Proxy, Proxy]) -> None:
+    """Of the first kind is what the request alone can be the cause of."""
+    base, teacher = proxies
+    refusals = ["400", "413", "422"]
+    failures = ["302", "401", "403", "404", "408", "429", "500", "503", "reset", "truncate"]
+    with Pair.http(base.url, teacher.url, max_retries=0) as pair:
+        for fault in refusals + failures:
+            teacher.fault = lambda _, fault=fault: fault  # type: ignore[misc]
+            completion = pair.generate(["a fox"], PARAMS)[0]
+            expected = "request" if fault in refusals else "engine"
+            assert (completion.error_type, fault) == (expected, fault), completion.error
+        teacher.fault = lambda _: ""
+        assert pair.generate(["a fox"], PARAMS)[0].error_type is None
 
 
 @pytest.mark.usefixtures("quick")

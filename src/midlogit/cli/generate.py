@@ -238,4 +238,5 @@ def _unreadable(index: int, sample: int, error: str) -> Completion:
         usage=Usage(0, 0, 0, 0),
         diagnostics=Diagnostics(),
         error=error,
+        error_type="request",
     )

@@ -21,7 +21,7 @@ from midlogit.messages import template_variables
 from midlogit.pair import Pair
 
 ENGINES = ("auto", "local", "vllm")
-MAX_NUM_SEQS = {"local": 16, "vllm": 256}
+MAX_NUM_SEQS = {"local": 16, "vllm": 256, "http": 256}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,12 @@ class InProcess:
 
     Attributes:
         engine: auto, local (transformers) or vllm. device: auto, a device, or BASE,TEACHER.
-        max_num_seqs: None for the engine's default.
         gpu_memory_utilization, max_model_len: for vLLM alone.
     """
 
     engine: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
-    max_num_seqs: int | None = None
     gpu_memory_utilization: float = 0.9
     max_model_len: int | None = None
 
@@ -50,13 +48,6 @@ class InProcess:
                 "Choose one by CUDA_VISIBLE_DEVICES.",
             )
 
-    @property
-    def slots(self) -> int:
-        """Most sequences that run at once."""
-        if self.max_num_seqs is not None:
-            return self.max_num_seqs
-        return MAX_NUM_SEQS["vllm" if self.engine == "vllm" else "local"]
-
 
 @dataclass(frozen=True, slots=True)
 class PairOptions:
@@ -68,6 +59,7 @@ class PairOptions:
         in_process: for folders and hub ids.
         top_k: for URLs, a number or "auto".
         speculation: auto, off or a number of drafts per round.
+        max_num_seqs: most sequences that run at once; None for the engine's default.
     """
 
     base: str | None = None
@@ -76,6 +68,7 @@ class PairOptions:
     in_process: InProcess = InProcess()
     top_k: str = "20"
     speculation: SpeculationOption = "auto"
+    max_num_seqs: int | None = None
 
     @property
     def chat_templates(self) -> tuple[str | None, str | None]:
@@ -90,6 +83,18 @@ class PairOptions:
             InvalidRequest: one is and one is not, or only one of the two is named.
         """
         return are_urls(self.base, self.teacher)
+
+    @property
+    def slots(self) -> int:
+        """Most sequences that run at once.
+
+        Raises:
+            InvalidRequest: as `on_servers`.
+        """
+        if self.max_num_seqs is not None:
+            return self.max_num_seqs
+        in_process = "vllm" if self.in_process.engine == "vllm" else "local"
+        return MAX_NUM_SEQS["http" if self.on_servers else in_process]
 
     def parsed_top_k(self) -> int | Literal["auto"]:
         """`top_k` as `Pair.http` takes it.
@@ -132,7 +137,10 @@ def _open_servers(options: PairOptions) -> Pair:
         quiet_transformers()
 
     return Pair.http(
-        *options.upstreams, top_k=options.parsed_top_k(), speculation=options.speculation
+        *options.upstreams,
+        top_k=options.parsed_top_k(),
+        speculation=options.speculation,
+        max_num_seqs=options.slots,
     )
 
 
@@ -144,7 +152,7 @@ def _open_in_process(options: PairOptions) -> Pair:
             options.base,
             options.teacher,
             dtype=here.dtype,
-            max_num_seqs=here.slots,
+            max_num_seqs=options.slots,
             gpu_memory_utilization=here.gpu_memory_utilization,
             max_model_len=here.max_model_len,
             speculation=options.speculation,
@@ -157,7 +165,7 @@ def _open_in_process(options: PairOptions) -> Pair:
         options.teacher,
         device=(base_device, teacher_device) if comma else base_device,
         dtype=here.dtype,
-        max_num_seqs=here.slots,
+        max_num_seqs=options.slots,
         speculation=options.speculation,
         chat_template=options.chat_templates,
     )

@@ -230,9 +230,10 @@ def generate(
                 teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template
             ),
         ),
-        InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len),
+        InProcess(engine, device, dtype, gpu_memory_utilization, max_model_len),
         top_k,
         parse_speculation(speculation),
+        max_num_seqs,
     )
     raise typer.Exit(run_generate(job, options))
 
@@ -325,9 +326,10 @@ def serve(
                 teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template
             ),
         ),
-        InProcess(engine, device, dtype, max_num_seqs, gpu_memory_utilization, max_model_len),
+        InProcess(engine, device, dtype, gpu_memory_utilization, max_model_len),
         top_k,
         parse_speculation(speculation),
+        max_num_seqs,
     )
     run_serve(
         options,

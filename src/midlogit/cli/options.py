@@ -60,7 +60,9 @@ Engine = Annotated[
 ]
 MaxNumSeqs = Annotated[
     int | None,
-    typer.Option(help="Most sequences that run at once; by default 16, with --engine vllm 256."),
+    typer.Option(
+        help="Most sequences that run at once; by default 16, with --engine vllm or servers 256."
+    ),
 ]
 Memory = Annotated[
     float, typer.Option(help="vLLM: share of the GPU for both models and their caches.")

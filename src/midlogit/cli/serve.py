@@ -24,6 +24,5 @@ def run_serve(options: PairOptions, *, log_format: str, **settings: Any) -> None
     if log_format not in ("text", "json"):
         raise InvalidRequest(f"Unknown log format {log_format!r}.", "Use text or json.")
 
-    max_num_seqs = options.in_process.slots
-    chosen = ServerSettings(json_logs=log_format == "json", max_num_seqs=max_num_seqs, **settings)
+    chosen = ServerSettings(json_logs=log_format == "json", max_num_seqs=options.slots, **settings)
     serve(chosen, lambda: open_pair(options))

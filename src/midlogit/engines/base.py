@@ -21,10 +21,12 @@ class Engine(ABC):
 
     Attributes:
         draft_length: chooses the number of drafts per round, and counts accepted drafts.
+        max_num_seqs: most sequences that run at once; more wait, in their order.
     """
 
-    def __init__(self, draft_length: DraftLength) -> None:
+    def __init__(self, draft_length: DraftLength, max_num_seqs: int) -> None:
         self.draft_length = draft_length
+        self.max_num_seqs = max_num_seqs
 
     @abstractmethod
     def submit(self, sequence: Sequence) -> None:
@@ -69,7 +71,7 @@ class Job(Protocol):
         """Ends the job because nobody wants it any more."""
 
     def fail(self, message: str) -> None:
-        """Ends the job with an error."""
+        """Ends the job with an error of the engine."""
 
 
 J = TypeVar("J", bound=Job)
@@ -82,8 +84,8 @@ class SteppingEngine(Engine, Generic[J]):
     every live job ends with the error and what it had, and the engine takes no more.
     """
 
-    def __init__(self, draft_length: DraftLength) -> None:
-        super().__init__(draft_length)
+    def __init__(self, draft_length: DraftLength, max_num_seqs: int) -> None:
+        super().__init__(draft_length, max_num_seqs)
         self._inbox: queue.SimpleQueue[tuple[str, list[J]]] = queue.SimpleQueue()
         self._live: dict[int, J] = {}
         self._failure: str | None = None

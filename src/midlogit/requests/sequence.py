@@ -14,10 +14,16 @@ from midlogit.core.outcomes import Outcomes
 from midlogit.core.uniforms import TokenUniforms, Uniforms
 from midlogit.decide.base import RowSettings
 from midlogit.models.detokenize import Detokenizer, TextStream
-from midlogit.outputs import Completion, Decision, Diagnostics, FinishReason, Token, Usage
+from midlogit.outputs import (
+    Completion,
+    Decision,
+    Diagnostics,
+    ErrorType,
+    FinishReason,
+    Token,
+    Usage,
+)
 from midlogit.params import SamplingParams
-
-Listener = Callable[[Token | Completion], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,7 @@ class Request:
 class Sequence:
     """The state of one request: tokens, text, diagnostics, and how it ended.
 
-    `listener` hears every Token (if the request streams) and, once, the Completion.
+    `listener` hears every Token (if the request streams) and, once, the Completion, each with the sequence.
 
     Attributes:
         submitted, token_times: when it came in and when each token was drawn, on the monotonic clock.
@@ -110,9 +116,8 @@ class Sequence:
     def append(self, decision: Decision) -> None:
         """Takes the sampled token; ends the sequence if it stops here."""
         if decision.error is not None:
-            self.fail(
-                f"Request {self.request.index}, position {len(self.token_ids)}: {decision.error}."
-            )
+            where = f"Request {self.request.index}, position {len(self.token_ids)}"
+            self.fail(f"{where}: {decision.error}.", "request")
             return
 
         self.token_ids.append(decision.token_id)
@@ -121,7 +126,7 @@ class Sequence:
 
         released, reason, stop_reason = self._advance_text(decision.token_id)
         if self.request.stream:
-            self._listener(self._token(decision, released, reason))
+            self._listener(self, self._token(decision, released, reason))
         if reason is not None:
             self._end(reason, stop_reason)
 
@@ -153,12 +158,16 @@ class Sequence:
         """Ends the sequence because nobody wants more of it."""
         self._end("abort")
 
-    def fail(self, message: str) -> None:
+    def fail(self, message: str, error_type: ErrorType = "engine") -> None:
         """Ends the sequence with an error and what it had."""
-        self._end("error", error=message)
+        self._end("error", error=message, error_type=error_type)
 
     def _end(
-        self, reason: FinishReason, stop_reason: int | str | None = None, error: str | None = None
+        self,
+        reason: FinishReason,
+        stop_reason: int | str | None = None,
+        error: str | None = None,
+        error_type: ErrorType | None = None,
     ) -> None:
         """Makes the completion and delivers it; text held back for a stop string is kept."""
         request = self.request
@@ -183,8 +192,9 @@ class Sequence:
             diagnostics=Diagnostics.of(self.decisions),
             top=[d.top for d in self.decisions if d.top] if request.params.top_logprobs else None,
             error=error,
+            error_type=error_type,
         )
-        self._listener(self.completion)
+        self._listener(self, self.completion)
 
     def _token(self, decision: Decision, text: str, reason: FinishReason | None) -> Token:
         return Token(
@@ -197,6 +207,9 @@ class Sequence:
             decision=decision,
             finish_reason=reason,
         )
+
+
+Listener = Callable[[Sequence, Token | Completion], None]
 
 
 def row_settings(

@@ -32,6 +32,7 @@ BACKOFF = (
 )  # seconds before each retry; together they outlast a server's restart of 5 s
 MAX_WAIT = 60.0  # the longest Retry-After that is honoured
 RETRYABLE_STATUSES = (408, 429)
+UNUSABLE_STATUSES = (401, 403, 404, *RETRYABLE_STATUSES)  # of the server, whatever the request
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,12 @@ class CallFailed(Exception):
         self.retryable = retryable
         self.wait = wait
         self.healthy = healthy
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the server works and refuses this very request."""
+        status = self.status
+        return status is not None and 400 <= status < 500 and status not in UNUSABLE_STATUSES
 
 
 class Client:

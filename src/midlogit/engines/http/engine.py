@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from midlogit.engines.http.replicas import PendingRow
 from midlogit.engines.http.rows import DraftRequest, DraftStep
 from midlogit.engines.http.sampler import SampledToken, Sampler
 from midlogit.errors import EngineFailure
+from midlogit.outputs import ErrorType
 from midlogit.requests.sequence import Sequence
 
 log = logging.getLogger("midlogit")
@@ -83,6 +85,7 @@ class HttpEngine(Engine):
     Args:
         client: in whose loop everything runs; closed with the engine.
         draft_length: how many tokens the base's server drafts; none while `width` adapts.
+        max_num_seqs: most sequences that run at once.
         blocking_text: whether a server makes the sequences' text, so that it must be made off the loop.
 
     Attributes:
@@ -96,13 +99,15 @@ class HttpEngine(Engine):
         width: ListWidth,
         draft_length: DraftLength,
         *,
+        max_num_seqs: int,
         blocking_text: bool,
     ) -> None:
-        super().__init__(draft_length)
+        super().__init__(draft_length, max_num_seqs)
         self.client = client
         self.sides = sides
         self._width = width
         self._blocking_text = blocking_text
+        self._waiting: deque[Sequence] = deque()
         self._running: dict[int, asyncio.Task[None]] = {}
         self._sampler = Sampler(
             client.loop, sides.vocabulary, self._running, at_once=width.tolerance is not None
@@ -113,12 +118,12 @@ class HttpEngine(Engine):
     def submit(self, sequence: Sequence) -> None:
         if self._closed:
             raise EngineFailure("The engine is closed.", "Open the pair again.")
-        self.client.loop.call_soon_threadsafe(self._start, sequence)
+        self.client.loop.call_soon_threadsafe(self._add, sequence)
 
     def abort(self, sequences: list[Sequence]) -> None:
         if not self._closed:
             self.client.loop.call_soon_threadsafe(
-                self._cancel, [id(sequence) for sequence in sequences]
+                self._cancel, {id(sequence) for sequence in sequences}
             )
 
     def close(self) -> None:
@@ -127,22 +132,37 @@ class HttpEngine(Engine):
             self.client.run(self._abort_all())
             self.client.close()
 
-    def _start(self, sequence: Sequence) -> None:
-        task = self.client.loop.create_task(self._run(sequence))
-        self._running[id(sequence)] = task
-        task.add_done_callback(lambda _: self._remove(sequence))
+    def _add(self, sequence: Sequence) -> None:
+        self._waiting.append(sequence)
+        self._admit()
 
-    def _remove(self, sequence: Sequence) -> None:
+    def _admit(self) -> None:
+        """Starts waiting sequences while there is room."""
+        while self._waiting and len(self._running) < self.max_num_seqs:
+            sequence = self._waiting.popleft()
+            task = self.client.loop.create_task(self._run(sequence))
+            self._running[id(sequence)] = task
+            task.add_done_callback(partial(self._remove, sequence))
+
+    def _remove(self, sequence: Sequence, _: asyncio.Task[None]) -> None:
         del self._running[id(sequence)]
         if not sequence.is_finished:  # cancelled before its task had begun
             sequence.abort()
+        self._admit()
 
-    def _cancel(self, keys: list[int]) -> None:
-        for key in keys:
-            if key in self._running:
-                self._running[key].cancel()
+    def _cancel(self, keys: Collection[int]) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for sequence in waiting:
+            if id(sequence) in keys:
+                sequence.abort()
+            else:
+                self._waiting.append(sequence)
+
+        for key in self._running.keys() & keys:
+            self._running[key].cancel()
 
     async def _abort_all(self) -> None:
+        self._cancel({id(sequence) for sequence in self._waiting})
         running = list(self._running.values())
         for task in running:
             task.cancel()
@@ -152,24 +172,24 @@ class HttpEngine(Engine):
         """Runs one sequence to its end, whatever ends it."""
         base, teacher = self.sides.base.replicas, self.sides.teacher.replicas
         slots = base.assign(sequence.request.base_ids), teacher.assign(sequence.request.teacher_ids)
-        message: str | None = None
+        end = sequence.abort
         try:
             await self._generate(sequence, slots)
         except asyncio.CancelledError:
             pass
         except CallFailed as failure:
             where = f"Request {sequence.request.index}, position {len(sequence.token_ids)}"
-            message = f"{where}: {failure.message}."
+            error_type: ErrorType = "request" if failure.is_refusal else "engine"
+            end = partial(sequence.fail, f"{where}: {failure.message}.", error_type)
         except (
             Exception
         ) as error:  # the engine's own boundary: whoever waits for this sequence must hear of it
-            message = f"The engine failed: {type(error).__name__}: {error}"
+            end = partial(sequence.fail, f"The engine failed: {type(error).__name__}: {error}")
         finally:
             base.release(slots[0])
             teacher.release(slots[1])
 
         if not sequence.is_finished:
-            end = sequence.abort if message is None else partial(sequence.fail, message)
             await self._update(end)
 
     async def _generate(self, sequence: Sequence, slots: SlotPair) -> None:

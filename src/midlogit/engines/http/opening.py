@@ -64,11 +64,14 @@ def open_pair(
     top_k: int | str,
     tolerance: float,
     speculation: SpeculationOption,
+    max_num_seqs: int,
     connection_pool_size: int,
     max_retries: int,
     timeout: float,
 ) -> tuple[Mixing, HttpEngine]:
     """See `Pair.http`."""
+    if max_num_seqs < 1:
+        raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
     k = parse_top_k(top_k)
     draft_length = DraftLength(speculation)
     if k is None:
@@ -97,7 +100,7 @@ def open_pair(
 
         draft_length = possible_draft_length(client, sides[0], draft_length)
         width = list_width(sides, k, tolerance)
-        return mixing, open_engine(client, mixing, sides, width, draft_length)
+        return mixing, open_engine(client, mixing, sides, width, draft_length, max_num_seqs)
     except BaseException:
         client.close()
         raise
@@ -186,6 +189,7 @@ def open_engine(
     sides: tuple[OpenedSide, OpenedSide],
     width: ListWidth,
     draft_length: DraftLength,
+    max_num_seqs: int,
 ) -> HttpEngine:
     """The engine over sides that `open_sides` opened."""
     served = [
@@ -198,7 +202,9 @@ def open_engine(
     ]
     paired = PairedSides(served[0], served[1], mixing.alignment.size)
     blocking_text = isinstance(sides[1].model, ServedModel)
-    return HttpEngine(client, paired, width, draft_length, blocking_text=blocking_text)
+    return HttpEngine(
+        client, paired, width, draft_length, max_num_seqs=max_num_seqs, blocking_text=blocking_text
+    )
 
 
 async def _all_facts(

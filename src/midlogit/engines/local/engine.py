@@ -112,7 +112,7 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
         max_num_seqs: int,
         draft_length: DraftLength,
     ) -> None:
-        super().__init__(draft_length)
+        super().__init__(draft_length, max_num_seqs)
         base_device, teacher_device = (parse_device(name) for name in devices)
 
         # The larger model first: loading takes a mapping of its file beside the weights.
@@ -128,7 +128,6 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
 
         self._vocabulary = vocabulary
         self.decider = self._choose_decider()
-        self._max_num_seqs = max_num_seqs
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._unscored: deque[Scored] = deque()
@@ -191,7 +190,7 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
         """Takes waiting sequences that fit into this step."""
         admitted: list[Sequence] = []
         longest = 0
-        while self._waiting and len(self._running) + len(admitted) < self._max_num_seqs:
+        while self._waiting and len(self._running) + len(admitted) < self.max_num_seqs:
             request = self._waiting[0].request
             longest = max(longest, len(request.base_ids), len(request.teacher_ids))
             if admitted and longest * (len(admitted) + 1) > PREFILL_TOKENS:
@@ -340,7 +339,7 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
         most = min(PREFILL_TOKENS, SCORED_LOGITS // self._vocabulary)
         for scored in self._unscored:
             longest = max(longest, len(scored.request.base_ids), len(scored.request.teacher_ids))
-            if batch and (len(batch) == self._max_num_seqs or longest * (len(batch) + 1) > most):
+            if batch and (len(batch) == self.max_num_seqs or longest * (len(batch) + 1) > most):
                 break
             batch.append(scored)
         return batch

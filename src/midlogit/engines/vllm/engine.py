@@ -49,14 +49,17 @@ class VllmEngine(SteppingEngine[Sequence]):
         cores: base and teacher, on the same device; closed with the engine.
         decider: decides rows of logits on that device.
         draft_length: chooses γ among those that the teacher can verify.
+        max_num_seqs: most sequences that the cores run at once.
 
     Attributes:
         accept: counts the accepted drafts of a round. Benchmarks of random weights replace it, to simulate the
             acceptance of a real pair.
     """
 
-    def __init__(self, cores: CorePair, decider: Decider, draft_length: DraftLength) -> None:
-        super().__init__(draft_length)
+    def __init__(
+        self, cores: CorePair, decider: Decider, draft_length: DraftLength, max_num_seqs: int
+    ) -> None:
+        super().__init__(draft_length, max_num_seqs)
         self._cores, self._base, self._teacher = cores, cores.base, cores.teacher
         self._decider = decider
         self.accept: Accept = num_accepted

@@ -73,7 +73,8 @@ def open_pair(
         **limits,
     )
     cores = CorePair(*checkpoints, shares, lengths.choices, options=options, **limits)
-    engine = VllmEngine(cores, decider_for(mixing.alignment.size, cores.base.device), lengths)
+    decider = decider_for(mixing.alignment.size, cores.base.device)
+    engine = VllmEngine(cores, decider, lengths, max_num_seqs)
     engine.start()
     return mixing, engine
 

@@ -17,6 +17,7 @@ from midlogit.engines.http.upstream import Upstream
 from midlogit.engines.http.urls import looks_like_server
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
+from midlogit.jobs.source import PairSource
 from midlogit.messages import template_variables
 from midlogit.pair import Pair
 
@@ -115,60 +116,58 @@ def open_pair(options: PairOptions) -> Pair:
         MidlogitError: as `Pair.http`, `Pair.local` and `Pair.vllm`.
         InvalidRequest: URLs together with an engine for folders.
     """
-    if options.on_servers:
-        return _open_servers(options)
+    source = source_of(options)
+    announce(options)
+    return source.open()
 
-    quiet_transformers()
-    if sys.stderr.isatty():
+
+def announce(options: PairOptions) -> None:
+    """Says on a terminal that models are loaded."""
+    if not options.on_servers and sys.stderr.isatty():
         print(
             f"Loading {options.base or 'the bundled base'} and {options.teacher or 'teacher'} ...",
             file=sys.stderr,
         )
-    return _open_in_process(options)
 
 
-def _open_servers(options: PairOptions) -> Pair:
-    engine = options.in_process.engine
-    if engine != "auto":
+def source_of(options: PairOptions) -> PairSource:
+    """What opens the pair, with the noise of libraries turned off.
+
+    Raises:
+        InvalidRequest: URLs together with an engine for folders.
+    """
+    here = options.in_process
+    if options.on_servers and here.engine != "auto":
         raise InvalidRequest(
-            f"--engine {engine} runs models here, and two servers are named.", "Leave it out."
+            f"--engine {here.engine} runs models here, and two servers are named.", "Leave it out."
         )
-    if find_spec("transformers") is not None:
+    if not options.on_servers or find_spec("transformers") is not None:
         quiet_transformers()
 
-    return Pair.http(
-        *options.upstreams,
-        top_k=options.parsed_top_k(),
-        speculation=options.speculation,
-        max_num_seqs=options.slots,
-    )
+    shared: dict[str, Any] = {
+        "max_num_seqs": options.slots,
+        "speculation": options.speculation,
+    }
+    if options.on_servers:
+        return PairSource("http", *options.upstreams, {"top_k": options.parsed_top_k(), **shared})
 
-
-def _open_in_process(options: PairOptions) -> Pair:
-    here = options.in_process
+    shared |= {"dtype": here.dtype, "chat_template": options.chat_templates}
     if here.engine == "vllm":
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        return Pair.vllm(
+        return PairSource(
+            "vllm",
             options.base,
             options.teacher,
-            dtype=here.dtype,
-            max_num_seqs=options.slots,
-            gpu_memory_utilization=here.gpu_memory_utilization,
-            max_model_len=here.max_model_len,
-            speculation=options.speculation,
-            chat_template=options.chat_templates,
+            {
+                "gpu_memory_utilization": here.gpu_memory_utilization,
+                "max_model_len": here.max_model_len,
+                **shared,
+            },
         )
 
-    base_device, comma, teacher_device = here.device.partition(",")
-    return Pair.local(
-        options.base,
-        options.teacher,
-        device=(base_device, teacher_device) if comma else base_device,
-        dtype=here.dtype,
-        max_num_seqs=options.slots,
-        speculation=options.speculation,
-        chat_template=options.chat_templates,
-    )
+    base, comma, teacher = here.device.partition(",")
+    device = (base, teacher) if comma else base
+    return PairSource("local", options.base, options.teacher, {"device": device, **shared})
 
 
 def upstream(

@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from midlogit import __version__
+from midlogit.cli.batch import batch
 from midlogit.cli.command import PromptCommand
 from midlogit.cli.console import complain, set_up_streams
 from midlogit.cli.options import (
@@ -52,6 +53,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+app.add_typer(batch, name="batch")
 
 
 @app.callback(invoke_without_command=True)

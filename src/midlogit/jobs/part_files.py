@@ -1,7 +1,7 @@
 """Parts of a job as Parquet files: how they are encoded, named and read; knows no completions.
 
-A part's results are 36 bytes per token: float32 in split bytes under zstd (docs/batch.md). Each file carries the summary of
-its results in its footer, so that both appear at once.
+A part's results are 37 bytes per token: float32 in split bytes under zstd. Each file carries the summary of its results
+in its footer, so that both appear at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The columns of a job's results: one row per completion, per-token lists beside scalars; knows no files.
 
-A `Record` holds what a completion adds to its input row, in the types in which it is stored. `results_table` joins records
-with their input rows. Floats are float32: half the size of float64, and far more exact than logits are.
+A `Record` holds what a completion adds to its input row, in the types in which it is stored. `results_table` joins
+records with their input rows. Floats are float32: half the size of float64, and far more exact than logits are.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ class Layout:
     @property
     def top_columns(self) -> tuple[str, ...]:
         """The names of the columns of candidates: ids and log-probabilities per side."""
-        if not self.top_logprobs:
-            return ()
-        return tuple(f"top_{side}_{part}" for side in TOP_SIDES for part in ("ids", "logprobs"))
+        return TOP_COLUMNS if self.top_logprobs else ()
 
     @property
     def schema(self) -> pa.Schema:
@@ -115,14 +113,22 @@ class Layout:
         return pa.schema([*map(pa.field, *zip(*fields, strict=True)), *self.carried])
 
 
-OWN_COLUMNS = frozenset(
-    ["row_id", "sample", "seed", "prompt", "prompt_form", "base_prompt", "base_prompt_form", "text", "token_ids", "finish_reason", "stop_reason", "error", "prompt_tokens", "base_prompt_tokens", "completion_tokens"]
-).union(
-    SCALARS,
-    FLOAT_LISTS,
-    FLAG_LISTS,
-    (f"top_{side}_{part}" for side in TOP_SIDES for part in ("ids", "logprobs")),
+PLANNED_COLUMNS = ("row_id", "prompt", "prompt_form", "base_prompt", "base_prompt_form")
+OWN_SCALARS = (
+    *PLANNED_COLUMNS,
+    "sample",
+    "seed",
+    "text",
+    "finish_reason",
+    "stop_reason",
+    "error",
+    "prompt_tokens",
+    "base_prompt_tokens",
+    "completion_tokens",
+    *SCALARS,
 )
+TOP_COLUMNS = tuple(f"top_{side}_{part}" for side in TOP_SIDES for part in ("ids", "logprobs"))
+OWN_COLUMNS = frozenset((*OWN_SCALARS, "token_ids", *FLOAT_LISTS, *FLAG_LISTS, *TOP_COLUMNS))
 
 
 def require_no_clash(carried: Sequence[str]) -> None:
@@ -158,7 +164,7 @@ def prompt_of(text: str | None, form: str | None) -> Prompt | None:
     """The prompt that `prompt_columns` stored."""
     if text is None or form is None:
         return None
-    return text if form == "text" else json.loads(text)  # type: ignore[no-any-return]
+    return text if form == "text" else json.loads(text)
 
 
 def record_of(completion: Completion, seed: int, layout: Layout) -> Record:
@@ -225,6 +231,38 @@ def results_table(
         else:
             columns.append(pa.array([record[field.name] for record in records], field.type))
     return pa.Table.from_arrays(columns, schema=layout.schema)
+
+
+def records_of(table: pa.Table, layout: Layout) -> list[Record]:
+    """The records in a table of results, in its order."""
+    columns: dict[str, Sequence[Any]] = {}
+    for field in layout.schema:
+        if field.name in PLANNED_COLUMNS or field.name in layout.carried.names:
+            continue
+        column = table.column(field.name).combine_chunks()
+        if field.name in layout.top_columns:
+            positions = column.flatten()
+            side = field.name.split("_")[1]
+            columns[f"top_{side}_counts"] = _slices(column, positions.value_lengths())
+            columns[field.name] = _slices(column, positions)
+        elif field.name in (*layout.list_columns, "token_ids"):
+            columns[field.name] = _slices(column, column.flatten())
+        else:
+            columns[field.name] = column.to_pylist()
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def _slices(column: pa.ListArray, values: Any) -> list[np.ndarray[Any, Any]]:
+    """The values of each list of a column as an array; lists of `values` are joined."""
+    import pyarrow as pa
+
+    ends = np.cumsum(column.value_lengths().to_numpy())[:-1]
+    if pa.types.is_list(values.type):
+        inner = np.concatenate(([0], np.cumsum(values.value_lengths().to_numpy())))
+        ends, values = inner[ends], values.flatten()
+    return np.split(values.to_numpy(zero_copy_only=False), ends)
 
 
 def _scalars(diagnostics: Diagnostics) -> Mapping[str, float | None]:

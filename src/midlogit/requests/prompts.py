@@ -61,6 +61,7 @@ class Reader:
             ": at least one token must fit after it." if self.min_new_tokens else "."
         )
 
+        self.require_form(prompt, number)
         try:
             ids = self._ids(prompt, where, most)
         except PromptTooLong as error:
@@ -78,7 +79,13 @@ class Reader:
         """Whether the prompt is chat messages, or text that becomes one."""
         return self.reading.chat if isinstance(prompt, str) else _are_messages(prompt)
 
-    def _ids(self, prompt: Any, where: str, most: int) -> list[int]:
+    def require_form(self, prompt: Any, number: int | None = None) -> None:
+        """Refuses a prompt of no known form; tokenizes nothing.
+
+        Raises:
+            InvalidRequest: empty, of no known form, or ids out of range.
+        """
+        where = f"{self.side} prompt" if number is None else f"{self.side} prompt {number}"
         if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray | memoryview):
             raise InvalidRequest(f"The {where} is of no known form.", FORMS)
         if not prompt:
@@ -88,6 +95,19 @@ class Reader:
             raise InvalidRequest(
                 f"The {where} holds lone surrogates, which no UTF-8 has.", "Decode its bytes anew."
             )
+        if isinstance(prompt, str):
+            return
+        if _are_messages(prompt):
+            plain_messages(prompt, where)
+            return
+
+        if not all(isinstance(part, int) and not isinstance(part, bool) for part in prompt):
+            raise InvalidRequest(f"The {where} is of no known form.", FORMS)
+        if not 0 <= min(prompt) <= max(prompt) < self.model.logit_size:
+            raise InvalidRequest(f"The {where} holds ids outside 0 to {self.model.logit_size - 1}.")
+
+    def _ids(self, prompt: Any, where: str, most: int) -> list[int]:
+        """Ids of a prompt of a known form."""
         if isinstance(prompt, str) and not self.reading.chat:
             return self.model.encode(
                 prompt, add_special_tokens=self.reading.add_special_tokens, most=most
@@ -96,11 +116,6 @@ class Reader:
             prompt = [{"role": "user", "content": prompt}]
         if _are_messages(prompt):
             return self.model.encode_chat(plain_messages(prompt, where), self.variables, most=most)
-
-        if not all(isinstance(part, int) and not isinstance(part, bool) for part in prompt):
-            raise InvalidRequest(f"The {where} is of no known form.", FORMS)
-        if not 0 <= min(prompt) <= max(prompt) < self.model.logit_size:
-            raise InvalidRequest(f"The {where} holds ids outside 0 to {self.model.logit_size - 1}.")
         return list(prompt)
 
 
@@ -127,13 +142,23 @@ def require_chat(both: tuple[Reader, Reader], pairs: Sequence[tuple[Prompt, Prom
     Raises:
         InvalidRequest: there are some, and no prompt of their side goes through a template.
     """
-    given = [
-        (reader, prompt)
-        for reader, of_side in zip(both, zip(*pairs, strict=True), strict=True)
-        for prompt in of_side
-        if reader.variables
-    ]
-    if given and not any(reader.uses_template(prompt) for reader, prompt in given):
+    require_variables_used(
+        both,
+        used=any(
+            bool(reader.variables) and reader.uses_template(prompt)
+            for reader, of_side in zip(both, zip(*pairs, strict=True), strict=True)
+            for prompt in of_side
+        ),
+    )
+
+
+def require_variables_used(both: tuple[Reader, Reader], *, used: bool) -> None:
+    """Refuses template variables that are not used.
+
+    Raises:
+        InvalidRequest: a reader has some, and no prompt of its side goes through a template.
+    """
+    if not used and any(reader.variables for reader in both):
         raise InvalidRequest(
             "chat_template_kwargs is given, and no prompt is a chat.",
             "Give messages, or chat=True.",

@@ -1,0 +1,269 @@
+"""`midlogit batch`: its sub-commands and their options; the modules beside it do the work.
+
+Exit codes: 0 done, 1 failure, 2 usage, 4 done with error rows, 75 stopped with work left.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from midlogit.cli.options import (
+    Base,
+    BaseKey,
+    BaseModel,
+    BaseTemplate,
+    BaseTemplateKwargs,
+    BaseTokenizer,
+    Context,
+    Device,
+    Dtype,
+    Engine,
+    MaxNumSeqs,
+    MaxTokens,
+    Memory,
+    PresetName,
+    Speculation,
+    Teacher,
+    TeacherKey,
+    TeacherModel,
+    TeacherTemplate,
+    TeacherTokenizer,
+    Temperature,
+    TemplateKwargs,
+    TopK,
+)
+
+batch = typer.Typer(
+    help="Batch jobs: prompts of any number, results that survive crashes.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Run = Annotated[Path, typer.Argument(help="The folder of the job.")]
+MaxErrors = Annotated[
+    str, typer.Option(help="Most completions that may end as errors: a number, or a share.")
+]
+Worker = Annotated[
+    str | None,
+    typer.Option(
+        help="Which of several workers this is, such as 0/8; by default as Slurm arrays, Kubernetes indexed jobs or "
+        "SkyPilot say, else the only one."
+    ),
+]
+
+
+@batch.command("plan", help="Read and check the input into RUN; run then goes on from there.")
+@batch.command(
+    "run",
+    help="Work on a job until it is complete; the same line begins it and goes on after a crash.",
+)
+def run(
+    context: typer.Context,
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="INPUT",
+            help="Text, JSON lines (.gz, .zst), Parquet, a datasets folder, OpenAI batch lines.",
+        ),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="The folder of the job.")],
+    id_column: Annotated[
+        str | None, typer.Option(help="Column of ids; by default id, else custom_id, else none.")
+    ] = None,
+    prompt_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of text, messages or token ids; by default prompt, else messages."
+        ),
+    ] = None,
+    base_prompt_column: Annotated[
+        str | None, typer.Option(help="Column of the base's own prompt.")
+    ] = None,
+    encoding: Annotated[str, typer.Option(help="Encoding of text and JSON lines.")] = "utf-8",
+    base: Base = None,
+    teacher: Teacher = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Text prompts are user messages, in each side's template."),
+    ] = False,
+    base_chat_template: BaseTemplate = None,
+    teacher_chat_template: TeacherTemplate = None,
+    chat_template_kwargs: TemplateKwargs = None,
+    base_chat_template_kwargs: BaseTemplateKwargs = None,
+    n: Annotated[int, typer.Option(help="Completions for each row.")] = 1,
+    seed: Annotated[
+        int, typer.Option(help="Of the job: a row with its id draws the same tokens again.")
+    ] = 0,
+    max_tokens: MaxTokens = 256,
+    min_tokens: Annotated[int, typer.Option(help="Fewest tokens of a completion.")] = 0,
+    temperature: Temperature = 1.0,
+    preset: PresetName = "balanced",
+    target_top_p: Annotated[
+        float | None, typer.Option(help="Hold the support to the teacher's top-p.")
+    ] = None,
+    alpha_rule: Annotated[
+        str, typer.Option(help="equal-kl, fixed:ALPHA or kl-budget:NATS.")
+    ] = "equal-kl",
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")
+    ] = None,
+    top_logprobs: Annotated[
+        int, typer.Option(help="Store this many candidates per token of q*, base and teacher.")
+    ] = 0,
+    diagnostics: Annotated[
+        str,
+        typer.Option(
+            help="Per token: full, compact (rounded to 16 bits but for log-probabilities) or none."
+        ),
+    ] = "full",
+    rows_per_part: Annotated[
+        int | None, typer.Option(help="Rows of each part; by default about 1,024 completions.")
+    ] = None,
+    max_errors: MaxErrors = "1%",
+    worker: Worker = None,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_num_seqs: MaxNumSeqs = None,
+    gpu_memory_utilization: Memory = 0.9,
+    max_model_len: Context = None,
+    speculation: Speculation = "auto",
+    top_k: TopK = "20",
+    base_model: BaseModel = None,
+    teacher_model: TeacherModel = None,
+    base_tokenizer: BaseTokenizer = None,
+    teacher_tokenizer: TeacherTokenizer = None,
+    base_api_key: BaseKey = None,
+    teacher_api_key: TeacherKey = None,
+) -> None:
+    from midlogit.cli.jobs import plan_job, run_job
+    from midlogit.cli.loading import (
+        InProcess,
+        PairOptions,
+        parse_speculation,
+        parse_template_kwargs,
+        upstream,
+    )
+    from midlogit.core.rules import parse_rule
+    from midlogit.jobs import Columns, JobOptions
+    from midlogit.params import SamplingParams
+    from midlogit.requests.prompts import Reading
+
+    changes: dict[str, object] = {}
+    if target_top_p is not None:
+        changes = {"constraint_to_target": True, "target_top_p": target_top_p}
+    params = SamplingParams.preset(
+        preset,
+        n=n,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        temperature=temperature,
+        seed=seed,
+        stop=tuple(stop or ()),
+        alpha_rule=parse_rule(alpha_rule),
+        top_logprobs=top_logprobs,
+        **changes,
+    )
+    variables = None
+    if chat_template_kwargs is not None or base_chat_template_kwargs is not None:
+        variables = parse_template_kwargs(chat_template_kwargs, base_chat_template_kwargs)
+    options = JobOptions(
+        params=params,
+        reading=Reading(chat, variables),
+        columns=Columns(prompt=prompt_column, base_prompt=base_prompt_column, id=id_column),
+        encoding=encoding,
+        diagnostics=diagnostics,  # type: ignore[arg-type]
+        rows_per_part=rows_per_part,
+        max_errors=max_errors,
+    )
+    pair = PairOptions(
+        base,
+        teacher,
+        (
+            upstream(base, base_model, base_tokenizer, base_api_key, base_chat_template),
+            upstream(
+                teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template
+            ),
+        ),
+        InProcess(engine, device, dtype, gpu_memory_utilization, max_model_len),
+        top_k,
+        parse_speculation(speculation),
+        max_num_seqs,
+    )
+    if context.info_name == "plan":
+        raise typer.Exit(plan_job(inputs or [], out, options, pair))
+    raise typer.Exit(run_job(inputs or [], out, options, pair, worker))
+
+
+@batch.command()
+def status(
+    run: Run,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Say it again every two seconds until it is complete.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Say what is done of a job, from its files alone."""
+    from midlogit.cli.jobs import show_status
+
+    raise typer.Exit(show_status(run, watch=watch, json=json))
+
+
+@batch.command()
+def retry(
+    run: Run,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="Completions that ended as errors; the default.")
+    ] = True,
+    base: Base = None,
+    teacher: Teacher = None,
+    base_chat_template: BaseTemplate = None,
+    teacher_chat_template: TeacherTemplate = None,
+    max_errors: MaxErrors = "100%",
+    worker: Worker = None,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    max_num_seqs: MaxNumSeqs = None,
+    gpu_memory_utilization: Memory = 0.9,
+    max_model_len: Context = None,
+    speculation: Speculation = "auto",
+    top_k: TopK = "20",
+    base_model: BaseModel = None,
+    teacher_model: TeacherModel = None,
+    base_tokenizer: BaseTokenizer = None,
+    teacher_tokenizer: TeacherTokenizer = None,
+    base_api_key: BaseKey = None,
+    teacher_api_key: TeacherKey = None,
+) -> None:
+    """Make completions again that ended as errors; the parts that hold them are replaced."""
+    from midlogit.cli.jobs import retry_job
+    from midlogit.cli.loading import InProcess, PairOptions, parse_speculation, upstream
+
+    pair = PairOptions(
+        base,
+        teacher,
+        (
+            upstream(base, base_model, base_tokenizer, base_api_key, base_chat_template),
+            upstream(
+                teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template
+            ),
+        ),
+        InProcess(engine, device, dtype, gpu_memory_utilization, max_model_len),
+        top_k,
+        parse_speculation(speculation),
+        max_num_seqs,
+    )
+    raise typer.Exit(retry_job(run, pair, worker, max_errors))
+
+
+@batch.command()
+def verify(run: Run) -> None:
+    """Check that every completion is there exactly once and every file is sound; exit code 1 otherwise."""
+    from midlogit.cli.jobs import verify_job
+
+    raise typer.Exit(verify_job(run))

@@ -1,0 +1,213 @@
+"""The work of `midlogit batch`: plans, runs and reads jobs; knows what is printed, signals and exit codes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import orjson
+from tqdm import tqdm
+
+from midlogit.cli.console import Signals, complain, write_json_line, write_text
+from midlogit.cli.loading import PairOptions, announce, source_of
+from midlogit.jobs import Job, JobOptions, Status, WorkerRole
+from midlogit.jobs.worker import Progress
+from midlogit.pair import Pair
+
+WITH_ERRORS, STOPPED = 4, 75
+LINE_S = 30.0  # between lines of progress where there is no terminal
+WATCH_S = 2.0
+
+
+def plan_job(inputs: Sequence[Path], out: Path, options: JobOptions, pair: PairOptions) -> int:
+    """Plans a job and says what it is.
+
+    Raises:
+        MidlogitError: as `Job.plan`.
+    """
+    job = Job.plan(inputs, out, source_of(pair).for_seeded_requests(), options)
+    manifest = job.manifest
+    wrong = f", {manifest.error_rows} of which cannot be honoured" if manifest.error_rows else ""
+    write_text(
+        f"{out}: {manifest.rows:,} rows{wrong}, {manifest.items:,} completions in {manifest.parts:,} parts.\n"
+    )
+    return 0
+
+
+def run_job(
+    inputs: Sequence[Path], out: Path, options: JobOptions, pair: PairOptions, worker: str | None
+) -> int:
+    """Begins a job or goes on with it.
+
+    Raises:
+        MidlogitError: as `Job.plan` and `Job.run`.
+    """
+    role = WorkerRole.parse(worker)
+    source = source_of(pair).for_seeded_requests()
+    with Signals() as signals:
+        try:
+            job = Job.plan(inputs, out, source, options)
+            if job.missing():
+                announce(pair)
+                with source.open() as opened:
+                    _work(job, opened, role, options.max_errors, signals)
+        except (KeyboardInterrupt, SystemExit):  # while models load: nothing was lost
+            return STOPPED
+    return _exit_code(job, signals)
+
+
+def retry_job(run: Path, pair: PairOptions, worker: str | None, max_errors: str) -> int:
+    """Makes completions again that ended as errors.
+
+    Raises:
+        MidlogitError: as `Job.open` and `Job.run`.
+    """
+    role = WorkerRole.parse(worker)
+    source = source_of(pair).for_seeded_requests()
+    job = Job.open(run)
+    with Signals() as signals:
+        try:
+            job.require_same_pair(source)
+            if job.parts_with_errors():
+                announce(pair)
+                with source.open() as opened:
+                    _work(job, opened, role, max_errors, signals, retry=True)
+        except (KeyboardInterrupt, SystemExit):
+            return STOPPED
+    return _exit_code(job, signals)
+
+
+def show_status(run: Path, *, watch: bool, json: bool) -> int:
+    """Prints the state of a job, again and again with `watch`.
+
+    Raises:
+        InvalidRequest: there is no job in the folder.
+    """
+    job = Job.open(run)
+    while True:
+        status = job.status()
+        if json:
+            write_json_line(orjson.dumps(status.to_dict()))
+        else:
+            write_text(_described(run, status))
+        if not watch or status.is_complete:
+            return 0
+        time.sleep(WATCH_S)
+
+
+def verify_job(run: Path) -> int:
+    """Prints what is wrong with a job's results.
+
+    Raises:
+        InvalidRequest: there is no job in the folder.
+    """
+    job = Job.open(run)
+    problems = job.verify()
+    for problem in problems:
+        write_text(f"{problem}\n")
+    if not problems:
+        write_text(
+            f"{run}: {job.manifest.rows:,} rows, {job.manifest.items:,} completions, each exactly once.\n"
+        )
+    return int(bool(problems))
+
+
+def _work(
+    job: Job,
+    pair: Pair,
+    role: WorkerRole,
+    max_errors: str | int,
+    signals: Signals,
+    *,
+    retry: bool = False,
+) -> None:
+    with signals.noted(), Display(job, retry=retry) as display:
+        job.run(
+            pair,
+            role=role,
+            max_errors=max_errors,
+            on_progress=display.show,
+            should_stop=lambda: signals.count > 0,
+            retry=retry,
+        )
+
+
+class Display:
+    """Shows the progress of a worker: a bar on a terminal, elsewhere a line now and then.
+
+    Args:
+        retry: the work is what ended as errors.
+    """
+
+    def __init__(self, job: Job, *, retry: bool) -> None:
+        status = job.status()
+        self._before = 0 if retry else status.done
+        self._total = status.errors if retry else status.items
+        self._tokens_per_item = status.tokens / status.done if status.done else 0.0
+        self._next_line = time.monotonic() + LINE_S
+        self._bar = tqdm(
+            total=self._total,
+            initial=self._before,
+            disable=not sys.stderr.isatty(),
+            unit="completion",
+            file=sys.stderr,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, progress: Progress) -> None:
+        """Shows what is done now."""
+        done = self._before + progress.items
+        told = f"{progress.tokens_per_s:,.0f} tokens/s{self._left(progress, done)}"
+        if progress.errors:
+            told += f", {progress.errors:,} errors"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(told, refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_S
+            complain(f"{done:,} of {self._total:,} completions, {told}")
+
+    def _left(self, progress: Progress, done: int) -> str:
+        """The time left at the present rate, if every completion is as long as the mean so far."""
+        mean = progress.tokens / progress.items if progress.items else self._tokens_per_item
+        if not mean or not progress.tokens_per_s:
+            return ""
+        return f", about {duration((self._total - done) * mean / progress.tokens_per_s)} left"
+
+
+def _exit_code(job: Job, signals: Signals) -> int:
+    """Says what is done and returns the exit code."""
+    status = job.status()
+    write_text(_described(job.path, status))
+    if not status.is_complete:
+        if not signals.count:
+            complain("Other workers go on with the rest.")
+            return 0
+        return STOPPED
+    return WITH_ERRORS if status.errors else 0
+
+
+def _described(run: Path, status: Status) -> str:
+    lines = [
+        f"{run}: {status.done:,} of {status.items:,} completions, {status.tokens:,} tokens,"
+        f" {status.errors:,} errors, {status.parts_done:,} of {status.parts:,} parts."
+    ]
+    if status.workers:
+        left = f", about {duration(status.seconds_left)} left" if status.seconds_left else ""
+        lines.append(f"{len(status.workers)} workers: {status.tokens_per_s:,.0f} tokens/s{left}.")
+    lines += [f"error: {error}" for error in status.error_examples]
+    return "\n".join(lines) + "\n"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

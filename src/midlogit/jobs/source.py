@@ -1,0 +1,147 @@
+"""Where a job's pair comes from: models and engine by name, so that any process can open it; knows no rows.
+
+`facts` are what tokens at a seed depend on; devices, sizes of batches and addresses of servers are not among them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from midlogit.engines.http.upstream import Upstream
+from midlogit.models.checkpoint import Checkpoint, Model, files_of, open_checkpoints
+from midlogit.models.mixing import Mixing
+from midlogit.pair import Pair
+
+SERVED_DRAFTS = (
+    4  # over HTTP seeded requests draft none by default, and every request of a job is seeded
+)
+SAMPLED_BYTES = 1 << 20  # of the beginning and the end of a file of weights
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """Two models and the engine that runs them.
+
+    Attributes:
+        engine: which of `Pair.local`, `Pair.vllm` and `Pair.http` opens the pair.
+        base, teacher: as that takes them; None for the bundled pair.
+        options: its further keywords.
+    """
+
+    engine: Literal["local", "vllm", "http"] = "local"
+    base: str | Path | Sequence[str] | Upstream | None = None
+    teacher: str | Path | Sequence[str] | Upstream | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def open(self) -> Pair:
+        """Opens the pair.
+
+        Raises:
+            MidlogitError: as the opener.
+        """
+        pair: Pair = getattr(Pair, self.engine)(self.base, self.teacher, **self.options)
+        return pair
+
+    def for_seeded_requests(self) -> PairSource:
+        """The same with a fixed number of drafts over HTTP, where "auto" drafts none for requests with a seed.
+
+        Tokens at a seed depend on that number there, so it must be the same for the whole job.
+        """
+        if self.engine != "http" or self.options.get("speculation", "auto") != "auto":
+            return self
+        drafts = "off" if self.options.get("top_k") == "auto" else SERVED_DRAFTS
+        return replace(self, options={**self.options, "speculation": drafts})
+
+    @contextmanager
+    def mixing(self) -> Iterator[Mixing]:
+        """The two models without their weights, for the duration of the block.
+
+        Raises:
+            ModelUnavailable, PairMismatch, InvalidRequest: they cannot be mixed.
+        """
+        if self.engine != "http":
+            mixing = Mixing(
+                *open_checkpoints(self.base, self.teacher, self.options.get("chat_template"))  # type: ignore[arg-type]
+            )
+            mixing.require_mixable()
+            yield mixing
+            return
+
+        from midlogit.engines.http.opening import handshake
+
+        base, teacher = (
+            side if isinstance(side, Upstream) else Upstream(side)  # type: ignore[arg-type]
+            for side in (self.base, self.teacher)
+        )
+        with handshake(base, teacher, self.options.get("top_k", 20)) as sides:
+            mixing = Mixing(sides[0].model, sides[1].model)
+            mixing.require_mixable()
+            yield mixing
+
+    def facts(self, mixing: Mixing) -> dict[str, Any]:
+        """What tokens at a seed depend on: the engine and its precision, and both models by digests of their files."""
+        facts: dict[str, Any] = {"engine": self.engine}
+        if self.engine == "http":
+            facts |= {
+                "top_k": self.options.get("top_k", 20),
+                "speculation": self.options.get("speculation", "auto"),
+            }
+        else:
+            facts["dtype"] = self.options.get("dtype", "auto")
+        return {
+            **facts,
+            "base": _facts_of(mixing.base, self.base),
+            "teacher": _facts_of(mixing.teacher, self.teacher),
+        }
+
+
+def _facts_of(model: Model, given: Any) -> dict[str, Any]:
+    """What is known of a model: digests of its configuration, tokenizer, template and weights, or its served name."""
+    files = files_of(model)
+    facts: dict[str, Any] = {"context": model.max_context}
+    if isinstance(given, Upstream) and given.model is not None:
+        facts["served_as"] = given.model
+    if files is None:
+        return facts | {"served_as": model.name}
+    return facts | {
+        "config": _digest(json.dumps(_config_of(files), sort_keys=True, default=str).encode()),
+        "tokenizer": _digest(files.tokenizer.backend_tokenizer.to_str().encode()),
+        "chat_template": _digest(str(files.tokenizer.chat_template).encode()),
+        "chat_template_name": files.template_name,
+        "weights": _weights_of(Path(files.name)) if not isinstance(given, Upstream) else None,
+    }
+
+
+def _config_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    config = dict(checkpoint.config.to_dict())
+    for volatile in ("_name_or_path", "transformers_version"):
+        config.pop(volatile, None)
+    return config
+
+
+def _weights_of(folder: Path) -> str | None:
+    """A digest of the names, sizes, beginnings and ends of a folder's files of weights; None for a hub id."""
+    files = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
+    if not files:
+        return None
+
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(SAMPLED_BYTES))
+            file.seek(max(size - SAMPLED_BYTES, 0))
+            digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from midlogit import SamplingParams
-from midlogit.errors import InvalidRequest
-from midlogit.jobs.inputs import with_overrides
-from tests.jobs.test_inputs import CHAT, read
+from midlogit.jobs.inputs import require_reading, with_overrides
+from midlogit.requests.prompts import Reading
+from tests.jobs.test_inputs import CHAT, read, refused
 
 TEXT = "/v1/completions"
 
@@ -74,7 +74,7 @@ def test_a_file_for_run_batch(tmp_path: Path) -> None:
         and rows[0].carried == {}
     )
     assert with_overrides(SamplingParams(top_logprobs=5), rows[1].overrides).top_logprobs == 5
-    with pytest.raises(InvalidRequest, match="asks for 4 top_logprobs, and the job reports 3"):
+    with refused("asks for 4 top_logprobs, and the job reports 3"):
         with_overrides(SamplingParams(top_logprobs=3), rows[1].overrides)
 
 
@@ -94,7 +94,7 @@ def test_a_file_for_run_batch(tmp_path: Path) -> None:
         (batch_line({"messages": [{"role": "tool", "content": "x"}]}), "role 'tool'"),
         (batch_line({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "type 'image_url'"),
         (batch_line({"messages": CHAT, "stream": True}), "'stream', which a job cannot honour"),
-        (batch_line({"messages": CHAT, "chat_template_kwargs": {"x": 1}}), "'chat_template_kwargs'"),
+        (batch_line({"messages": CHAT, "chat_template_kwargs": 1}), "chat_template_kwargs"),
         (batch_line({"messages": CHAT, "midlogit": {"preset": "bold"}}), "'preset' is 'bold'"),
         (batch_line({"messages": CHAT, "midlogit": {"alpha_rule": "mid"}}), "'alpha_rule' is 'mid'"),
         (batch_line({"prompt": "a", "echo": True}, TEXT), "'echo'"),
@@ -107,3 +107,14 @@ def test_what_a_batch_line_cannot_have(tmp_path: Path, line: bytes, says: str) -
     bad, good = read(tmp_path, line + b"\n" + batch_line({"messages": CHAT}))
     assert bad.error is not None and re.search(says, bad.error), bad.error
     assert good.error is None
+
+
+def test_template_variables_must_be_those_of_the_job(tmp_path: Path) -> None:
+    off = {"enable_thinking": False}
+    (row,) = read(tmp_path, batch_line({"messages": CHAT, "chat_template_kwargs": off}))
+    require_reading(Reading(chat_template_kwargs=off), row.overrides)
+    require_reading(Reading(), {})
+    assert with_overrides(SamplingParams(), row.overrides) == SamplingParams()
+    for others in (None, {}, {"enable_thinking": True}, (off, {})):
+        with refused("--chat-template-kwargs '{\"enable_thinking\": false}'"):
+            require_reading(Reading(chat_template_kwargs=others), row.overrides)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from midlogit.errors import InvalidRequest
-from midlogit.jobs.inputs import Row, with_overrides
+from midlogit.jobs.inputs import Row, require_reading, with_overrides
 from midlogit.jobs.schema import prompt_columns
 from midlogit.models.mixing import Mixing
 from midlogit.params import SamplingParams
@@ -19,7 +19,7 @@ class Checks:
 
     def __init__(self, mixing: Mixing, params: SamplingParams, reading: Reading) -> None:
         self._mixing = mixing
-        self._params = params
+        self._params, self._reading = params, reading
         self._readers = readers((mixing.base, mixing.teacher), reading, min_new_tokens=1)
         self._fits = SURELY_FITS * min(mixing.base.max_context, mixing.teacher.max_context)
 
@@ -40,6 +40,7 @@ class Checks:
             return row.error
         try:
             self._mixing.outcomes(self.params(row))
+            require_reading(self._reading, row.overrides)
             base_prompt = row.prompt if row.base_prompt is None else row.base_prompt
             for reader, prompt in zip(self._readers, (base_prompt, row.prompt), strict=True):
                 self._require_honourable(reader, prompt)

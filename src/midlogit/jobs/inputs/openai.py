@@ -56,8 +56,8 @@ def read_request(method: Any, url: Any, body: Any) -> BatchRequest:
 
 
 def _of_chat(body: ChatBody) -> tuple[Prompt, dict[str, Any]]:
-    _refuse("chat_template_kwargs", body.chat_template_kwargs, OF_THE_JOB)
     overrides = {
+        "chat_template_kwargs": body.chat_template_kwargs or None,
         "max_tokens": body.max_completion_tokens or body.max_tokens,
         "top_logprobs": body.top_logprobs or None,
     }

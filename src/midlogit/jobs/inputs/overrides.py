@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -9,7 +10,9 @@ from typing import Any
 
 from midlogit.core.rules import parse_rule
 from midlogit.errors import InvalidRequest
+from midlogit.messages import of_each_side
 from midlogit.params import SamplingParams
+from midlogit.requests.prompts import Reading
 
 WHOLE = "a whole number"
 NUMBER = "a number"
@@ -26,6 +29,7 @@ KINDS = {
     "target_top_p": NUMBER,
 }
 PARAMETERS = tuple(KINDS)  # columns of these names are parameters
+UNCHECKED = ("seed", "chat_template_kwargs")  # any will do for some job
 LENIENT = SamplingParams(max_tokens=2**31 - 1, top_logprobs=20)  # takes what some job takes
 
 
@@ -34,13 +38,14 @@ def with_overrides(params: SamplingParams, overrides: Mapping[str, Any]) -> Samp
 
     Args:
         overrides: fields of SamplingParams by name; `preset` sets those of the preset, `alpha_rule` is text as
-            `parse_rule` reads it, `target_top_p` also turns the constraint on. `top_logprobs` of a row changes nothing,
-            but the job must report as many.
+            `parse_rule` reads it, `target_top_p` also turns the constraint on. `top_logprobs` changes nothing, but the
+            job must report as many; `chat_template_kwargs` is for `require_reading`.
 
     Raises:
         InvalidRequest: a value that cannot be honoured.
     """
     changes = dict(overrides)
+    changes.pop("chat_template_kwargs", None)
     if (top := changes.pop("top_logprobs", 0)) > params.top_logprobs:
         raise InvalidRequest(
             f"It asks for {top} top_logprobs, and the job reports {params.top_logprobs}.",
@@ -58,6 +63,20 @@ def with_overrides(params: SamplingParams, overrides: Mapping[str, Any]) -> Samp
     return replace(params, **changes) if changes else params
 
 
+def require_reading(reading: Reading, overrides: Mapping[str, Any]) -> None:
+    """Refuses a row whose prompts would need other template variables than the job has.
+
+    Raises:
+        InvalidRequest: says which.
+    """
+    asked = overrides.get("chat_template_kwargs")
+    if asked is not None and of_each_side(reading.chat_template_kwargs) != (asked, asked):
+        raise InvalidRequest(
+            "Its 'chat_template_kwargs' are not those of the job.",
+            f"Run the job with --chat-template-kwargs '{json.dumps(asked)}'.",
+        )
+
+
 def check_overrides(overrides: Mapping[str, Any]) -> None:
     """Checks each parameter of a row by itself.
 
@@ -70,8 +89,8 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
                 f"Its {name!r} is {value!r:.80}, not {KINDS[name]}.",
                 "If it is no parameter, rename the column.",
             )
-        if name == "seed":
-            continue  # another in each row, and any whole number will do
+        if name in UNCHECKED:
+            continue
         refused = _refusal(name, tuple(value) if isinstance(value, list) else value)
         if refused is not None:
             raise InvalidRequest(f"Its {name!r} is {value!r:.80}: {refused}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -27,7 +27,7 @@ T = TypeVar("T")
 class Batch:
     """Requests that run together; an iterator of their completions as they end, in whatever order they do.
 
-    Keeps nothing of what was delivered. More requests may be submitted at any time.
+    Keeps nothing of what was delivered. More requests may be submitted at any time, or read from an iterator.
 
     Args:
         on_completion: told of each completion in the engine's thread, before it is delivered; None for nobody.
@@ -40,6 +40,8 @@ class Batch:
         self._on_completion = on_completion
         self._events: queue.SimpleQueue[tuple[Running, Event]] = queue.SimpleQueue()
         self._undelivered: dict[int, Running] = {}  # by id, in the order of submission
+        self._unread: Iterator[Request] | None = None
+        self._window = 0
 
     def __iter__(self) -> Self:
         return self
@@ -52,8 +54,8 @@ class Batch:
 
     @property
     def is_over(self) -> bool:
-        """Whether the completion of every request so far was delivered."""
-        return not self._undelivered
+        """Whether the completion of every request so far was delivered, and no more are to be read."""
+        return not self._undelivered and self._unread is None
 
     @property
     def num_running(self) -> int:
@@ -75,11 +77,24 @@ class Batch:
                 del self._undelivered[id(sequence)]
                 raise
 
+    def read_from(self, requests: Iterator[Request], window: int) -> None:
+        """Reads and submits requests, now and in each `poll`, while fewer than `window` are undelivered.
+
+        If one cannot be read, nothing more is, and what runs is aborted; `stop` returns what is still undelivered.
+
+        Raises:
+            Exception: what reading a request raises, here and in `poll`.
+            EngineFailure: as `submit`.
+        """
+        self._unread, self._window = requests, window
+        self._refill()
+
     def poll(self, seconds: float) -> Event | None:
         """The next event, None when nothing comes in time: a completion, before it its tokens where they are streamed.
 
         Ctrl-C is noticed when the time is over, at the latest.
         """
+        self._refill()
         try:
             sequence, event = self._events.get(timeout=seconds)
         except queue.Empty:
@@ -92,11 +107,12 @@ class Batch:
         return event
 
     def abort(self) -> None:
-        """Ends what still runs; its completions come with finish_reason "abort" and what they had."""
+        """Ends what still runs, with finish_reason "abort" and what it had, and reads no more."""
+        self._unread = None
         self._delivery.abort(list(self._undelivered.values()))
 
     def stop(self) -> list[Completion]:
-        """Aborts what still runs.
+        """Aborts what still runs, and reads no more.
 
         Returns:
             Every completion not yet delivered, with what it had, in the order of submission.
@@ -109,6 +125,18 @@ class Batch:
         rest = [sequence.completion for sequence in self._undelivered.values()]
         self._undelivered.clear()
         return [completion for completion in rest if completion is not None]
+
+    def _refill(self) -> None:
+        try:
+            while self._unread is not None and len(self._undelivered) < self._window:
+                request = next(self._unread, None)
+                if request is None:
+                    self._unread = None
+                else:
+                    self.submit([request])
+        except BaseException:
+            self.abort()
+            raise
 
     def _hear(self, sequence: Running, event: Event) -> None:
         if isinstance(event, Completion) and self._on_completion is not None:

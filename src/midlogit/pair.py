@@ -8,7 +8,15 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+    Sized,
+)
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from types import TracebackType
@@ -22,10 +30,12 @@ from midlogit.models.mixing import Mixing
 from midlogit.openers import Openers
 from midlogit.outputs import Completion, Scores, Statistics
 from midlogit.params import DEFAULT_PRESET, SamplingParams
-from midlogit.requests.build import build_requests
-from midlogit.requests.prompts import Prompt, Reading, pair_up
+from midlogit.requests.build import RequestBuilder, build_lazily, build_requests
+from midlogit.requests.prompts import Prompt, Reading, pair_up, pair_up_lazily
 from midlogit.requests.sequence import Request
 from midlogit.requests.sequence import Sequence as Running
+
+WINDOW = 2  # as many requests as run: those that end are replaced at once
 
 
 class Pair(Openers):
@@ -106,34 +116,50 @@ class Pair(Openers):
 
     def as_completed(
         self,
-        prompts: Sequence[Prompt] | None = None,
+        prompts: Iterable[Prompt] | None = None,
         params: SamplingParams | None = None,
         *,
-        base_prompts: Sequence[Prompt] | None = None,
-        teacher_prompts: Sequence[Prompt] | None = None,
+        base_prompts: Iterable[Prompt] | None = None,
+        teacher_prompts: Iterable[Prompt] | None = None,
         chat: bool = False,
         chat_template_kwargs: TemplateOptions | None = None,
         add_special_tokens: bool = True,
-        request_ids: Sequence[str] | None = None,
+        request_ids: Iterable[str] | None = None,
         strict: bool = True,
     ) -> Batch:
         """`generate` that yields each completion as soon as it ends, in whatever order they do.
 
-        `index` and `sample` of a completion say which it is.
+        `index` and `sample` of a completion say which it is. Lists are checked in full before anything runs. Prompts
+        without a length, such as those of a generator, are read as completions are delivered, in the caller's thread:
+        `start` says how far ahead. Their memory does not grow with their number, except that with a seed and no
+        `request_ids` about 100 bytes are kept of each different prompt.
 
         Args:
-            strict: raise for a prompt that cannot be honoured; off, its completions end with finish_reason "error".
+            request_ids: as of `generate`; beside prompts without a length, a name that occurs twice is not noticed.
+            strict: raise for a prompt that cannot be honoured, the first without a length among them after aborting
+                what runs; off, its completions end with finish_reason "error".
         """
-        requests = self.prepare(
-            prompts,
-            params,
-            Reading(chat, chat_template_kwargs, add_special_tokens),
-            base_prompts=base_prompts,
-            teacher_prompts=teacher_prompts,
-            request_ids=request_ids,
-            strict=strict,
-        )
-        return self.start(requests)
+        reading = Reading(chat, chat_template_kwargs, add_special_tokens)
+        given = [
+            column for column in (prompts, base_prompts, teacher_prompts) if column is not None
+        ]
+        if all(isinstance(column, Sized) for column in given):
+            return self.start(
+                self.prepare(
+                    prompts,
+                    params,
+                    reading,
+                    base_prompts=base_prompts,
+                    teacher_prompts=teacher_prompts,
+                    request_ids=request_ids,
+                    strict=strict,
+                )
+            )
+
+        self._require_own_process()
+        builder = RequestBuilder(self.mixing, _or_default(params), reading, strict=strict)
+        pairs = pair_up_lazily(prompts, base_prompts, teacher_prompts)
+        return self.start(build_lazily(builder, pairs, request_ids))
 
     async def agenerate(
         self,
@@ -223,7 +249,7 @@ class Pair(Openers):
         """
         requests = self.prepare(
             prompts,
-            replace(params or SamplingParams.preset(DEFAULT_PRESET), n=1),
+            replace(_or_default(params), n=1),
             Reading(chat, chat_template_kwargs, add_special_tokens),
             base_prompts=base_prompts,
             teacher_prompts=teacher_prompts,
@@ -233,13 +259,13 @@ class Pair(Openers):
 
     def prepare(
         self,
-        prompts: Sequence[Prompt] | None,
+        prompts: Iterable[Prompt] | None,
         params: SamplingParams | None,
         reading: Reading,
         *,
-        base_prompts: Sequence[Prompt] | None = None,
-        teacher_prompts: Sequence[Prompt] | None = None,
-        request_ids: Sequence[str] | None = None,
+        base_prompts: Iterable[Prompt] | None = None,
+        teacher_prompts: Iterable[Prompt] | None = None,
+        request_ids: Iterable[str] | None = None,
         generates: bool = True,
         stream: bool = False,
         strict: bool = True,
@@ -259,25 +285,31 @@ class Pair(Openers):
             EngineFailure: in a process that was forked after the pair was opened.
         """
         self._require_own_process()
-        return build_requests(
+        builder = RequestBuilder(
             self.mixing,
-            pair_up(prompts, base_prompts, teacher_prompts),
-            params or SamplingParams.preset(DEFAULT_PRESET),
+            _or_default(params),
             reading,
             generates=generates,
             stream=stream,
-            request_ids=request_ids,
             strict=strict,
         )
+        return build_requests(builder, pair_up(prompts, base_prompts, teacher_prompts), request_ids)
 
-    def start(self, requests: Sequence[Request]) -> Batch:
+    def start(self, requests: Iterable[Request]) -> Batch:
         """Starts prepared requests; without any, an open batch to which they can be submitted.
+
+        Args:
+            requests: all run at once, as far as the engine has room. An iterator is read as completions are delivered,
+                `WINDOW` times the engine's `max_num_seqs` ahead of them.
 
         Raises:
             EngineFailure: the engine is closed or has failed.
         """
         batch = Batch(self._delivery)
-        batch.submit(requests)
+        if isinstance(requests, Iterator):
+            batch.read_from(requests, WINDOW * self.engine.max_num_seqs)
+        else:
+            batch.submit(requests)
         return batch
 
     def run(self, requests: Sequence[Request]) -> AsyncGenerator[Event, None]:
@@ -351,6 +383,10 @@ class Pair(Openers):
                 f"This pair was opened in process {self._process}, from which this one was forked.",
                 "Open a pair in the child, after the fork.",
             )
+
+
+def _or_default(params: SamplingParams | None) -> SamplingParams:
+    return params or SamplingParams.preset(DEFAULT_PRESET)
 
 
 def _place(completion: Completion) -> tuple[int, int]:

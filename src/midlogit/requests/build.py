@@ -1,55 +1,82 @@
-"""Builds the requests of a call from its prompts and parameters, checked in full; runs nothing."""
+"""Builds requests from prompts and parameters: all of a call, checked in full, or bit by bit; runs nothing."""
 
 from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from midlogit.core.uniforms import identity
 from midlogit.errors import InvalidRequest
 from midlogit.models.mixing import Mixing
 from midlogit.params import SamplingParams
-from midlogit.requests.prompts import Prompt, Reader, Reading, readers, require_chat
+from midlogit.requests.prompts import Prompt, Reading, readers, require_chat, zip_equal
 from midlogit.requests.sequence import Request
 
+KEY_BYTES = 8  # of an identity that tell prompts apart where repeated ones are counted
 
-def build_requests(
-    mixing: Mixing,
-    pairs: Sequence[tuple[Prompt, Prompt]],
-    params: SamplingParams,
-    reading: Reading,
-    *,
-    generates: bool,
-    stream: bool,
-    request_ids: Sequence[str] | None,
-    strict: bool,
-) -> list[Request]:
-    """The requests of a call, in the order of the prompts, the n samples of each together.
+
+class RequestBuilder:
+    """Builds the requests of a call, prompt by prompt.
+
+    With a seed and without names it counts how often each prompt occurs, which takes about 100 bytes for each different
+    one; otherwise it keeps nothing of a prompt.
 
     Args:
-        pairs: (base prompt, teacher prompt).
         generates: a token must fit after each prompt.
-        request_ids: a name per prompt, None where the order of equal prompts tells them apart.
+        stream: the listener hears each token.
         strict: raise for a prompt that cannot be honoured; off, the `error` of its requests says why.
 
     Raises:
-        InvalidRequest: for anything that cannot be honoured.
+        InvalidRequest: parameters or template variables that cannot be honoured.
     """
-    outcomes = mixing.outcomes(params)
-    base, teacher = mixing.base, mixing.teacher
-    names = _names(request_ids, len(pairs))
-    both = readers((base, teacher), reading, min_new_tokens=int(generates))
-    require_chat(both, pairs)
 
-    repetitions: Counter[bytes] = Counter()
-    requests = []
-    for index, (base_prompt, prompt) in enumerate(pairs):
-        base_ids, teacher_ids, refused = _read(both, base_prompt, prompt, index, strict=strict)
-        own = identity(base_ids, teacher_ids, names[index])
-        first = params.n * repetitions[own]
-        repetitions[own] += 1
+    def __init__(
+        self,
+        mixing: Mixing,
+        params: SamplingParams,
+        reading: Reading,
+        *,
+        generates: bool = True,
+        stream: bool = False,
+        strict: bool = True,
+    ) -> None:
+        self._mixing, self._params = mixing, params
+        self._outcomes = mixing.outcomes(params)
+        self._readers = readers(
+            (mixing.base, mixing.teacher), reading, min_new_tokens=int(generates)
+        )
+        self._stream, self._strict = stream, strict
+        self._repetitions: Counter[bytes] = Counter()
+
+    def require_chat(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> None:
+        """Refuses template variables that none of these prompts would get.
+
+        Raises:
+            InvalidRequest: there are some, and no prompt of their side goes through a template.
+        """
+        require_chat(self._readers, pairs)
+
+    def build(
+        self, index: int, base_prompt: Prompt, prompt: Prompt, name: str | None = None
+    ) -> Iterator[Request]:
+        """The n requests of a prompt.
+
+        Args:
+            index: of the prompt in its call. name: of the request; None where the order of equal prompts tells them
+                apart.
+
+        Raises:
+            InvalidRequest: the prompt cannot be honoured, if strict.
+        """
+        params, base, teacher = self._params, self._mixing.base, self._mixing.teacher
+        base_ids, teacher_ids, refused = self._read(base_prompt, prompt, index)
+        own = identity(base_ids, teacher_ids, name)
+        first = 0
+        if params.seed is not None and name is None:
+            first = params.n * self._repetitions[own[:KEY_BYTES]]
+            self._repetitions[own[:KEY_BYTES]] += 1
 
         request = Request(
             index=index,
@@ -65,28 +92,77 @@ def build_requests(
             max_new_tokens=min(
                 base.max_context - len(base_ids), teacher.max_context - len(teacher_ids)
             ),
-            outcomes=outcomes,
-            stream=stream,
+            outcomes=self._outcomes,
+            stream=self._stream,
             error=refused,
         )
-        requests += [replace(request, sample=n, repetition=first + n) for n in range(params.n)]
-    return requests
+        return (replace(request, sample=n, repetition=first + n) for n in range(params.n))
+
+    def _read(
+        self, base_prompt: Prompt, prompt: Prompt, index: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...], str | None]:
+        """Ids of base and teacher, and why they cannot be honoured, unless strict."""
+        base, teacher = self._readers
+        number = index if self._strict else None
+        try:
+            return tuple(base.read(base_prompt, number)), tuple(teacher.read(prompt, number)), None
+        except InvalidRequest as error:
+            if self._strict:
+                raise
+            return (), (), str(error)
 
 
-def _read(
-    both: tuple[Reader, Reader], base_prompt: Prompt, prompt: Prompt, index: int, *, strict: bool
-) -> tuple[tuple[int, ...], tuple[int, ...], str | None]:
-    """Reads the prompts of one request: ids of base and teacher, and why they cannot be honoured, unless `strict`."""
-    number = index if strict else None
-    try:
-        return tuple(both[0].read(base_prompt, number)), tuple(both[1].read(prompt, number)), None
-    except InvalidRequest as error:
-        if strict:
-            raise
-        return (), (), str(error)
+def build_requests(
+    builder: RequestBuilder,
+    pairs: Sequence[tuple[Prompt, Prompt]],
+    request_ids: Iterable[str] | None,
+) -> list[Request]:
+    """The requests of a call, in the order of the prompts, the n samples of each together.
+
+    Args:
+        pairs: (base prompt, teacher prompt).
+        request_ids: a name per prompt, None where the order of equal prompts tells them apart.
+
+    Raises:
+        InvalidRequest: for anything that cannot be honoured.
+    """
+    names = _names(request_ids, len(pairs))
+    builder.require_chat(pairs)
+    return [
+        request
+        for index, (pair, name) in enumerate(zip(pairs, names, strict=True))
+        for request in builder.build(index, *pair, name)
+    ]
 
 
-def _names(request_ids: Sequence[str] | None, prompts: int) -> Sequence[str | None]:
+def build_lazily(
+    builder: RequestBuilder,
+    pairs: Iterable[tuple[Prompt, Prompt]],
+    request_ids: Iterable[str] | None,
+) -> Iterator[Request]:
+    """`build_requests` of prompts that are read as the requests are asked for, and not kept.
+
+    The first prompt decides whether template variables are of use, and a name that occurs twice is not noticed.
+
+    Raises:
+        InvalidRequest: at the prompt that cannot be honoured; or there is none, or not one name per prompt.
+    """
+    if isinstance(request_ids, str):
+        raise InvalidRequest("request_ids is one text.", "Give one id per prompt.")
+    index = -1
+    columns = (pairs,) if request_ids is None else (pairs, request_ids)
+    for index, (pair, *names) in enumerate(zip_equal("prompts and request_ids", *columns)):
+        if not index:
+            builder.require_chat([pair])
+        for name in names:
+            _require_text(name)
+        yield from builder.build(index, *pair, *names)
+
+    if index < 0:
+        raise InvalidRequest("There are no prompts.", "Give at least one.")
+
+
+def _names(request_ids: Iterable[str] | None, prompts: int) -> Sequence[str | None]:
     """The name of each prompt's request, None where the caller gave none.
 
     Raises:
@@ -94,13 +170,18 @@ def _names(request_ids: Sequence[str] | None, prompts: int) -> Sequence[str | No
     """
     if request_ids is None:
         return [None] * prompts
-    if isinstance(request_ids, str) or len(request_ids) != prompts:
+    names = [] if isinstance(request_ids, str) else list(request_ids)
+    if len(names) != prompts:
         raise InvalidRequest("request_ids and prompts differ in number.", "Give one id per prompt.")
-    for name, count in Counter(request_ids).items():
-        if not isinstance(name, str):
-            raise InvalidRequest(f"request_ids holds {name!r}, which is no text.", "Give strings.")
+    for name, count in Counter(names).items():
+        _require_text(name)
         if count > 1:
             raise InvalidRequest(
                 f"request_ids holds {name!r} {count} times.", "Give each request its own."
             )
-    return list(request_ids)
+    return names
+
+
+def _require_text(name: object) -> None:
+    if not isinstance(name, str):
+        raise InvalidRequest(f"request_ids holds {name!r}, which is no text.", "Give strings.")

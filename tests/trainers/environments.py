@@ -1,0 +1,50 @@
+"""Virtual environments of trainers below .cache, each made once; their pins exclude each other and ours."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[2] / ".cache" / "exports"
+TORCH = ["torch==2.13.0"]  # first: on its own it may be found as a small CPU build
+# axolotl asks for CUDA, cloud storage and user interfaces; its loader and distillation loss import these alone.
+AXOLOTL = [
+    "accelerate==1.13.0",
+    "addict",
+    "colorama",
+    "datasets==4.8.4",
+    "fire",
+    "numba",
+    "peft==0.20.0",
+    "posthog==6.7.11",
+    "pydantic",
+    "python-dotenv",
+    "transformers==5.16.1",
+    "trl==1.9.0",
+]
+STEPS = {
+    "trl": [TORCH, ["trl==1.16.0", "transformers==5.24.0"]],
+    "verl": [TORCH, ["verl==0.9.1"]],
+    "axolotl": [TORCH, ["--no-deps", "axolotl==0.19.0", "liger-kernel==0.8.1"], AXOLOTL],
+}
+
+
+def install(library: str) -> Path:
+    """The Python of a library's environment, made when it is not there."""
+    folder = FOLDER / library
+    python, done = folder / "bin" / "python", folder / ".ready"
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist runs several of us
+        if done.exists():
+            return python
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "-qq", "install", "--no-compile"]
+        for packages in STEPS[library]:
+            subprocess.run([*pip, *packages], check=True)
+        done.touch()
+    return python

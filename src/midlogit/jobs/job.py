@@ -147,7 +147,7 @@ class Job:
             presence.beat(progress.items, progress.tokens, progress.tokens_per_s, progress.errors)
             on_progress(progress)
 
-        errors = 0 if retry else self.status().errors
+        errors = 0 if retry else self._status.errors_of_done_parts()
         try:
             worker = Worker(
                 self._folder,

@@ -63,7 +63,7 @@ def test_kills_change_nothing(source: Path, undisturbed: Job, kills: int, worker
 
 
 def require_equal(one: Job, other: Job) -> None:
-    """The same rows in the same order with the same tokens and texts; diagnostics to 1e-5, as logits depend on batches."""
+    """The same rows in the same order, the same tokens and texts; diagnostics to 1e-5: logits depend on the batch."""
     import pyarrow as pa
 
     ours, theirs = (pa.concat_tables(job.tables()) for job in (one, other))

@@ -79,7 +79,8 @@ class OpenPart:
         self._table = read_part(folder.rows_file(number))
         self.layout = layout_of(manifest, self._table.schema)
         own = self._table.select([*PLANNED_COLUMNS, *PLAN_ONLY])
-        self.rows = [_input_row(row, manifest.params) for row in own.to_pylist()]
+        params = manifest.params
+        self.rows = [_input_row(row, params) for row in own.to_pylist()]
         self.missing: dict[Item, None] = dict.fromkeys(
             (number, sample)
             for number, row in enumerate(self.rows)

@@ -173,8 +173,8 @@ def record_of(completion: Completion, seed: int, layout: Layout) -> Record:
     Args:
         seed: the seed that its tokens were drawn with.
     """
-    diagnostics = completion.diagnostics
-    stop = completion.stop_reason
+    diagnostics, stop = completion.diagnostics, completion.stop_reason
+    matrix = _matrix(diagnostics)
     record: Record = {
         "sample": completion.sample,
         "seed": seed % 2**64,
@@ -186,10 +186,10 @@ def record_of(completion: Completion, seed: int, layout: Layout) -> Record:
         "prompt_tokens": completion.usage.prompt_tokens,
         "base_prompt_tokens": completion.usage.base_prompt_tokens,
         "completion_tokens": completion.usage.completion_tokens,
-        **_scalars(diagnostics),
+        **_scalars(matrix),
     }
-    for name in layout.list_columns:
-        record[name] = _list(name, getattr(diagnostics, name), layout.diagnostics)
+    if layout.list_columns:
+        record |= _lists_of(diagnostics, matrix, layout.diagnostics)
     if layout.top_logprobs:
         for side in TOP_SIDES:
             candidates = [getattr(top, side) for top in completion.top or ()]
@@ -265,31 +265,43 @@ def _slices(column: pa.ListArray, values: Any) -> list[np.ndarray[Any, Any]]:
     return np.split(values.to_numpy(zero_copy_only=False), ends)
 
 
-def _scalars(diagnostics: Diagnostics) -> Mapping[str, float | None]:
+def _matrix(diagnostics: Diagnostics) -> np.ndarray[Any, Any]:
+    """All lists of numbers as one array, a row for each of FLOAT_LISTS; so they are converted once, and together."""
+    return np.array([getattr(diagnostics, name) for name in FLOAT_LISTS], np.float64)
+
+
+def _scalars(matrix: np.ndarray[Any, Any]) -> Mapping[str, float | None]:
     """Means, sums and extremes over the tokens of a completion; None for one without tokens."""
-    if not diagnostics.alpha:
+    if not matrix.size:
         return dict.fromkeys(SCALARS)
 
-    both = np.maximum(diagnostics.kl_base, diagnostics.kl_teacher)
+    sums = dict(zip(FLOAT_LISTS, matrix.sum(axis=1).tolist(), strict=True))
+    rows = dict(zip(FLOAT_LISTS, matrix, strict=True))
+    tokens = matrix.shape[1]
     return {
-        "mean_alpha": float(np.mean(diagnostics.alpha)),
-        "mean_kl_base": float(np.mean(diagnostics.kl_base)),
-        "mean_kl_teacher": float(np.mean(diagnostics.kl_teacher)),
-        "max_kl": float(both.max()),
-        "mean_entropy": float(np.mean(diagnostics.entropy)),
-        "sum_logprob": float(np.sum(diagnostics.logprobs)),
-        "sum_base_logprob": float(np.sum(diagnostics.base_logprobs)),
-        "sum_teacher_logprob": float(np.sum(diagnostics.teacher_logprobs)),
-        "sum_tv_bound": float(np.sum(diagnostics.tv_bound)),
-        "min_coverage": float(np.min(diagnostics.coverage)),
+        "mean_alpha": sums["alpha"] / tokens,
+        "mean_kl_base": sums["kl_base"] / tokens,
+        "mean_kl_teacher": sums["kl_teacher"] / tokens,
+        "max_kl": float(max(rows["kl_base"].max(), rows["kl_teacher"].max())),
+        "mean_entropy": sums["entropy"] / tokens,
+        "sum_logprob": sums["logprobs"],
+        "sum_base_logprob": sums["base_logprobs"],
+        "sum_teacher_logprob": sums["teacher_logprobs"],
+        "sum_tv_bound": sums["tv_bound"],
+        "min_coverage": float(rows["coverage"].min()),
     }
 
 
-def _list(name: str, values: Sequence[float], level: DiagnosticsLevel) -> np.ndarray[Any, Any]:
-    if name in FLAG_LISTS:
-        return np.asarray(values, np.bool_)
-    array = np.asarray(values, np.float32)
-    return _rounded(array) if level == "compact" and name not in LOGPROBS else array
+def _lists_of(
+    diagnostics: Diagnostics, matrix: np.ndarray[Any, Any], level: DiagnosticsLevel
+) -> Record:
+    """The per-token columns, in the precision of their level."""
+    stored = dict(zip(FLOAT_LISTS, matrix.astype(np.float32), strict=True))
+    if level == "compact":
+        for name in FLOAT_LISTS:
+            stored[name] = stored[name] if name in LOGPROBS else _rounded(stored[name])
+    flags = {name: np.array(getattr(diagnostics, name), np.bool_) for name in FLAG_LISTS}
+    return {**stored, **flags}
 
 
 def _rounded(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

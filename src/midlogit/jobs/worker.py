@@ -111,6 +111,7 @@ class Worker:
         self.progress = Progress()
         self._folder = folder
         self._manifest = manifest
+        self._reading = manifest.reading
         self._pair = pair
         self._queue = queue
         self._allowed_errors = allowed_errors
@@ -233,9 +234,8 @@ class Worker:
 
     def _reading_of(self, row: InputRow) -> Reading:
         """How the prompts of a row are read: template variables only where a template is."""
-        reading = self._manifest.reading
-        is_chat = reading.chat or not isinstance(row.prompt, str)
-        return reading if is_chat else replace(reading, chat_template_kwargs=None)
+        is_chat = self._reading.chat or not isinstance(row.prompt, str)
+        return self._reading if is_chat else replace(self._reading, chat_template_kwargs=None)
 
     def _take(self, completion: Completion) -> None:
         """Takes a completion; one of a dead engine is not the row's fault.

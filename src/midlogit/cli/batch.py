@@ -267,3 +267,31 @@ def verify(run: Run) -> None:
     from midlogit.cli.jobs import verify_job
 
     raise typer.Exit(verify_job(run))
+
+
+@batch.command()
+def export(
+    run: Run,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="trl-sft, trl-prompt, verl-rl, verl-sft, axolotl-kd, openai, jsonl or datasets."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The new file, or folder of datasets; by default in RUN/exports."),
+    ] = None,
+    top_of: Annotated[
+        str | None,
+        typer.Option(help="Whose candidates axolotl-kd takes: q or teacher.  [default: q]"),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id of the teacher's tokenizer, for axolotl-kd."),
+    ] = None,
+) -> None:
+    """Write the results of a complete job in the format of a trainer or client."""
+    from midlogit.cli.jobs import export_job
+
+    raise typer.Exit(export_job(run, to, out, top_of, tokenizer))

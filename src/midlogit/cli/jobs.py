@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from midlogit.cli.console import Signals, complain, write_json_line, write_text
 from midlogit.cli.loading import PairOptions, announce, source_of
-from midlogit.jobs import Job, JobOptions, Status, WorkerRole
+from midlogit.jobs import Job, JobOptions, Status, WorkerRole, export
 from midlogit.jobs.worker import Progress
 from midlogit.pair import Pair
 
@@ -113,6 +113,23 @@ def verify_job(run: Path) -> int:
             f"{run}: {job.manifest.rows:,} rows, {job.manifest.items:,} completions, each exactly once.\n"
         )
     return int(bool(problems))
+
+
+def export_job(
+    run: Path, to: str, out: Path | None, top_of: str | None, tokenizer: str | None
+) -> int:
+    """Exports the results of a job and says what was written.
+
+    Raises:
+        MidlogitError: as `export`.
+    """
+    found = export(Job.open(run), to, out, top_of=top_of, tokenizer=tokenizer)
+    kept = "marked" if to in ("openai", "jsonl") else "left out"
+    errors = f", {found.errors:,} completions with errors {kept}" if found.errors else ""
+    write_text(f"{found.path}: {found.rows:,} rows{errors}.\n")
+    for note in found.notes:
+        complain(note)
+    return 0
 
 
 def _work(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from midlogit.jobs.errors import Occupied, StorageFailure, TooManyErrors
+    from midlogit.jobs.exports import export
     from midlogit.jobs.inputs import Columns
     from midlogit.jobs.job import Job
     from midlogit.jobs.options import JobOptions
@@ -33,6 +34,7 @@ _HOMES = {
     "StorageFailure": "midlogit.jobs.errors",
     "TooManyErrors": "midlogit.jobs.errors",
     "WorkerRole": "midlogit.jobs.queues",
+    "export": "midlogit.jobs.exports",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "StorageFailure",
     "TooManyErrors",
     "WorkerRole",
+    "export",
 ]
 
 

@@ -6,7 +6,6 @@ Knows the order of the steps; the modules beside it know each.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
 from midlogit.jobs.claims import Presence
-from midlogit.jobs.errors import StorageFailure
+from midlogit.jobs.errors import storing
 from midlogit.jobs.manifest import Manifest
 from midlogit.jobs.options import JobOptions, allowed_errors, job_parameters
 from midlogit.jobs.part_files import read_metadata, read_part
@@ -93,9 +92,9 @@ class Job:
                 manifest.require_same(job_parameters(digests, facts, options), folder.path)
             else:
                 parameters = job_parameters(digests, facts, options)
-                with _writing(folder.path):
+                with storing(folder.path):
                     write_plan(folder.path, paths, parameters, options, mixing)
-        with _writing(folder.path):
+        with storing(folder.path):
             folder.make()
             write_card(folder)
         return cls.open(folder.path)
@@ -141,14 +140,14 @@ class Job:
         if not parts:
             return True
 
-        with _writing(self.path):
+        with storing(self.path):
             presence = Presence(self._folder, str(role))
 
         def report(progress: Progress) -> None:
             presence.beat(progress.items, progress.tokens, progress.tokens_per_s, progress.errors)
             on_progress(progress)
 
-        errors = 0 if retry else self.status().errors
+        errors = 0 if retry else self._status.errors_of_done_parts()
         try:
             worker = Worker(
                 self._folder,
@@ -224,18 +223,3 @@ def write_card(folder: RunFolder) -> None:
         f"- fingerprint of all parameters: `{manifest.fingerprint}` (`plan/manifest.json`)\n",
         encoding="utf-8",
     )
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turns the errors of a disk into one that says what to do."""
-    try:
-        yield
-    except InvalidRequest:
-        raise
-    except OSError as error:
-        if isinstance(error, StorageFailure) or not error.strerror:
-            raise
-        raise StorageFailure(
-            f"Cannot write {path}: {error.strerror}.", "Make room, or name another folder."
-        ) from error

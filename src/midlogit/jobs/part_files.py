@@ -48,18 +48,21 @@ def write_part(
         ):
             repeated.append(leaf)
 
-    with new_file(path, scratch, replace=replace) as written:
-        pq.write_table(
-            table.replace_schema_metadata({KEY: orjson.dumps(metadata)}),
+    with (
+        new_file(path, scratch, replace=replace) as written,
+        pq.ParquetWriter(
             written,
+            table.schema,
             compression="zstd",
             compression_level=3,
             use_dictionary=repeated,
             use_byte_stream_split=split,
             write_page_index=True,
             write_page_checksum=True,
-            row_group_size=max(len(table), 1),
-        )
+        ) as writer,
+    ):
+        writer.write_table(table, row_group_size=max(len(table), 1))
+        writer.add_key_value_metadata({KEY: orjson.dumps(metadata)})
 
 
 def read_part(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -79,5 +82,5 @@ def read_metadata(path: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        found: dict[str, Any] = orjson.loads((file.schema_arrow.metadata or {}).get(KEY, b"{}"))
+        found: dict[str, Any] = orjson.loads(file.metadata.metadata.get(KEY, b"{}"))
         return {**found, "num_rows": file.metadata.num_rows}

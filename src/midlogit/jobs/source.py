@@ -112,10 +112,17 @@ def _facts_of(model: Model, given: Any) -> dict[str, Any]:
         return facts | {"served_as": model.name}
     return facts | {
         "config": _digest(json.dumps(_config_of(files), sort_keys=True, default=str).encode()),
-        "tokenizer": _digest(files.tokenizer.backend_tokenizer.to_str().encode()),
-        "chat_template": _digest(str(files.tokenizer.chat_template).encode()),
+        **tokenizer_facts(files),
         "chat_template_name": files.template_name,
         "weights": _weights_of(Path(files.name)) if not isinstance(given, Upstream) else None,
+    }
+
+
+def tokenizer_facts(checkpoint: Checkpoint) -> dict[str, str]:
+    """Digests of a model's tokenizer and chat template."""
+    return {
+        "tokenizer": _digest(checkpoint.tokenizer.backend_tokenizer.to_str().encode()),
+        "chat_template": _digest(str(checkpoint.tokenizer.chat_template).encode()),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from midlogit.jobs.claims import heartbeats
@@ -11,6 +12,8 @@ from midlogit.jobs.manifest import Manifest
 from midlogit.jobs.part_files import read_metadata
 from midlogit.jobs.run_folder import RunFolder
 from midlogit.jobs.summary import Summary
+
+SHOWN = ("completions", "completion_tokens", "errors", "error_examples")  # of a part's summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +55,12 @@ class StatusReader:
     def __init__(self, folder: RunFolder, manifest: Manifest) -> None:
         self._folder = folder
         self._manifest = manifest
-        self._footers: dict[int, Summary] = {}
+        self._footers: dict[tuple[Path, int], Summary] = {}
 
     def read(self) -> Status:
         """The state now."""
         done = self._folder.done()
-        for part in done - self._footers.keys():
-            summary = read_metadata(self._folder.results_file(part))["summary"]
-            self._footers[part] = {
-                name: summary[name]
-                for name in ("completions", "completion_tokens", "errors", "error_examples")
-            }
-        finished = [self._footers[part] for part in done]
+        finished = self._summaries(done)
         items = sum(summary["completions"] for summary in finished)
         tokens = sum(summary["completion_tokens"] for summary in finished)
         errors = sum(summary["errors"] for summary in finished)
@@ -97,3 +94,18 @@ class StatusReader:
             workers=workers,
             error_examples=list(dict.fromkeys(examples))[:5],
         )
+
+    def errors_of_done_parts(self) -> int:
+        """Completions of finished parts that ended as errors."""
+        return sum(summary["errors"] for summary in self._summaries(self._folder.done()))
+
+    def _summaries(self, parts: set[int]) -> list[Summary]:
+        """What the footers of finished parts say, as far as the state needs it."""
+        return [self._summary(self._folder.results_file(part)) for part in sorted(parts)]
+
+    def _summary(self, path: Path) -> Summary:
+        written = path.stat().st_mtime_ns  # `retry` replaces files
+        if (path, written) not in self._footers:
+            summary = read_metadata(path)["summary"]
+            self._footers[path, written] = {name: summary[name] for name in SHOWN}
+        return self._footers[path, written]

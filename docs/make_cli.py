@@ -11,13 +11,15 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "cli.md"
-COMMANDS = ("", "demo", "generate", "serve", "doctor", "presets")
+BATCH = [f"batch {name}" for name in ("run", "plan", "status", "retry", "verify", "export")]
+COMMANDS = ("", "demo", "generate", "batch", *BATCH, "serve", "doctor", "presets")
 HEAD = """# The command line
 
 Written by `python docs/make_cli.py` from the commands' own help; `make check` fails when it is out of date.
 
 Exit codes: 0 done, 1 failure, 2 usage; 128 + the number of the signal that ended it: 130 for Ctrl-C, 143 for SIGTERM,
-129 for SIGHUP. Results go to stdout, the rest to stderr, an error as one line.
+129 for SIGHUP. `batch` adds 4 for a job that is done with error rows, and 75 for one that a signal stopped with work
+left ([batch.md](batch.md)). Results go to stdout, the rest to stderr, an error as one line.
 
 ## Prompts
 

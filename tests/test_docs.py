@@ -36,6 +36,7 @@ OTHERS = {
 }  # vLLM
 OTHERS |= {"theta", "t"}  # the older coordinator's words for the two models
 OTHERS |= {"null", "real_models"}  # JSON, a marker of tests
+OTHERS |= {"datasets.load_dataset", "custom_id"}  # datasets, OpenAI batch files
 VLLM_OPTIONS = {
     "--port",
     "--gpu-memory-utilization",
@@ -174,7 +175,7 @@ def options() -> dict[str, set[str]]:
     """The options of each command, by docs/cli.md."""
     text = (ROOT / "docs" / "cli.md").read_text()
     sections = re.findall(
-        r"^## midlogit ?(\w*)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE
+        r"^## midlogit ?([\w ]*)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE
     )
     return {
         command: set(re.findall(r"^  (--[a-z-]+)", section, re.M)) for command, section in sections
@@ -305,7 +306,7 @@ def test_commands_and_options_exist(page: Path) -> None:
     for command in commands(page):
         command = re.sub(r"\s#.*| {2,}#.*", "", command)
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", command))
-        if called := re.match(r"midlogit (\w+)", command):
+        if called := re.match(r"(?:\w+=\S+ )*midlogit (batch \w+|\w+)", command):
             assert called[1] in options(), command
             assert used <= options()[called[1]], command
         elif called := re.search(r"python -m (benchmarks\.\w+)", command):

@@ -99,7 +99,9 @@ def test_readers_read_a_job_that_still_runs(
     batch: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
+    import duckdb
     import pandas
+    import polars
 
     ten_rows()
     batch("run", "in.jsonl", "--out", "RUN", *SHORT)
@@ -113,6 +115,9 @@ def test_readers_read_a_job_that_still_runs(
     assert loaded["row_id"] == frame["row_id"].tolist()
     card = datasets.load_dataset("RUN", cache_dir="cache", split="train")
     assert card.num_rows == 6 and card.column_names == loaded.column_names
+    assert polars.read_parquet("RUN/data/*.parquet")["row_id"].to_list() == loaded["row_id"]
+    rows = duckdb.sql("select row_id, alpha[1] from 'RUN/data/*.parquet'").fetchall()
+    assert [row_id for row_id, _ in rows] == loaded["row_id"]
 
 
 def test_other_parameters_are_refused_by_name(batch: Command) -> None:

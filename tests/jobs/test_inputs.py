@@ -307,6 +307,17 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "data"),
+    [("state.json", b"{"), ("state.json", b"{}"), ("data-00000-of-00001.arrow", b"x")],
+)
+def test_a_damaged_datasets_folder(tmp_path: Path, name: str, data: bytes) -> None:
+    datasets.Dataset.from_dict({"prompt": ["a"]}).save_to_disk(tmp_path / "set")
+    (tmp_path / "set" / name).write_bytes(data)
+    with refused("Cannot read .*set: .* It may be damaged"):
+        list(read_rows([tmp_path / "set"]))
+
+
+@pytest.mark.parametrize(
     ("module", "name", "data", "says"),
     [
         ("pydantic", "p.jsonl", b'{"method":"POST","url":"/v1/completions","body":{}}', "midlogit.server"),

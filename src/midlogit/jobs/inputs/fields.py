@@ -95,7 +95,8 @@ class Fields:
         for name in _prompt_names(self._columns):
             if rest.pop(name, None) is not None:
                 break
-        rest.pop(self._columns.base_prompt or "", None)
+        if self._columns.base_prompt is not None:
+            rest.pop(self._columns.base_prompt, None)
 
     def _row_id(self, given: Any, rest: Mapping[str, Any]) -> str | None:
         """The id as text; None where the file has none.
@@ -144,8 +145,6 @@ def _prompt(values: Mapping[str, Any], names: tuple[str, ...]) -> Prompt:
         )
 
     value: Any = values[found]
-    if hasattr(value, "tolist"):
-        value = value.tolist()  # a tensor's
     if isinstance(value, list) and not value:
         raise InvalidRequest(f"Its {found!r} is empty.", "Give text, messages or token ids.")
     if not isinstance(value, str | list) or (

@@ -63,22 +63,18 @@ def dataset_rows(folder: Path, columns: Columns) -> Iterator[Row]:
         import datasets
     except ModuleNotFoundError as error:
         raise MissingExtra(f"{error.name} is not installed.", "Run: pip install datasets") from None
-    pa = require("pyarrow", "batch")
 
-    done = 0
     try:
         found = datasets.load_from_disk(str(folder))
-        if isinstance(found, datasets.DatasetDict):
-            found = _only_split(found, folder)
-        size = _rows_per_batch(found.data.nbytes, len(found))
-        batches = found.with_format("arrow").iter(size)
-        for row in _rows(str(folder), found.features.arrow_schema, batches, columns):
-            yield row
-            done += 1
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, LookupError) as error:  # of files, of JSON and Arrow, of its keys
         raise InvalidRequest(
-            f"Cannot read {folder} beyond row {done}: {first_line(error)}.", "It may be damaged."
+            f"Cannot read {folder}: {first_line(error)}.", "It may be damaged."
         ) from None
+    if isinstance(found, datasets.DatasetDict):
+        found = _only_split(found, folder)
+    size = _rows_per_batch(found.data.nbytes, len(found))
+    batches = found.with_format("arrow").iter(size)
+    yield from _rows(str(folder), found.features.arrow_schema, batches, columns)
 
 
 def _only_split(splits: Any, folder: Path) -> Any:

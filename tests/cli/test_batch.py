@@ -282,6 +282,7 @@ def test_signals_leave_a_job_that_goes_on(batch: Command, pair: Pair) -> None:
     finally:
         pair.observer = None
     assert batch("run", *line)[0] == 0 and batch("verify", "RUN")[0] == 0
+    assert [path.suffix for path in Path("RUN/workers").iterdir()] == [".lock"]
     assert not any(Path("RUN/claims").iterdir()) and not any(Path("RUN/journal").iterdir())
 
 

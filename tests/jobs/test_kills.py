@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from midlogit.jobs import Job, JobOptions, PairSource
+from midlogit.jobs.files import is_abandoned
 from midlogit.pair import Pair
 from midlogit.params import SamplingParams
 
@@ -60,10 +61,14 @@ def test_kills_change_nothing(source: Path, undisturbed: Job, kills: int, worker
     assert job.verify() == []
     require_equal(job, undisturbed)
     assert not list((run / "journal").iterdir())
+    assert not [path for path in run.rglob("*") if is_abandoned(path.name)]
 
 
 def require_equal(one: Job, other: Job) -> None:
-    """The same rows in the same order, the same tokens and texts; diagnostics to 1e-5: logits depend on the batch."""
+    """The same rows in the same order, the same tokens and texts; diagnostics as far as logits depend on the batch.
+
+    In float32 two batch sizes give log-probabilities that differ by about 1e-5.
+    """
     import pyarrow as pa
 
     ours, theirs = (pa.concat_tables(job.tables()) for job in (one, other))
@@ -76,8 +81,8 @@ def require_equal(one: Job, other: Job) -> None:
             np.testing.assert_allclose(
                 own.to_numpy(zero_copy_only=False),
                 expected.to_numpy(zero_copy_only=False),
-                rtol=1e-4,
-                atol=1e-5,
+                rtol=1e-5,
+                atol=1e-4 if name.startswith("sum_") else 3e-5,
                 err_msg=name,
             )
         else:

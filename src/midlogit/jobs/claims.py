@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from midlogit.jobs.errors import Occupied
-from midlogit.jobs.files import HOST, unique_name
+from midlogit.jobs.files import HOST, is_process, unique_name
 from midlogit.jobs.part_files import part_name
 from midlogit.jobs.run_folder import RunFolder
 
@@ -116,7 +116,7 @@ def lives(heartbeat: Path, now: float) -> bool:
         age = now - heartbeat.stat().st_mtime
     except (OSError, orjson.JSONDecodeError):
         return False
-    return age < STALE_S and not (beat["host"] == HOST and not _is_process(beat["pid"]))
+    return age < STALE_S and not (beat["host"] == HOST and not is_process(beat["pid"]))
 
 
 def heartbeats(folder: RunFolder) -> list[dict[str, Any]]:
@@ -128,16 +128,6 @@ def heartbeats(folder: RunFolder) -> list[dict[str, Any]]:
             with suppress(OSError, orjson.JSONDecodeError):
                 found.append(orjson.loads(path.read_bytes()))
     return found
-
-
-def _is_process(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _lock(path: Path, role: str) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import socket
 from collections.abc import Iterator
@@ -10,11 +12,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 HOST = socket.gethostname()
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def unique_name() -> str:
     """A name that no other process on any machine uses: host, process and a random part."""
     return f"{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def is_abandoned(name: str) -> bool:
+    """Whether a name was made by `unique_name` in a process of this machine that is gone."""
+    made = re.fullmatch(r"(?:.*\.)?" + re.escape(HOST) + r"-(\d+)-[0-9a-f]{8}(?:\.json)?", name)
+    return made is not None and not is_process(int(made[1]))
+
+
+def is_process(pid: int) -> bool:
+    """Whether there is a process of that number on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextmanager
@@ -51,9 +71,12 @@ def sync(path: Path) -> None:
 
 def _link(written: Path, final: Path) -> None:
     """Gives a written file its final name, unless there is such a file."""
-    with suppress(FileExistsError):
-        try:
-            final.hardlink_to(written)
-        except PermissionError:  # a file system without hard links
-            if not final.exists():
-                written.rename(final)
+    try:
+        final.hardlink_to(written)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if not final.exists():  # a file system without hard links
+            written.rename(final)

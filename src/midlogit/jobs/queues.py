@@ -103,12 +103,18 @@ class SharedQueue:
 
         while self._new:
             part = self._new.popleft()
-            if not self._retry and self._folder.results_file(part).exists():
+            if self._is_done(part):
                 continue
-            if self._presence.claim(part):
+            if not self._presence.claim(part):
+                self._held.append(part)
+            elif self._is_done(part):  # by whoever had the claim until now
+                self._presence.release(part)
+            else:
                 return part
-            self._held.append(part)
         return None
+
+    def _is_done(self, part: int) -> bool:
+        return not self._retry and self._folder.results_file(part).exists()
 
     def committed(self, part: int, footer: dict[str, Any]) -> None:
         self._presence.release(part)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from midlogit.errors import InvalidRequest
+from midlogit.jobs.files import is_abandoned
 from midlogit.jobs.manifest import Manifest
 from midlogit.jobs.part_files import part_name
 
@@ -79,9 +81,17 @@ class RunFolder:
         return Manifest.read(self.plan / "manifest.json")
 
     def make(self) -> None:
-        """Makes the folders of a job."""
+        """Makes the folders of a job, and removes what processes of this machine left behind when they died."""
         for folder in (self.data, self.journal, self.claims, self.workers, self.attempts):
             folder.mkdir(parents=True, exist_ok=True)
+
+        for path in [*self.path.glob("plan.*"), *self.scratch.glob("*"), *self.workers.glob("*")]:
+            if not is_abandoned(path.name):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def require_usable(self) -> None:
         """Refuses a folder that holds something else than a job.

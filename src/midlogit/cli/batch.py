@@ -125,6 +125,19 @@ def run(
     ] = None,
     max_errors: MaxErrors = "1%",
     worker: Worker = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Work on Ray: local starts one here, auto takes the cluster of this machine; or an address.",
+        ),
+    ] = None,
+    replicas: Annotated[
+        str | None, typer.Option(help="On Ray: actors with a pair each, LO:HI; by default 1.")
+    ] = None,
+    gpus_per_replica: Annotated[
+        float | None, typer.Option(help="On Ray: by default as many as the models need.")
+    ] = None,
     engine: Engine = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -140,7 +153,7 @@ def run(
     base_api_key: BaseKey = None,
     teacher_api_key: TeacherKey = None,
 ) -> None:
-    from midlogit.cli.jobs import plan_job, run_job
+    from midlogit.cli.jobs import OnRay, plan_job, run_job
     from midlogit.cli.loading import (
         InProcess,
         PairOptions,
@@ -196,7 +209,8 @@ def run(
     )
     if context.info_name == "plan":
         raise typer.Exit(plan_job(inputs or [], out, options, pair))
-    raise typer.Exit(run_job(inputs or [], out, options, pair, worker))
+    on_ray = OnRay(ray, replicas, gpus_per_replica)
+    raise typer.Exit(run_job(inputs or [], out, options, pair, worker, on_ray))
 
 
 @batch.command()

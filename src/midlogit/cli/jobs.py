@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -13,7 +14,9 @@ from tqdm import tqdm
 
 from midlogit.cli.console import Signals, complain, write_json_line, write_text
 from midlogit.cli.loading import PairOptions, announce, source_of
-from midlogit.jobs import Job, JobOptions, Status, WorkerRole, export
+from midlogit.errors import InvalidRequest
+from midlogit.extras import require
+from midlogit.jobs import Job, JobOptions, PairSource, Status, WorkerRole, export
 from midlogit.jobs.worker import Progress
 from midlogit.pair import Pair
 
@@ -37,20 +40,58 @@ def plan_job(inputs: Sequence[Path], out: Path, options: JobOptions, pair: PairO
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class OnRay:
+    """The options of a job that runs on Ray.
+
+    Attributes:
+        address: None for no Ray. replicas: LO:HI. gpus: of each.
+    """
+
+    address: str | None
+    replicas: str | None
+    gpus: float | None
+
+    def require_usable(self, worker: str | None) -> None:
+        """Refuses options that say nothing together, and Ray where it is not installed.
+
+        Raises:
+            InvalidRequest: replicas or GPUs without Ray, or Ray with a worker of several. MissingExtra: no Ray.
+        """
+        if self.address is None and (self.replicas, self.gpus) != (None, None):
+            raise InvalidRequest(
+                "--replicas and --gpus-per-replica are for Ray.", "Add --ray local."
+            )
+        if self.address is not None and worker is not None:
+            raise InvalidRequest(
+                "--ray and --worker exclude each other.", "Ray divides the work among its actors."
+            )
+        if self.address is not None:
+            require("ray.data", "ray")
+
+
 def run_job(
-    inputs: Sequence[Path], out: Path, options: JobOptions, pair: PairOptions, worker: str | None
+    inputs: Sequence[Path],
+    out: Path,
+    options: JobOptions,
+    pair: PairOptions,
+    worker: str | None,
+    on_ray: OnRay,
 ) -> int:
     """Begins a job or goes on with it.
 
     Raises:
-        MidlogitError: as `Job.plan` and `Job.run`.
+        MidlogitError: as `Job.plan`, `Job.run` and `run_on_ray`.
     """
+    on_ray.require_usable(worker)
     role = WorkerRole.parse(worker)
     source = source_of(pair).for_seeded_requests()
     with Signals() as signals:
         try:
             job = Job.plan(inputs, out, source, options)
-            if job.missing():
+            if job.missing() and on_ray.address is not None:
+                _work_on_ray(job, source, on_ray, options.max_errors, signals)
+            elif job.missing():
                 announce(pair)
                 with source.open() as opened:
                     _work(job, opened, role, options.max_errors, signals)
@@ -149,6 +190,24 @@ def _work(
             on_progress=display.show,
             should_stop=lambda: signals.count > 0,
             retry=retry,
+        )
+
+
+def _work_on_ray(
+    job: Job, source: PairSource, on_ray: OnRay, max_errors: str | int, signals: Signals
+) -> None:
+    from midlogit.ray.parts import Replicas, run_on_ray
+
+    replicas = Replicas.parse(on_ray.replicas or "1", on_ray.gpus)
+    with signals.noted(), Display(job, retry=False) as display:
+        run_on_ray(
+            job,
+            source,
+            replicas,
+            address=str(on_ray.address),
+            max_errors=max_errors,
+            on_progress=display.show,
+            should_stop=lambda: signals.count > 0,
         )
 
 

@@ -220,17 +220,24 @@ def results_table(
     import pyarrow as pa
 
     taken = rows.take(pa.array(numbers, pa.int64()))
-    columns = []
-    for field in layout.schema:
-        if field.name in taken.column_names:
-            columns.append(taken.column(field.name).cast(field.type))
-        elif field.name in layout.top_columns:
-            columns.append(_nested(field, records))
-        elif pa.types.is_list(field.type):
-            columns.append(_lists(field.type, [record[field.name] for record in records]))
-        else:
-            columns.append(pa.array([record[field.name] for record in records], field.type))
+    columns = [
+        taken.column(field.name).cast(field.type)
+        if field.name in taken.column_names
+        else record_column(field, records)
+        for field in layout.schema
+    ]
     return pa.Table.from_arrays(columns, schema=layout.schema)
+
+
+def record_column(field: pa.Field, records: Sequence[Record]) -> pa.Array:
+    """One column of records, of those that `Layout.schema` names."""
+    import pyarrow as pa
+
+    if not pa.types.is_list(field.type):
+        return pa.array([record[field.name] for record in records], field.type)
+    if pa.types.is_list(field.type.value_type):
+        return _nested(field, records)
+    return _lists(field.type, [record[field.name] for record in records])
 
 
 def records_of(table: pa.Table, layout: Layout) -> list[Record]:

@@ -30,6 +30,18 @@ MEANINGS = {
 }
 
 
+def needed(results: Results) -> list[str]:
+    """The columns of results that a row per completion is made of."""
+    return [
+        *results.prompt_columns,
+        "sample",
+        "text",
+        "token_ids",
+        TEMPERATURE,
+        *(PER_TOKEN.values() if results.has_lists else ()),
+    ]
+
+
 def of_completion(table: pa.Table, results: Results) -> Columns:
     """Which completion it is, and its log-probabilities per token, one for each of `token_ids`."""
     columns = {name: table[name] for name in IDENTITY}

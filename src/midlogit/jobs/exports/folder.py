@@ -55,7 +55,7 @@ def tables(results: Results, tally: Tally, choices: Choices) -> Iterator[pa.Tabl
     shapes = survey(results)
     sides = {"prompt": shapes.prompt, "base_prompt": shapes.base}
 
-    for table in without_errors(results.read(), tally):
+    for table in without_errors(results.read(results.schema.names), tally):
         kept = {name: table[name] for name in table.column_names if name not in DROPPED}
         for side, shape in sides.items():
             if shape is None:

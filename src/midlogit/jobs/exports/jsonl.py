@@ -11,7 +11,7 @@ from midlogit.jobs.schema import prompt_of
 
 def lines(results: Results, tally: Tally, choices: Choices) -> Iterator[dict[str, Any]]:
     """One line per completion; prompts in their own form."""
-    for table in in_slices(results.read()):
+    for table in in_slices(results.read(results.schema.names)):
         for row in table.to_pylist():
             for side in ("prompt", "base_prompt"):
                 row[side] = prompt_of(row[side], row[f"{side}_form"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +27,11 @@ class Results:
     """The results of a complete job.
 
     Attributes:
-        manifest: what the job is. schema: of the tables.
+        manifest: what the job is.
+        schema: of the columns: those that are stored, and the temperature of each row.
 
     Raises:
-        InvalidRequest: parts are missing.
+        InvalidRequest: parts are missing or damaged.
     """
 
     def __init__(self, job: Job) -> None:
@@ -43,7 +45,8 @@ class Results:
             )
         self.manifest = job.manifest
         self._job, self._folder = job, RunFolder(job.path)
-        stored = pq.read_schema(self._folder.results_file(0)).remove_metadata()
+        with self._reading():
+            stored = pq.read_schema(self._folder.results_file(0)).remove_metadata()
         self.schema = stored.append(pa.field(TEMPERATURE, pa.float64()))
 
     @property
@@ -73,22 +76,29 @@ class Results:
         """Whether log-probabilities per token were stored."""
         return self.manifest.diagnostics != "none"
 
-    def read(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    def read(self, columns: list[str]) -> Iterator[pa.Table]:
         """The tables of results, one per part in the order of the input.
 
         Args:
-            columns: the ones that are read; None for all, and the temperature of each row besides.
+            columns: the ones that are read; names in `schema`.
 
         Raises:
             InvalidRequest: a part is damaged.
         """
+        stored = [name for name in columns if name != TEMPERATURE]
+        with self._reading():
+            for part, table in enumerate(self._job.tables(stored)):
+                if TEMPERATURE in columns:
+                    table = table.append_column(TEMPERATURE, self._temperatures(part, table))
+                yield table
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turns the errors of damaged files into one that says what to do."""
         import pyarrow as pa
 
         try:
-            for part, table in enumerate(self._job.tables(columns)):
-                if columns is None:
-                    table = table.append_column(TEMPERATURE, self._temperatures(part, table))
-                yield table
+            yield
         except (pa.ArrowException, OSError) as error:
             raise InvalidRequest(
                 f"The results of {self._job.path} cannot be read: {first_line(error)}",

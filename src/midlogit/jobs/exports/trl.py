@@ -46,7 +46,7 @@ def sft(results: Results, tally: Tally, choices: Choices) -> Iterator[pa.Table]:
     require_text(shapes, "trl-sft")
     columns.note_renamed(results, SFT_COLUMNS, tally)
 
-    for table in without_errors(results.read(), tally):
+    for table in without_errors(results.read(columns.needed(results)), tally):
         is_text = shapes.prompt.form == "text"
         yield columns.table_of(
             {

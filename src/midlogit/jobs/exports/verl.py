@@ -47,7 +47,7 @@ def sft(results: Results, tally: Tally, choices: Choices) -> Iterator[pa.Table]:
     shapes = _chats(results, "verl-sft", tally)
     columns.note_renamed(results, SFT_COLUMNS, tally)
 
-    for table in without_errors(results.read(), tally):
+    for table in without_errors(results.read(columns.needed(results)), tally):
         yield columns.table_of(
             {
                 "messages": with_answers(table, shapes.prompt),

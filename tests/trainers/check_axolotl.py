@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet as pq
 import torch
+from axolotl.integrations.kd.chat_template import ChatTemplateStrategyWithKDv2
 from axolotl.integrations.kd.collator import (
     DataCollatorForKD,
     KDBatchSamplerDataCollatorForSeq2Seq,
 )
 from axolotl.integrations.kd.kernels.liger import LigerFusedLinearKLTopKLogprobLoss
+from axolotl.prompt_strategies.chat_template import ChatTemplatePrompter
 from axolotl.utils.data.sft import _load_raw_datasets
 from axolotl.utils.dict import DictDefault
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -61,6 +64,37 @@ def loss_of(batch: dict[str, torch.Tensor], shift: int = 0) -> float:
     )
 
 
+def by_the_plugins_strategy(rows: datasets.Dataset, name: str) -> list[dict[str, list]]:
+    """The same conversations and candidates as the plugin's own prompt strategy prepares them."""
+    prompter = ChatTemplatePrompter(
+        TOKENIZER,
+        chat_template=TOKENIZER.chat_template,
+        message_property_mappings={"role": "role", "content": "content"},
+    )
+    strategy = ChatTemplateStrategyWithKDv2(
+        prompter, TOKENIZER, False, 512, roles_to_train=["assistant"], train_on_eos="turn"
+    )
+    prepared = []
+    for row, messages in zip(
+        rows, pq.read_table(FOLDER / name)["messages"].to_pylist(), strict=True
+    ):
+        scored = [n for n, ids in enumerate(row["target_token_ids"]) if ids]
+        span = slice(scored[0], scored[-1] + 1)
+        prompt = {
+            "messages": messages,
+            "logprobs": row["target_logprobs"][span],
+            "target_token_ids": row["target_token_ids"][span],
+        }
+        tokenized = {key: list(value) for key, value in strategy.tokenize_prompt(prompt).items()}
+        assert tokenized["input_ids"] == row["input_ids"]
+        # Padding of −inf times a mass of 0 would be no number.
+        tokenized["target_logprobs"] = [
+            [max(value, -1e9) for value in position] for position in tokenized["target_logprobs"]
+        ]
+        prepared.append(tokenized)
+    return prepared
+
+
 def check(job: str) -> None:
     rows = load(f"{job}.axolotl-kd-teacher.parquet")
     for row in rows:
@@ -80,6 +114,11 @@ def check(job: str) -> None:
         == packed["input_ids"].shape[1]
         == sum(map(len, rows["input_ids"]))
     )
+
+    if job == "chats":  # why exports are tokenized: these candidates are one position late
+        own = by_the_plugins_strategy(rows, f"{job}.verl-sft.parquet")
+        late = DataCollatorForKD(TOKENIZER)(own)
+        assert loss_of(late) > 1 and abs(loss_of(late, -1)) < 1e-4
 
     of_q = DataCollatorForKD(TOKENIZER)([dict(row) for row in load(f"{job}.axolotl-kd.parquet")])
     assert 0.01 < loss_of(of_q) < 5 and torch.equal(of_q["input_ids"], batch["input_ids"])

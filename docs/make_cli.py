@@ -34,12 +34,21 @@ the base sees instead.
 {"messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 ```
 
-Input is UTF-8, with or without a byte order mark, unless `--encoding` says otherwise. Bytes of another encoding are
-reported with their line before anything is loaded.
+Input is UTF-8, with or without a byte order mark, unless `--encoding` says otherwise. Bytes of another encoding at
+the beginning of an input (1,000 rows of a file, the first of a pipe) are reported before anything is loaded; further
+on they are an error of their row. Files that end in .gz or .zst are decompressed.
+
+Rows are read while others run, so an input may be of any length, and a pipe is answered as its rows come. At most
+twice as many sequences as run at once (`--max-num-seqs`) are begun, and at most 16 times as many completions wait for
+an earlier row to be printed; beyond that, reading waits. With `--seed`, about 100 bytes are kept of each different
+prompt.
 
 A prompt that cannot be honoured (too long, empty, no JSON, no messages) does not affect the others: it is a row with
-finish_reason "error" and an `error` that names its line, the others run, and the exit code is 1. With `--strict`, or if
-no argument can be honoured, nothing runs, and the exit code is 2.
+finish_reason "error", an `error` that names its line and `error_type` "request", the others run, and the exit code is
+1. `error_type` "engine" says that a server or the engine failed instead. With `--strict`, or if no argument can be
+honoured, nothing runs, and the exit code is 2: a file is read twice, standard input is held in memory. An input that
+cannot be read to its end (a damaged .gz) costs no row before: they are printed, then comes the error, and the exit
+code is 2.
 
 ## Output
 
@@ -53,8 +62,9 @@ it are printed. JSON is UTF-8 whatever the encoding of the output; in plain text
 "?".
 
 Ctrl-C, SIGTERM and SIGHUP end the run. Finished completions are printed, whole and once; in JSON also the unfinished
-ones with the tokens generated so far and finish_reason "abort". A second signal does not wait for the latter. A full
-disk or a closed reader is one line and exit code 1; a partly written row is removed from a file.
+ones with the tokens generated so far and finish_reason "abort"; rows of an input that were not yet read are not. A
+second signal does not wait for the latter. A full disk or a closed reader is one line and exit code 1; a partly
+written row is removed from a file.
 
 ## Seeds
 

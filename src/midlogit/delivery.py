@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -68,14 +69,16 @@ class Batch:
         Raises:
             EngineFailure: the engine is closed or has failed; what ran before still delivers its completions.
         """
-        for request in requests:
-            sequence = self._delivery.sequence(request, self._hear)
-            self._undelivered[id(sequence)] = sequence
-            try:
-                self._delivery.submit(sequence)
-            except EngineFailure:
+        unsubmitted = deque(self._delivery.sequence(request, self._hear) for request in requests)
+        self._undelivered |= {id(sequence): sequence for sequence in unsubmitted}
+        try:
+            while unsubmitted:
+                self._delivery.submit(unsubmitted[0])
+                unsubmitted.popleft()
+        except EngineFailure:
+            for sequence in unsubmitted:
                 del self._undelivered[id(sequence)]
-                raise
+            raise
 
     def read_from(self, requests: Iterator[Request], window: int) -> None:
         """Reads and submits requests, now and in each `poll`, while fewer than `window` are undelivered.

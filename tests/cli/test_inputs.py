@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import io
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from midlogit.cli.inputs import Columns, Row, read_rows, rows_of_arguments
+from midlogit.cli.inputs import FIRST_ROWS, Input, as_they_come, rows_of_arguments
 from midlogit.errors import InvalidRequest
+from midlogit.jobs.inputs import Columns, Row
 
 
 def read(
     folder: Path, data: bytes, name: str = "p.txt", encoding: str = "utf-8", **columns: str
 ) -> list[Row]:
     (folder / name).write_bytes(data)
-    return read_rows(folder / name, encoding, Columns(**columns))
+    return list(Input(folder / name, encoding, Columns(**columns)))
 
 
 def test_blank_lines_are_no_prompts_and_count(tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_encodings_and_byte_order_marks(tmp_path: Path, data: bytes, encoding: s
         (
             b"a\r\n\r\ncaf\xe9 is open\nb",
             "utf-8",
-            "p.txt, line 3: the byte 0xe9 is not UTF-8. .*--encoding latin-1",
+            "p.txt, line 3: The byte 0xe9 is not UTF-8. .*--encoding latin-1",
         ),
         (
             b"\xff\xfea\0",
@@ -68,7 +69,7 @@ def test_input_that_cannot_be_read(tmp_path: Path, data: bytes, encoding: str, s
 )
 def test_files_that_are_none(tmp_path: Path, name: str, says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
-        read_rows(tmp_path / name, "utf-8", Columns())
+        Input(tmp_path / name, "utf-8", Columns())
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -101,16 +102,47 @@ def test_json_lines(tmp_path: Path) -> None:
 
 def test_columns_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = b'{"q": "a", "b": [5], "prompt": "no"}\n{"q": "c"}\n'
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-    for rows in (
-        read(tmp_path, data, "p.txt", prompt="q", base_prompt="b"),
-        read_rows(None, "utf-8", Columns("q", "b")),
-    ):
+    named = read(tmp_path, data, "p.txt", prompt="q", base_prompt="b")
+    with (tmp_path / "p.txt").open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        piped = list(Input(None, "utf-8", Columns("q", "b")))
+    for rows in (named, piped):
         assert (rows[0].prompt, rows[0].base_prompt) == ("a", [5])
         assert rows[1].error == "It has no 'b'. Its columns are 'q'."
 
 
 def test_arguments_that_are_no_text() -> None:
     rows = rows_of_arguments(["a", "caf\udce9"])
-    assert rows[0] == Row("prompt 1", "a")
+    assert rows[0] == Row("prompt 1", prompt="a")
     assert rows[1].prompt is None and "not UTF-8" in str(rows[1].error)
+
+
+def test_bytes_of_another_encoding_far_into_a_file_are_an_error_of_their_row(
+    tmp_path: Path,
+) -> None:
+    rows = read(tmp_path, b"a\n" * FIRST_ROWS + b"caf\xe9\nb\n")
+    assert [row.prompt for row in rows[-3:]] == ["a", None, "b"]
+    assert "The byte 0xe9 is not UTF-8" in str(rows[-2].error)
+
+
+def test_rows_are_read_as_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second row of a pipe comes when it is written, not when the pipe ends."""
+    read_end, write_end = os.pipe()
+    with os.fdopen(read_end) as stdin, os.fdopen(write_end, "wb", buffering=0) as pipe:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        source = Input(None, "utf-8", Columns())
+        assert (source.blocks, source.can_repeat, source.count()) == (True, False, None)
+        rows = as_they_come(iter(source))
+
+        pipe.write(b"a\n")
+        assert next(row for row in rows if row is not None).prompt == "a"
+        assert next(rows) is None
+        pipe.write(b"b\n")
+        assert next(row for row in rows if row is not None).prompt == "b"
+
+    (tmp_path / "p.txt").write_bytes(b"a\n\nb\n")
+    source = Input(tmp_path / "p.txt", "utf-8", Columns())
+    assert (source.blocks, source.can_repeat, source.count()) == (False, True, 2)
+    assert list(source) == list(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -108,6 +109,37 @@ def test_bad_lines_of_json_are_rows(command: Command, tmp_path: Path) -> None:
     assert command("--input", file)[0] == 1
 
 
+def test_strict_checks_all_of_a_pipe_before_anything_runs(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def piped(text: str, *arguments: object) -> tuple[int, list[str], str]:
+        read, write = os.pipe()
+        with os.fdopen(write, "w") as pipe:
+            pipe.write(text)
+        with os.fdopen(read) as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            return command("--max-tokens", 2, *arguments)
+
+    code, lines, errors = piped(f"Once\n{LONG}\nThe dog\n{LONG}\n", "--strict")
+    assert (code, lines) == (2, [])
+    assert "standard input, line 2: The base prompt has" in errors
+    assert errors.endswith(" 1 more cannot be honoured.\n")
+    assert piped("Once\nThe dog\n", "--strict")[::2] == (0, "")
+    assert piped(f"Once\n{LONG}\nThe dog\n")[0] == 1
+
+
+def test_an_input_that_breaks_off_costs_no_row_before(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("midlogit.cli.inputs.FIRST_ROWS", 1)
+    file = tmp_path / "cut.jsonl.gz"
+    rows = [json.dumps({"prompt": "Once", "noise": os.urandom(9000).hex()}) for _ in range(4)]
+    file.write_bytes(gzip.compress("\n".join(rows).encode())[:-4000])
+    code, lines, errors = command("--input", file, "--json", "--max-tokens", 2)
+    assert (code, len(lines), errors.count("\n")) == (2, 3, 1)
+    assert f"Cannot read {file} beyond line 3" in errors
+
+
 def test_refused_prompts_in_python(pair: Pair) -> None:
     found = sorted(
         pair.as_completed(["a", LONG, "b"], SamplingParams(max_tokens=2), strict=False),
@@ -123,7 +155,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from midlogit import Pair, SamplingParams
 from midlogit.cli import console, generate
-from midlogit.cli.inputs import Columns
+from midlogit.jobs.inputs import Columns
 from midlogit.cli.loading import PairOptions
 
 def nothing(*_): pass
@@ -319,7 +351,7 @@ def test_bytes_of_another_encoding_are_told_before_anything_is_loaded() -> None:
     )
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
     assert (
-        b"standard input, line 2: the byte 0xe9 is not UTF-8." in done.stderr
+        b"standard input, line 2: The byte 0xe9 is not UTF-8." in done.stderr
         and b"--encoding" in done.stderr
     )
 

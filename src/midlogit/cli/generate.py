@@ -1,29 +1,37 @@
 """`midlogit generate`: prompts from arguments, a file or standard input, completions as text or JSON lines.
 
-Knows what is printed where and when: each completion as soon as all before it are printed. A signal or a prompt that
-cannot be honoured costs no other row.
+Knows how far ahead of what is printed rows are read and run. A signal or a prompt that cannot be honoured costs no
+other row.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, count, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import orjson
-
-from midlogit.cli.console import TICK_S, Signals, complain, write_json_line, write_text
-from midlogit.cli.inputs import Columns, Row, read_rows, rows_of_arguments
+from midlogit.cli.console import TICK_S, Signals
+from midlogit.cli.inputs import Held, Input, Source, as_they_come, rows_of_arguments
 from midlogit.cli.loading import PairOptions, open_pair
+from midlogit.cli.printer import Printer
 from midlogit.delivery import Event
-from midlogit.errors import InvalidRequest
+from midlogit.errors import InvalidRequest, MidlogitError
+from midlogit.jobs.inputs import Columns, Row
 from midlogit.messages import TemplateOptions
-from midlogit.outputs import Completion, Diagnostics, Token, Usage
-from midlogit.pair import Pair
+from midlogit.outputs import Completion
+from midlogit.pair import WINDOW, Pair
 from midlogit.params import SamplingParams
+from midlogit.requests.build import RequestBuilder
 from midlogit.requests.prompts import Prompt, Reading
-from midlogit.requests.sequence import Request
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+MOST_WAITING = 16  # completions that wait for an earlier row, for each sequence that runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +56,8 @@ class Job:
     strict: bool
     chat_template_kwargs: TemplateOptions | None = None
 
-    def rows(self) -> list[Row]:
-        """The prompts.
+    def source(self) -> Source:
+        """Where the prompts come from.
 
         Raises:
             InvalidRequest: options that exclude each other, or an input that cannot be read.
@@ -67,176 +75,177 @@ class Job:
             )
 
         if not self.prompts:
-            return read_rows(self.file, self.encoding, self.columns)
-        if self.file is not None or self.columns.are_named:
+            found = Input(self.file, self.encoding, self.columns)
+            return Held(list(found)) if self.strict and not found.can_repeat else found
+        if self.file is not None or self.columns.named:
             raise InvalidRequest(
                 "There are prompts on the command line and an input to read.", "Leave one out."
             )
-        return rows_of_arguments(self.prompts)
+        return Held(rows_of_arguments(self.prompts))
+
+    def builder(self, pair: Pair) -> RequestBuilder:
+        """Builds the requests of rows."""
+        reading = Reading(self.chat, self.chat_template_kwargs)
+        return RequestBuilder(pair.mixing, self.params, reading, stream=self.stream, strict=False)
+
+    def prompts_of(self, row: Row) -> tuple[Prompt, Prompt] | None:
+        """The prompts of (base, teacher); None where the row cannot be read."""
+        if row.error is not None or row.prompt is None:
+            return None
+        own = row.base_prompt if self.base_prompt is None else self.base_prompt
+        return row.prompt if own is None else own, row.prompt
+
+
+class Feed:
+    """Submits rows to a batch while there is room: in the batch, and among what waits to be printed.
+
+    Rows that are in memory anyway are all submitted at once; streamed ones one after the other.
+
+    Attributes:
+        is_over: whether no more rows are to come. failure: why reading or running them broke off.
+    """
+
+    def __init__(
+        self, job: Job, source: Source, rows: Iterator[Row | None], pair: Pair, printer: Printer
+    ) -> None:
+        self.is_over = False
+        self.failure: MidlogitError | None = None
+        self.batch = pair.start([])
+        self._job, self._rows, self._printer = job, rows, printer
+        self._builder = job.builder(pair)
+        self._indices = count()
+
+        running = pair.engine.max_num_seqs
+        self._most_waiting = math.inf if source.is_held else MOST_WAITING * running
+        self._window = math.inf if source.is_held else WINDOW * running
+        if job.stream:
+            self._window = 1
+
+    def fill(self) -> None:
+        """Submits rows that have come, as far as there is room."""
+        try:
+            while not self.is_over and self._has_room():
+                row = next(self._rows)
+                if row is None:
+                    return
+                self._submit(next(self._indices), row)
+        except StopIteration:
+            self.is_over = True
+        except MidlogitError as error:
+            self.is_over, self.failure = True, error
+
+    def stop(self) -> None:
+        """Submits no more, and aborts what runs."""
+        self.is_over = True
+        self.batch.abort()
+
+    def _has_room(self) -> bool:
+        return (
+            self.batch.num_running < self._window and self._printer.num_waiting < self._most_waiting
+        )
+
+    def _submit(self, index: int, row: Row) -> None:
+        self._printer.expect(index, row.where)
+        prompts = self._job.prompts_of(row)
+        if prompts is None:
+            self._printer.refuse(index, str(row.error))
+        else:
+            self.batch.submit(self._builder.build(index, *prompts))
 
 
 def run_generate(job: Job, options: PairOptions) -> int:
     """Runs the job and returns the exit code.
 
     Raises:
-        MidlogitError: the whole call is impossible. OutputLost: output cannot be written.
+        MidlogitError: the whole call is impossible; or it broke off, and what had begun before is printed.
+        OutputLost: output cannot be written.
     """
     from tqdm import tqdm
 
-    rows = job.rows()
-    errors = {index: row.error for index, row in enumerate(rows) if row.error is not None}
-    _require_enough(job, rows, errors)
-    printer = Printer(job, rows)
-    if len(errors) == len(rows):
-        printer.finish()
+    source = job.source()
+    _require_enough(job, source, lambda row: row.error)
+    unread = iter(source)
+    first = list(islice(unread, source.num_first))
+    printer = Printer(job.params.n, json=job.json, stream=job.stream)
+    is_all = source.is_held or len(first) < source.num_first
+    if is_all and all(row.error is not None for row in first):
+        _print_errors(first, printer)
         return 1
 
     with Signals() as signals, open_pair(options) as pair:
-        requests = _prepare(pair, job, rows)
-        _require_enough(
-            job, rows, errors | {r.index: r.error for r in requests if r.error is not None}
-        )
-        shown = not job.stream and len(requests) > 1 and sys.stderr.isatty()
+        builder = job.builder(pair)
+        builder.require_chat([p for row in first if (p := job.prompts_of(row)) is not None])
+        _require_enough(job, source, lambda row: _error_of(job, builder, row))
+
+        rows = chain(first, unread)
+        feed = Feed(job, source, as_they_come(rows) if source.blocks else rows, pair, printer)
+        shown = not job.stream and sys.stderr.isatty() and not (is_all and len(first) == 1)
+        rows_in_all = source.count() if shown else None
+        total = None if rows_in_all is None else rows_in_all * job.params.n
         with (
             signals.noted(),
-            tqdm(total=len(requests), disable=not shown, unit="completion", file=sys.stderr) as bar,
+            tqdm(total=total, disable=not shown, unit="completion", file=sys.stderr) as bar,
         ):
-            for event in _events(pair, requests, job.stream, signals):
-                printer.add(event)
-                bar.update(isinstance(event, Completion))
-            printer.finish()
+            _deliver(feed, printer, signals, bar)
+        if feed.failure is not None:
+            raise feed.failure
     return signals.code or int(printer.failed)
 
 
-def _require_enough(job: Job, rows: list[Row], errors: dict[int, str]) -> None:
+def _deliver(feed: Feed, printer: Printer, signals: Signals, bar: tqdm[None]) -> None:
+    """Prints completions until all rows have ended.
+
+    A signal aborts what runs, which still yields what it has; a second one ends the wait for that.
+    """
+
+    def take(event: Event) -> None:
+        printer.add(event)
+        bar.update(isinstance(event, Completion))
+
+    stopped = False
+    while not (feed.is_over and feed.batch.is_over) and signals.count < 2:
+        if signals.count and not stopped:
+            feed.stop()
+            stopped = True
+        feed.fill()
+        if (event := feed.batch.poll(TICK_S)) is not None:
+            take(event)
+
+    while (event := feed.batch.poll(0)) is not None:
+        take(event)
+    printer.finish()
+
+
+def _require_enough(job: Job, source: Source, error_of: Callable[[Row], str | None]) -> None:
     """Refuses rows that cannot be honoured: any in a strict job, else arguments of which none can be.
 
     Raises:
         InvalidRequest: names the first, and says how many more there are.
     """
-    nothing_else = bool(job.prompts) and len(errors) == len(rows)
-    if errors and (job.strict or nothing_else):
-        first = min(errors)
-        more = f" {len(errors) - 1} more cannot be honoured." if len(errors) > 1 else ""
-        raise InvalidRequest(f"{rows[first].where}: {errors[first]}{more}")
+    if not (job.strict or job.prompts):
+        return
+
+    total, failed, first = 0, 0, ""
+    for row in source:
+        total += 1
+        error = error_of(row)
+        if error is not None:
+            failed += 1
+            first = first or f"{row.where}: {error}"
+
+    if failed and (job.strict or failed == total):
+        more = f" {failed - 1} more cannot be honoured." if failed > 1 else ""
+        raise InvalidRequest(f"{first}{more}")
 
 
-def _prepare(pair: Pair, job: Job, rows: list[Row]) -> list[Request]:
-    """Makes the requests of the rows that were read; `index` is the row's, `error` says why one cannot be honoured."""
-    read = [(index, row, row.prompt) for index, row in enumerate(rows) if row.prompt is not None]
-    prompts = [prompt for _, _, prompt in read]
-    base_prompts: list[Prompt] | None = None
-    if job.base_prompt is not None:
-        base_prompts = [job.base_prompt] * len(read)
-    elif job.columns.base_prompt is not None:
-        base_prompts = [
-            prompt if row.base_prompt is None else row.base_prompt for _, row, prompt in read
-        ]
-
-    reading = Reading(job.chat, job.chat_template_kwargs)
-    requests = pair.prepare(
-        prompts, job.params, reading, base_prompts=base_prompts, stream=job.stream, strict=False
-    )
-    return [replace(request, index=read[request.index][0]) for request in requests]
+def _error_of(job: Job, builder: RequestBuilder, row: Row) -> str | None:
+    """Why a row cannot be honoured; None where it can."""
+    prompts = job.prompts_of(row)
+    return row.error if prompts is None else next(builder.build(0, *prompts)).error
 
 
-def _events(
-    pair: Pair, requests: list[Request], in_turn: bool, signals: Signals
-) -> Iterator[Event]:
-    """Runs the requests, together or in turn, and yields their events.
-
-    A signal aborts what runs, which still yields what it has; a second one ends the wait for that.
-    """
-    for batch in ([request] for request in requests) if in_turn else (requests,):
-        running, aborted = pair.start(batch), False
-        while not running.is_over and signals.count < 2:
-            if signals.count and not aborted:
-                running.abort()
-                aborted = True
-            if (event := running.poll(TICK_S)) is not None:
-                yield event
-        while (event := running.poll(0)) is not None:
-            yield event
-        if signals.count:
-            return
-
-
-class Printer:
-    """Prints completions in the order of the rows, each as soon as all before it are printed; tokens at once.
-
-    Attributes:
-        failed: whether a row ended with an error.
-    """
-
-    def __init__(self, job: Job, rows: list[Row]) -> None:
-        self.failed = False
-        self._job = job
-        self._rows = rows
-        self._last_error = ""
-        self._next = (0, 0)
-        self._ready = {
-            (index, sample): _unreadable(index, sample, row.error)
-            for index, row in enumerate(rows)
-            if row.error is not None
-            for sample in range(job.params.n)
-        }
-
-    def add(self, event: Event) -> None:
-        self._advance()
-        if isinstance(event, Token):
-            write_text(event.text)
-            return
-        self._ready[event.index, event.sample] = event
-        self._advance()
-
-    def finish(self) -> None:
-        """Prints the completions that wait for one that never came."""
-        for key in sorted(self._ready):
-            self._print(self._ready[key])
-        self._ready.clear()
-
-    def _advance(self) -> None:
-        while self._next in self._ready:
-            self._print(self._ready.pop(self._next))
-            index, sample = self._next
-            self._next = (index, sample + 1) if sample + 1 < self._job.params.n else (index + 1, 0)
-
-    def _print(self, completion: Completion) -> None:
-        is_error = completion.finish_reason == "error"
-        if is_error:
-            completion = replace(
-                completion, error=f"{self._rows[completion.index].where}: {completion.error}"
-            )
-            self._print_error(str(completion.error))
-        if self._job.json:
-            # What was aborted is printed too: it was paid for, and finish_reason says what it is.
-            write_json_line(orjson.dumps(completion.to_dict()))
-        elif self._job.stream:
-            write_text("\n" if completion.token_ids or not is_error else "")
-        elif completion.finish_reason != "abort" and (completion.text or not is_error):
-            write_text(completion.text + "\n")
-
-    def _print_error(self, error: str) -> None:
-        """Prints an error, once for all samples of a row."""
-        self.failed = True
-        if error != self._last_error:
-            complain(error)
-        self._last_error = error
-
-
-def _unreadable(index: int, sample: int, error: str) -> Completion:
-    """The completion of a row whose prompt could not be read."""
-    return Completion(
-        index=index,
-        sample=sample,
-        prompt=None,
-        base_prompt=None,
-        text="",
-        token_ids=[],
-        finish_reason="error",
-        stop_reason=None,
-        usage=Usage(0, 0, 0, 0),
-        diagnostics=Diagnostics(),
-        error=error,
-        error_type="request",
-    )
+def _print_errors(rows: list[Row], printer: Printer) -> None:
+    """Prints rows of which none could be read."""
+    for index, row in enumerate(rows):
+        printer.expect(index, row.where)
+        printer.refuse(index, str(row.error))

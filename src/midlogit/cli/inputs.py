@@ -1,57 +1,32 @@
-"""Prompts from arguments, text files and JSON lines, each with the place it came from; knows no model.
+"""Prompts from arguments, text and JSON lines, each with the place it came from; knows no model.
 
-Lines are counted as an editor does, blank ones included. Whether a model takes a prompt is checked elsewhere.
+Inputs are read as their rows are asked for, so that they may be of any length. Whether a model takes a prompt is
+checked elsewhere.
 """
 
 from __future__ import annotations
 
-import re
+import os
+import queue
+import stat
 import sys
-from dataclasses import dataclass
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
 from midlogit.errors import InvalidRequest
-from midlogit.requests.prompts import Prompt
+from midlogit.jobs.inputs.fields import read_prompts
+from midlogit.jobs.inputs.lines import check_encoding, open_stream, read_lines
+from midlogit.jobs.inputs.reading import is_text
+from midlogit.jobs.inputs.row import Columns, Row
 
-JSON_LINES = (".jsonl", ".ndjson")
-LINE_END = re.compile(r"\r\n|\r|\n")
-WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One prompt, or the reason why it cannot be read.
-
-    Attributes:
-        where: its file and line, or its number among the arguments; for messages.
-        prompt: text, chat messages or token ids; None where it cannot be read.
-        base_prompt: the base's own prompt; None for the same.
-        error: why it cannot be read; None where it can.
-    """
-
-    where: str
-    prompt: Prompt | None
-    base_prompt: Prompt | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Names of the columns of JSON lines.
-
-    Attributes:
-        prompt: None for `prompt`, else `messages`. base_prompt: None where the base has no prompt of its own.
-    """
-
-    prompt: str | None = None
-    base_prompt: str | None = None
-
-    @property
-    def are_named(self) -> bool:
-        return self.prompt is not None or self.base_prompt is not None
+FIRST_ROWS = 1000  # of a file, which are read before a model is loaded
+READ_AHEAD = 64  # rows that may wait after a pipe
 
 
 def rows_of_arguments(prompts: list[str]) -> list[Row]:
@@ -62,96 +37,148 @@ def rows_of_arguments(prompts: list[str]) -> list[Row]:
         try:
             prompt.encode()
         except UnicodeEncodeError:
-            rows.append(
-                Row(
-                    where,
-                    None,
-                    error="It holds bytes that are not UTF-8. Put it into a file: --input FILE.",
-                )
-            )
+            error = "It holds bytes that are not UTF-8. Put it into a file: --input FILE."
+            rows.append(Row(where, error=error))
         else:
-            rows.append(Row(where, prompt))
+            rows.append(Row(where, prompt=prompt))
     return rows
 
 
-def read_rows(file: Path | None, encoding: str, columns: Columns) -> list[Row]:
-    """The rows of a file, or of standard input when there is none.
+class Source(ABC):
+    """The rows of a call, in order.
 
-    An input is read as JSON lines if the file's name ends in .jsonl or .ndjson, or if columns are named.
+    Attributes:
+        num_first: how many are to be read before a model is loaded.
+        blocks: whether reading one may take any time. is_held: whether all are in memory.
+        can_repeat: whether they can be iterated over more than once.
+    """
+
+    num_first: int
+    blocks: bool
+    is_held: bool
+    can_repeat: bool
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Row]: ...
+
+    @abstractmethod
+    def count(self) -> int | None:
+        """The number of rows; None where it is not known."""
+
+
+class Held(Source):
+    """Rows in memory."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self._rows = rows
+        self.num_first = len(rows)
+        self.blocks, self.is_held, self.can_repeat = False, True, True
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
+    def count(self) -> int:
+        return len(self._rows)
+
+
+class Input(Source):
+    """The rows of a file, or of standard input where there is none, read as they are asked for.
+
+    An input is read as JSON lines if the file's name ends in .jsonl or .ndjson, or if columns are named. Bytes of
+    another encoding are raised in the first rows, and make an error of their row further on.
 
     Raises:
-        InvalidRequest: no such file, an unknown encoding, bytes of another one, or no prompt.
+        InvalidRequest: no such file, an unknown encoding, or nobody types prompts; while iterating, bytes of another
+            encoding in the first rows, no prompt at all, or a file that cannot be read to its end.
     """
-    name = "standard input" if file is None else str(file)
-    if file is None and sys.stdin.isatty():
-        raise InvalidRequest("There is no prompt.", "Give one, or pipe prompts in, one per line.")
 
-    try:
-        data = sys.stdin.buffer.read() if file is None else file.read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"Cannot read {name}: {error.strerror}.") from error
+    def __init__(self, file: Path | None, encoding: str, columns: Columns) -> None:
+        if file is None and sys.stdin.isatty():
+            raise InvalidRequest(
+                "There is no prompt.", "Give one, or pipe prompts in, one per line."
+            )
+        check_encoding(encoding)
+        self._file, self._encoding, self._columns = file, encoding, columns
+        self._name = "standard input" if file is None else str(file)
 
-    lines = LINE_END.split(_decode(data, encoding, name))
-    is_json = columns.are_named or (file is not None and file.suffix.lower() in JSON_LINES)
-    numbered = [
-        (f"{name}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()
-    ]
-    if not numbered:
-        raise InvalidRequest(f"{name[0].upper()}{name[1:]} holds no prompt.", "Give one per line.")
-    return [
-        _json_row(where, line, columns) if is_json else Row(where, line) for where, line in numbered
-    ]
-
-
-def _decode(data: bytes, encoding: str, name: str) -> str:
-    """The text without a byte order mark."""
-    hint = f"Save it as {encoding.upper()}, or name what it is, such as --encoding latin-1."
-    if encoding.lower() in ("utf-8", "utf8") and data.startswith(WIDE_MARKS):
-        raise InvalidRequest(
-            f"{name}, line 1: this is UTF-16, not UTF-8.", "Use --encoding utf-16."
+        with self._open() as stream:
+            is_regular = stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+        self.num_first = FIRST_ROWS if is_regular else 1
+        self.blocks, self.is_held, self.can_repeat = (
+            not is_regular,
+            False,
+            is_regular and file is not None,
         )
-    try:
-        return data.decode(encoding).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = len(LINE_END.split(data[: error.start].decode(encoding, "replace")))
-        byte = f"the byte 0x{data[error.start]:02x} is not {encoding.upper()}"
-        raise InvalidRequest(f"{name}, line {line}: {byte}.", hint) from None
-    except (LookupError, ValueError) as error:
-        raise InvalidRequest(
-            f"--encoding is {encoding!r}: {error}.", "Use a text encoding, such as latin-1."
-        ) from None
+
+    def __iter__(self) -> Iterator[Row]:
+        is_json = bool(self._columns.named) or (self._file is not None and not is_text(self._file))
+        position = -1
+        with (
+            self._open() as stream,
+            closing(read_lines(stream, self._name, self._encoding)) as lines,
+        ):
+            for position, (number, text, error) in enumerate(lines):
+                where = f"{self._name}, line {number}"
+                if error is not None and position < self.num_first:
+                    raise InvalidRequest(f"{where}: {error}")
+                if error is not None:
+                    yield Row(where, error=error)
+                elif is_json:
+                    yield _json_row(where, text, self._columns)
+                else:
+                    yield Row(where, prompt=text)
+
+        if position < 0:
+            name = self._name[0].upper() + self._name[1:]
+            raise InvalidRequest(f"{name} holds no prompt.", "Give one per line.")
+
+    def count(self) -> int | None:
+        if not self.can_repeat:
+            return None
+        with self._open() as stream:
+            return sum(1 for _ in read_lines(stream, self._name, self._encoding))
+
+    def _open(self) -> BinaryIO:
+        """The stream; of standard input a buffer of its own, so that a thread that reads holds up no exit."""
+        if self._file is None:
+            return open(sys.stdin.fileno(), "rb", closefd=False)
+        return open_stream(self._file)
+
+
+def as_they_come(rows: Iterator[Row]) -> Iterator[Row | None]:
+    """Rows that a thread reads from a pipe; None where the next has not come yet."""
+    found: queue.Queue[Row | Exception | None] = queue.Queue(READ_AHEAD)
+
+    def read() -> None:
+        try:
+            for row in rows:
+                found.put(row)
+            found.put(None)
+        except Exception as error:  # raised below, by whoever takes the rows
+            found.put(error)
+
+    threading.Thread(target=read, name="midlogit-input", daemon=True).start()
+    while True:
+        try:
+            row = found.get_nowait()
+        except queue.Empty:
+            yield None
+            continue
+        if row is None:
+            return
+        if isinstance(row, Exception):
+            raise row
+        yield row
 
 
 def _json_row(where: str, line: str, columns: Columns) -> Row:
     try:
-        row = orjson.loads(line)
+        values: Any = orjson.loads(line)
+        if not isinstance(values, Mapping):
+            return Row(where, error='It is no JSON object. Write {"prompt": …}.')
+        prompt, base_prompt = read_prompts(values, columns)
     except orjson.JSONDecodeError as error:
-        return Row(where, None, error=f"It is not JSON: {error.msg}, column {error.colno}.")
-    if not isinstance(row, dict):
-        return Row(where, None, error='It is no JSON object. Write {"prompt": …}.')
-
-    names = ("prompt", "messages") if columns.prompt is None else (columns.prompt,)
-    try:
-        base_prompt = None if columns.base_prompt is None else _value(row, (columns.base_prompt,))
-        return Row(where, _value(row, names), base_prompt)
+        return Row(where, error=f"It is not JSON: {error.msg}, column {error.colno}.")
     except InvalidRequest as error:
-        return Row(where, None, error=str(error))
-
-
-def _value(row: dict[str, Any], names: tuple[str, ...]) -> Prompt:
-    """The first of the columns that the row has.
-
-    Raises:
-        InvalidRequest: it has none of them, or its value is not a prompt.
-    """
-    found = next((name for name in names if row.get(name) is not None), None)
-    if found is None:
-        shown = " or ".join(map(repr, names))
-        raise InvalidRequest(
-            f"It has no {shown}.", f"Its columns are {', '.join(map(repr, row)) or 'none'}."
-        )
-
-    value: Any = row[found]
-    if not isinstance(value, str | list):
-        raise InvalidRequest(f"Its {found!r} is neither text nor messages nor token ids.")
-    return value
+        return Row(where, error=str(error))
+    return Row(where, prompt=prompt, base_prompt=base_prompt)

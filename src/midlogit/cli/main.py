@@ -187,7 +187,6 @@ def generate(
 ) -> None:
     """Sample completions from q*; without --base and --teacher from the bundled pair."""
     from midlogit.cli.generate import Job, run_generate
-    from midlogit.cli.inputs import Columns
     from midlogit.cli.loading import (
         InProcess,
         PairOptions,
@@ -196,6 +195,7 @@ def generate(
         upstream,
     )
     from midlogit.core.rules import parse_rule
+    from midlogit.jobs.inputs import Columns
     from midlogit.params import SamplingParams
 
     changes: dict[str, object] = {}

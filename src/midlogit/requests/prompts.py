@@ -147,8 +147,8 @@ def require_chat(both: tuple[Reader, Reader], pairs: Sequence[tuple[Prompt, Prom
         both,
         used=any(
             bool(reader.variables) and reader.uses_template(prompt)
-            for reader, of_side in zip(both, zip(*pairs, strict=True), strict=True)
-            for prompt in of_side
+            for pair in pairs
+            for reader, prompt in zip(both, pair, strict=True)
         ),
     )
 

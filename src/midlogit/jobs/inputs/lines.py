@@ -9,7 +9,7 @@ import codecs
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -66,7 +66,7 @@ def check_encoding(encoding: str) -> None:
         ) from None
 
 
-def read_lines(stream: BinaryIO, name: str, encoding: str) -> Iterator[Line]:
+def read_lines(stream: BinaryIO, name: str, encoding: str) -> Generator[Line, None, None]:
     """The lines of a stream that are not blank, read as they are asked for; the stream stays open.
 
     Bytes that are not text in the encoding make an error of their line alone, or of the file where its lines cannot be

@@ -49,6 +49,7 @@ PRESETS: dict[str, Preset] = {
     )
 }
 DEFAULT_PRESET = "balanced"
+MOST_LOGPROBS = 256  # candidates of a position
 MOST_SAMPLES = 16384  # of one prompt, as in vLLM: each takes memory before the first begins
 
 
@@ -67,7 +68,8 @@ class SamplingParams:
         stop: strings that end the text; the text ends before them.
         stop_token_ids: further ids that end the sequence.
         ignore_eos: go on to max_tokens; the models' stop ids are masked.
-        top_logprobs: report this many most likely tokens of q, base and teacher at each position (0 to 20).
+        top_logprobs: report this many most likely tokens of q, base and teacher at each position (0 to 256);
+            servers list no more than their --max-logprobs.
         force_first_token: draw the first token from the teacher (α = 1).
         constraint_to_target: hold the support to the teacher's nucleus of mass target_top_p.
         target_top_p: in (0, 1].
@@ -127,9 +129,9 @@ class SamplingParams:
             "It must lie in (0, 1].",
         )
         _require(
-            0 <= self.top_logprobs <= 20,
+            0 <= self.top_logprobs <= MOST_LOGPROBS,
             f"top_logprobs is {self.top_logprobs}.",
-            "It must lie in 0 to 20.",
+            f"It must lie in 0 to {MOST_LOGPROBS}.",
         )
         _require(
             0 < self.alpha_tol <= 0.1, f"alpha_tol is {self.alpha_tol}.", "It must lie in (0, 0.1]."

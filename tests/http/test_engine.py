@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from midlogit import Completion, EngineFailure, KLBudget, Pair, SamplingParams, Token
+from midlogit import (
+    Completion,
+    EngineFailure,
+    InvalidRequest,
+    KLBudget,
+    Pair,
+    SamplingParams,
+    Token,
+)
 from midlogit.requests.prompts import Reading
 from midlogit.requests.sequence import Sequence
 from tests.http.conftest import FLAGS, WHOLE, Urls
@@ -335,3 +343,30 @@ def test_sequences_that_wait_can_be_aborted(urls: Urls) -> None:
         assert [c.finish_reason for c in others] == ["length"]
         unfinished = pair.start(pair.prepare(PROMPTS[:4], long, Reading()))
     assert [c.finish_reason for c in unfinished] == ["abort"] * 4  # the pair was closed
+
+
+@pytest.mark.parametrize("speculation", ["off", 2])
+def test_more_candidates_than_top_k(urls: Urls, pair: Pair, speculation: str | int) -> None:
+    """The lists are as wide as the report, and no wider than the servers allow."""
+    params = SamplingParams(max_tokens=5, ignore_eos=True, seed=2, top_logprobs=50)
+    with (
+        Proxy(urls.base) as base,
+        Proxy(urls.teacher) as teacher,
+    ):
+        base.max_logprobs = 60
+        with Pair.http(base.url, teacher.url, speculation=speculation) as http:  # type: ignore[arg-type]
+            with pytest.raises(InvalidRequest, match=r"the servers list 60 .*--max-logprobs 61"):
+                http.generate(PROMPTS[:1], replace(params, top_logprobs=61))
+            found = http.generate(PROMPTS[:1], params)[0]
+    assert found.error is None and found.top is not None and len(found.top) == 5
+
+    ids = pair.mixing.teacher.encode(PROMPTS[0])
+    one = replace(params, max_tokens=1, ignore_eos=False)
+    for position, top in enumerate(found.top):
+        whole = pair.generate([ids + found.token_ids[:position]], one)[0].top
+        assert whole is not None
+        for ours, theirs in ((top.base, whole[0].base), (top.teacher, whole[0].teacher)):
+            assert [v for _, v in ours] == pytest.approx([v for _, v in theirs], abs=1e-4)
+            common = dict(ours).keys() & dict(theirs).keys()  # the order of near ties may differ
+            assert len(common) >= 48
+            assert all(abs(dict(ours)[i] - dict(theirs)[i]) < 1e-4 for i in common)

@@ -44,7 +44,7 @@ PARAMS = SamplingParams.preset("balanced", max_tokens=12, seed=7, ignore_eos=Tru
         ({"temperature": math.nan}, "temperature is nan"),
         ({"target_top_p": 0.0}, "target_top_p is 0.0. It must lie in (0, 1]."),
         ({"target_top_p": 1.1}, "(0, 1]"),
-        ({"top_logprobs": 21}, "0 to 20"),
+        ({"top_logprobs": 257}, "0 to 256"),
         ({"alpha_tol": 0.0}, "alpha_tol"),
         ({"stop": ("",)}, "stop string is empty"),
         ({"alpha_rule": "equal-kl"}, "parse_rule"),

@@ -57,6 +57,36 @@ def test_greedy_equals_plain_transformers(pair: Pair, models, preset: str) -> No
         assert completion.diagnostics.alpha == pytest.approx(alphas, abs=1e-4)
 
 
+@torch.inference_mode()
+def test_all_256_candidates_equal_plain_transformers(pair: Pair, models) -> None:
+    asked = SamplingParams.preset("exploratory", seed=3, max_tokens=3, top_logprobs=256)
+    mixing, prompt = pair.mixing, QUESTIONS[0]
+    completion = pair.generate([prompt], asked)[0]
+    assert completion.top is not None and len(completion.top) == 3
+
+    ids = mixing.teacher.encode(prompt)
+    for position, top in enumerate(completion.top):
+        tokens = torch.tensor([ids + completion.token_ids[:position]])
+        base, teacher = (model(tokens).logits[0, -1].double() for model in models)
+        q = reference.mixture(
+            base.tolist(),
+            teacher.tolist(),
+            masked_ids=mixing.special_ids,
+            stop_ids=mixing.stop_ids,
+            top_p=None,
+            forced=False,
+        ).q
+        for candidates, expected in (
+            (top.q, torch.tensor(q, dtype=torch.float64).log()),
+            (top.base, base.log_softmax(-1)),
+            (top.teacher, teacher.log_softmax(-1)),
+        ):
+            values = [value for _, value in candidates]
+            assert len({i for i, _ in candidates}) == 256
+            assert values == pytest.approx(expected.topk(256).values.tolist(), abs=1e-4)
+            assert values == pytest.approx([expected[i].item() for i, _ in candidates], abs=1e-4)
+
+
 def test_each_side_sees_its_own_prompt(pair: Pair, models) -> None:
     """The base's raw logprobs are those of its own prompt, the teacher's of its own."""
     (found,) = pair.generate(

@@ -15,9 +15,14 @@ SURELY_FITS = 0.25  # share of the context window in bytes of text below which a
 
 
 class Checks:
-    """Checks of single rows against both models."""
+    """Checks of single rows against both models.
+
+    Raises:
+        InvalidRequest: the servers do not list as many candidates as are to be reported.
+    """
 
     def __init__(self, mixing: Mixing, params: SamplingParams, reading: Reading) -> None:
+        mixing.require_listed(params.top_logprobs)
         self._mixing = mixing
         self._params, self._reading = params, reading
         self._readers = readers((mixing.base, mixing.teacher), reading, min_new_tokens=1)

@@ -20,10 +20,15 @@ KEPT_OUTCOMES = 64  # alphabets kept for later requests
 
 @dataclass(frozen=True)
 class Mixing:
-    """Two checkpoints that are to be mixed."""
+    """Two checkpoints that are to be mixed.
+
+    Attributes:
+        max_logprobs: log-probabilities per position that the servers of both list; None where whole rows are seen.
+    """
 
     base: Model
     teacher: Model
+    max_logprobs: int | None = None
     _cached: Callable[..., Outcomes] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +75,18 @@ class Mixing:
                 f"The {side} ends a text with id {stop_id}, which the {other} does not have,"
                 f" and the {other} has no stop id: no text of the mixture would end.",
                 f"Set eos_token_id in the generation_config.json of the {other}.",
+            )
+
+    def require_listed(self, top_logprobs: int) -> None:
+        """Refuses to report more candidates than the servers list.
+
+        Raises:
+            InvalidRequest: says how many they list.
+        """
+        if self.max_logprobs is not None and top_logprobs > self.max_logprobs:
+            raise InvalidRequest(
+                f"top_logprobs is {top_logprobs}, but the servers list {self.max_logprobs} log-probabilities.",
+                f"Start them with --max-logprobs {top_logprobs}, or lower top_logprobs.",
             )
 
     def outcomes(self, params: SamplingParams) -> Outcomes:

@@ -43,6 +43,7 @@ class RequestBuilder:
         strict: bool = True,
     ) -> None:
         self._mixing, self._params = mixing, params
+        mixing.require_listed(params.top_logprobs)
         self._outcomes = mixing.outcomes(params)
         self._readers = readers(
             (mixing.base, mixing.teacher), reading, min_new_tokens=int(generates)

@@ -48,6 +48,10 @@ class ListWidth:
     drafting: int
     tolerance: float | None
 
+    def at_least(self, listed: int) -> ListWidth:
+        """The width where this many candidates are to be reported."""
+        return replace(self, start=max(self.start, listed), drafting=max(self.drafting, listed))
+
 
 class PendingDrafts(NamedTuple):
     """Drafts that the base's server is making."""
@@ -197,7 +201,7 @@ class HttpEngine(Engine):
 
         The next round is requested as soon as its prefix is known; decisions and text follow while the servers work.
         """
-        k = self._width.start
+        k = self._width_of(sequence).start
         position = 0
         pending = self._start_round(sequence, slots, position, k)
         try:
@@ -239,8 +243,12 @@ class HttpEngine(Engine):
         request = DraftRequest.near(
             sequence.request.params.temperature, num_drafts + 1, sequence.draft_seed(position)
         )
-        steps = self.sides.base.replicas.draft(slots[0], self._width.drafting, request)
+        width = self._width_of(sequence).drafting
+        steps = self.sides.base.replicas.draft(slots[0], width, request)
         return PendingRound(started, batch, drafts=PendingDrafts(request, steps))
+
+    def _width_of(self, sequence: Sequence) -> ListWidth:
+        return self._width.at_least(sequence.request.params.top_logprobs)
 
     def _num_drafts(self, sequence: Sequence, position: int) -> int:
         """The draft length of the round at a position.
@@ -272,9 +280,10 @@ class HttpEngine(Engine):
 
         Positions that need no scores are sampled first: if one of them rejects its draft, nothing is scored.
         """
+        width = self._width_of(sequence)
         steps = await drafts.steps
         drafted = self._verifiable(sequence, steps)
-        teacher_rows = self.sides.teacher.replicas.top(slots[1], self._width.drafting, drafted)
+        teacher_rows = self.sides.teacher.replicas.top(slots[1], width.drafting, drafted)
         settings = [
             replace(sequence.settings_at(position + n), draft=_draft_of(drafts.request, steps[n]))
             for n in range(len(teacher_rows))
@@ -282,8 +291,7 @@ class HttpEngine(Engine):
         wide = [(step.row, await row) for step, row in zip(steps, teacher_rows, strict=False)]
 
         narrowed = [
-            self.sides.narrow(rows, self._width.start, s)
-            for rows, s in zip(wide, settings, strict=True)
+            self.sides.narrow(rows, width.start, s) for rows, s in zip(wide, settings, strict=True)
         ]
         pairs, missing = [pair for pair, _ in narrowed], [ids for _, ids in narrowed]
         complete = next((n for n, ids in enumerate(missing) if any(ids)), len(pairs))
@@ -315,7 +323,7 @@ class HttpEngine(Engine):
         self, slots: SlotPair, settings: RowSettings, rows: tuple[PendingRow, ...], k: int
     ) -> tuple[SampledToken, int]:
         """The next token in lock-step, and the width with which to begin the one after it."""
-        width = self._width
+        width = self._width.at_least(settings.top_logprobs)
         while True:
             pairs = [await self.sides.read_top(rows)]
             missing = self.sides.missing_ids(pairs[0], settings)

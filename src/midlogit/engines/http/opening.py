@@ -95,11 +95,11 @@ def open_pair(
     client = Client(pool=connection_pool_size, timeout=timeout, retries=max_retries)
     try:
         sides = open_sides(client, (base, teacher), k)
-        mixing = Mixing(sides[0].model, sides[1].model)
+        width = list_width(sides, k, tolerance)
+        mixing = Mixing(sides[0].model, sides[1].model, width.maximum)
         mixing.require_mixable()
 
         draft_length = possible_draft_length(client, sides[0], draft_length)
-        width = list_width(sides, k, tolerance)
         return mixing, open_engine(client, mixing, sides, width, draft_length, max_num_seqs)
     except BaseException:
         client.close()

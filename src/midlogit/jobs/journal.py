@@ -67,8 +67,12 @@ def read_journals(folder: Path, number: int) -> Iterator[tuple[int, Record]]:
 
 
 def read_journal(path: Path) -> Iterator[tuple[int, Record]]:
-    """(row of the part, record) of every whole line of a journal."""
-    with path.open("rb") as file:
+    """(row of the part, record) of every whole line of a journal; nothing of one that is gone, its part being done."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
         for line in file:
             try:
                 data = orjson.loads(line)

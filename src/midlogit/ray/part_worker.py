@@ -7,9 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import orjson
+from typing import TYPE_CHECKING
 
 from midlogit.errors import EngineFailure, MidlogitError
 from midlogit.jobs import Job, PairSource
@@ -45,27 +43,26 @@ class PartWorker:
             self._failure = failure
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Works on the part of a table of one row; returns its footer, or the error that ends the job."""
+        """Works on the part of a table of one row; returns the error that ends the job, or none."""
         import pyarrow as pa
 
-        footer, failure = b"", b""
+        failure = b""
         try:
-            footer = orjson.dumps(self._work(table.column("part")[0].as_py()))
+            self._work(table.column("part")[0].as_py())
         except MidlogitError as error:
             failure = pickle.dumps(error)
-        return pa.table({"footer": [footer], "failure": [failure]})
+        return pa.table({"failure": [failure]})
 
-    def _work(self, part: int) -> dict[str, Any]:
+    def _work(self, part: int) -> None:
         if self._failure is not None:
             raise self._failure
 
         # Items of a part that broke engines run alone, so that only the one that breaks another is blamed.
         with self._turns.take(alone=self._attempts.is_isolated(part)):
             try:
-                footer = self._job.work(self._pair, part)
+                self._job.work(self._pair, part)
             except EngineFailure as failure:
                 end_actor(failure, most_attempts=MOST_ATTEMPTS)
-        return footer
 
 
 class _Turns:

@@ -1,7 +1,7 @@
 """Runs the parts of a job on an autoscaling pool of Ray actors; the driver's side, which opens no pair.
 
-What travels through Ray is the number of a part, and the summary of its results once it is committed. Progress lives in
-the job's folder alone, so that a dead actor, node or driver costs only the sequences that ran.
+Only the numbers of parts travel through Ray. Progress lives in the folder of the job, so that a dead actor, node or
+driver costs only the sequences that ran.
 """
 
 from __future__ import annotations
@@ -16,14 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import orjson
-
 from midlogit.errors import EngineFailure, InvalidRequest, first_line
 from midlogit.jobs import Job, PairSource
 from midlogit.jobs.claims import Presence
 from midlogit.jobs.errors import TooManyErrors
 from midlogit.jobs.options import allowed_errors
-from midlogit.jobs.part_files import read_metadata
 from midlogit.jobs.run_folder import RunFolder
 from midlogit.jobs.worker import Progress, Rate
 from midlogit.ray.cluster import connected, require_nodes
@@ -31,6 +28,7 @@ from midlogit.ray.part_worker import PartWorker
 from midlogit.ray.pool import actor_pool
 
 TICK_S = 0.1
+LOOK_S = 10.0  # between looks at the job's folder
 PATIENCE_S = 30.0  # for the pool to end
 ROLE = "ray"
 MOST_ATTEMPTS = (
@@ -85,7 +83,7 @@ def run_on_ray(
     Args:
         source: of each actor's pair.
         address: as of `midlogit.ray.cluster.connected`.
-        max_errors, on_progress, should_stop: as of `Job.run`; items and tokens are counted as parts are committed.
+        max_errors, on_progress, should_stop: as of `Job.run`.
 
     Returns:
         Whether it is complete; false after `should_stop`.
@@ -99,37 +97,33 @@ def run_on_ray(
 
     folder = RunFolder(job.path.resolve())
     source, folders = _with_absolute_folders(source)
-    tally = _Tally(job, folder, allowed_errors(max_errors, job.manifest.items))
+    watch = _Watch(job, allowed_errors(max_errors, job.manifest.items))
     presence = Presence(folder, ROLE)
     try:
         with connected(address):
             gpus = _gpus_of(source) if replicas.gpus is None else replicas.gpus
             require_nodes(gpus, [folder.path, *folders], address=address)
-            pool = replace(replicas, gpus=gpus)
-            with _Footers(_parts(missing, folder.path, source, pool)) as footers:
-                while not should_stop():
-                    footer = footers.next(TICK_S)
-                    if footers.is_over:
-                        return True
-                    if footer is not None:
-                        tally.add(footer)
-                    progress = tally.progress
+            dataset = _parts(missing, folder.path, source, replace(replicas, gpus=gpus))
+            with _Pool(dataset) as pool:
+                is_done = False
+                while not (is_done or should_stop()):
+                    is_done = pool.is_done(TICK_S)
+                    progress = watch.look(at_once=is_done)
                     presence.beat(
                         progress.items, progress.tokens, progress.tokens_per_s, progress.errors
                     )
                     on_progress(progress)
-            return False
+                return is_done
     finally:
         presence.close()
 
 
-class _Footers:
-    """The footers of parts as they are committed, from a thread that follows the pool."""
+class _Pool:
+    """A pool that works on a dataset of parts while the block runs, followed by a thread of its own."""
 
     def __init__(self, dataset: Any) -> None:
-        self.is_over = False
         self._dataset = dataset
-        self._found: queue.SimpleQueue[dict[str, Any] | Exception | None] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._follow, name="midlogit-ray", daemon=True)
 
     def __enter__(self) -> Self:
@@ -144,29 +138,29 @@ class _Footers:
                 executor.shutdown(force=True)
             self._thread.join(TICK_S)
 
-    def next(self, seconds: float) -> dict[str, Any] | None:
-        """The next footer; None if none comes in time, or if all have come.
+    def is_done(self, seconds: float) -> bool:
+        """Whether all parts are done; waits so long for it.
 
         Raises:
             MidlogitError: an actor's error, or Ray's.
         """
         try:
-            found = self._found.get(timeout=seconds)
+            failure = self._ended.get(timeout=seconds)
         except queue.Empty:
-            return None
-        if isinstance(found, Exception):
-            raise found
-        self.is_over = found is None
-        return found
+            return False
+        if failure is not None:
+            raise failure
+        return True
 
     def _follow(self) -> None:
         try:
             for row in self._dataset.iter_rows():
-                failure = row["failure"]
-                self._found.put(pickle.loads(failure) if failure else orjson.loads(row["footer"]))
-            self._found.put(None)
+                if row["failure"]:
+                    self._ended.put(pickle.loads(row["failure"]))
+                    return
+            self._ended.put(None)
         except Exception as error:  # the boundary to Ray: whatever it raises ends the job
-            self._found.put(
+            self._ended.put(
                 EngineFailure(
                     f"Ray gave up: {first_line(error)}.",
                     "What was finished is kept: run the same command again.",
@@ -174,39 +168,44 @@ class _Footers:
             )
 
 
-class _Tally:
-    """Counts what was committed.
+class _Watch:
+    """Looks at what is done of a job, now and then, in its folder; the longer a look takes, the less often.
 
     Args:
-        allowed_errors: completions that may end as errors, those of parts that were done before counted too.
+        allowed_errors: completions that may end as errors.
     """
 
-    def __init__(self, job: Job, folder: RunFolder, allowed_errors: int) -> None:
-        done = [read_metadata(folder.results_file(part))["summary"] for part in folder.done()]
-        self.progress = Progress()
+    def __init__(self, job: Job, allowed_errors: int) -> None:
+        self._progress = Progress()
+        self._job = job
+        self._first = job.status()
+        self._allowed = allowed_errors
         self._rate = Rate()
-        self._allowed = allowed_errors - sum(summary["errors"] for summary in done)
-        self._committed = sum(summary["completions"] for summary in done)
-        self._before = job.status().done  # those in journals of open parts counted too
+        self._next = time.monotonic() + LOOK_S
 
-    def add(self, footer: dict[str, Any]) -> None:
-        """Takes the footer of a part.
+    def look(self, *, at_once: bool) -> Progress:
+        """Looks, if it is time or `at_once`; the progress since the watch began.
 
         Raises:
             TooManyErrors: more than allowed.
         """
-        progress, summary = self.progress, footer["summary"]
-        self._committed += summary["completions"]
-        progress.parts += 1
-        progress.items = max(self._committed - self._before, 0)
-        progress.tokens += summary["completion_tokens"]
-        progress.errors += summary["errors"]
+        begin = time.monotonic()
+        if begin < self._next and not at_once:
+            return self._progress
+
+        status, first, progress = self._job.status(), self._first, self._progress
+        progress.parts = status.parts_done - first.parts_done
+        progress.items = max(status.done - first.done, progress.items)
+        progress.tokens = max(status.tokens - first.tokens, progress.tokens)
+        progress.errors = status.errors - first.errors
         progress.tokens_per_s = self._rate.per_second(progress.tokens)
-        if progress.errors > self._allowed:
+        if progress.errors and status.errors > self._allowed:
             raise TooManyErrors(
-                f"{progress.errors} completions ended as errors. What was finished is kept.",
+                f"{status.errors} completions ended as errors. What was finished is kept.",
                 "`midlogit batch status` shows some; allow more by --max-errors.",
             )
+        self._next = time.monotonic() + max(LOOK_S, 20 * (time.monotonic() - begin))
+        return progress
 
 
 def _with_absolute_folders(source: PairSource) -> tuple[PairSource, list[Path]]:
@@ -234,7 +233,7 @@ def _gpus_of(source: PairSource) -> int:
 
 
 def _parts(missing: Sequence[int], run: Path, source: PairSource, pool: Replicas) -> Any:
-    """The dataset of the job's missing parts, each mapped to its footer by the pool."""
+    """The dataset of the job's missing parts, each mapped by the pool to the error that ends the job, or to none."""
     import ray
 
     data = ray.data.DataContext.get_current()

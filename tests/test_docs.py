@@ -35,7 +35,7 @@ OTHERS = {
     "load_format",
 }  # vLLM
 OTHERS |= {"theta", "t"}  # the older coordinator's words for the two models
-OTHERS |= {"null", "real_models"}  # JSON, a marker of tests
+OTHERS |= {"null", "real_models", "Int64"}  # JSON, a marker of tests, a type of pandas
 OTHERS |= {"datasets.load_dataset", "custom_id"}  # datasets, OpenAI batch files
 VLLM_OPTIONS = {
     "--port",

@@ -240,7 +240,8 @@ def _parts(missing: Sequence[int], run: Path, source: PairSource, pool: Replicas
     data.enable_progress_bars = False
     data.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    for module in ("progress", "issue_detection"):  # advice about its own options
+        logging.getLogger(f"ray.data._internal.{module}").setLevel(logging.ERROR)
     processors = ray.cluster_resources().get("CPU", 0)
     return ray.data.from_items(
         [{"part": part} for part in missing], override_num_blocks=len(missing)

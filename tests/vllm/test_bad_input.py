@@ -175,6 +175,7 @@ def test_an_engine_that_dies_returns_the_tokens_so_far(
     found = crowded.generate(prompts * 4, SamplingParams(max_tokens=30, seed=1, ignore_eos=True))
     assert [c.finish_reason for c in found] == ["error"] * 8
     assert all("illegal memory access" in c.error for c in found)
+    assert {c.error_type for c in found} == {"engine"}
     assert len(found[0].token_ids) > 5 and found[0].text
     with pytest.raises(EngineFailure, match="illegal memory access"):
         crowded.generate(QUESTIONS[:1])

@@ -152,13 +152,16 @@ def test_prompts_that_share_a_beginning_are_computed_once(
 
 def test_candidates_are_reported_where_asked_for(pair: Pair, crowded: Pair) -> None:
     """A request that wants candidates shares its steps with one that does not."""
-    asked = [SamplingParams(temperature=0, max_tokens=6, top_logprobs=k) for k in (3, 0)]
+    asked = [SamplingParams(temperature=0, max_tokens=6, top_logprobs=k) for k in (256, 0)]
     batches = [crowded.as_completed([QUESTIONS[i]], params) for i, params in enumerate(asked)]
     found = [next(iter(batch)) for batch in batches]
     expected = [pair.generate([QUESTIONS[i]], params)[0] for i, params in enumerate(asked)]
-    assert [[i for i, _ in top.q] for top in found[0].top] == [
-        [i for i, _ in top.q] for top in expected[0].top
-    ]
+    for ours, theirs in zip(found[0].top, expected[0].top, strict=True):
+        assert ours.q[0][0] == theirs.q[0][0]
+        for name in ("q", "base", "teacher"):
+            values = [[value for _, value in getattr(top, name)] for top in (ours, theirs)]
+            assert values[0] == pytest.approx(values[1], abs=1e-3)
+        assert len(ours.base) == len(ours.teacher) == 256
     assert found[1].top is None
     require_equal(found, expected)
 

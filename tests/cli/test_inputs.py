@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import sys
+import threading
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from midlogit.cli.inputs import FIRST_ROWS, Input, as_they_come, rows_of_arguments
@@ -115,6 +118,21 @@ def test_arguments_that_are_no_text() -> None:
     rows = rows_of_arguments(["a", "caf\udce9"])
     assert rows[0] == Row("prompt 1", prompt="a")
     assert rows[1].prompt is None and "not UTF-8" in str(rows[1].error)
+
+
+def test_compressed_files_and_named_pipes(tmp_path: Path) -> None:
+    (tmp_path / "p.txt.gz").write_bytes(gzip.compress(b"a\nb\n"))
+    with pyarrow.CompressedOutputStream(str(tmp_path / "p.jsonl.zst"), "zstd") as stream:
+        stream.write(b'{"prompt":"a"}\n{"prompt":"b"}\n')
+    for name in ("p.txt.gz", "p.jsonl.zst"):
+        source = Input(tmp_path / name, "utf-8", Columns())
+        assert source.count() == 2 and [row.prompt for row in source] == ["a", "b"]
+
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("a\nb\n",))
+    writer.start()
+    assert [row.prompt for row in Input(tmp_path / "pipe", "utf-8", Columns())] == ["a", "b"]
+    writer.join()
 
 
 def test_bytes_of_another_encoding_far_into_a_file_are_an_error_of_their_row(

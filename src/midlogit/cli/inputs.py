@@ -14,15 +14,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import orjson
 
 from midlogit.errors import InvalidRequest
 from midlogit.jobs.inputs.fields import read_prompts
 from midlogit.jobs.inputs.lines import check_encoding, open_stream, read_lines
-from midlogit.jobs.inputs.reading import is_text
+from midlogit.jobs.inputs.reading import is_text, json_row
 from midlogit.jobs.inputs.row import Columns, Row
 
 FIRST_ROWS = 1000  # of a file, which are read before a model is loaded
@@ -101,8 +100,14 @@ class Input(Source):
         self._file, self._encoding, self._columns = file, encoding, columns
         self._name = "standard input" if file is None else str(file)
 
-        with self._open() as stream:
-            is_regular = stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+        try:
+            found = os.fstat(sys.stdin.fileno()) if file is None else file.stat()
+        except OSError as error:
+            raise InvalidRequest(f"Cannot read {self._name}: {error.strerror}.") from None
+        if not stat.S_ISFIFO(found.st_mode):  # one that is opened twice loses what writes into it
+            self._open().close()
+
+        is_regular = stat.S_ISREG(found.st_mode)
         self.num_first = FIRST_ROWS if is_regular else 1
         self.blocks, self.is_held, self.can_repeat = (
             not is_regular,
@@ -124,7 +129,7 @@ class Input(Source):
                 if error is not None:
                     yield Row(where, error=error)
                 elif is_json:
-                    yield _json_row(where, text, self._columns)
+                    yield json_row(where, text, partial(_row, self._columns))
                 else:
                     yield Row(where, prompt=text)
 
@@ -171,14 +176,10 @@ def as_they_come(rows: Iterator[Row]) -> Iterator[Row | None]:
         yield row
 
 
-def _json_row(where: str, line: str, columns: Columns) -> Row:
+def _row(columns: Columns, where: str, values: Mapping[str, Any]) -> Row:
+    """The row of a JSON object: its prompts alone."""
     try:
-        values: Any = orjson.loads(line)
-        if not isinstance(values, Mapping):
-            return Row(where, error='It is no JSON object. Write {"prompt": …}.')
         prompt, base_prompt = read_prompts(values, columns)
-    except orjson.JSONDecodeError as error:
-        return Row(where, error=f"It is not JSON: {error.msg}, column {error.colno}.")
     except InvalidRequest as error:
         return Row(where, error=str(error))
     return Row(where, prompt=prompt, base_prompt=base_prompt)

@@ -60,7 +60,7 @@ def line_rows(
         elif row_of is None:
             yield Row(where, prompt=line.text)
         else:
-            yield _json_row(where, line.text, row_of)
+            yield json_row(where, line.text, row_of)
 
 
 def is_text(file: Path) -> bool:
@@ -68,7 +68,8 @@ def is_text(file: Path) -> bool:
     return _format(file) not in JSON_LINES
 
 
-def _json_row(where: str, line: str, row_of: RowOf) -> Row:
+def json_row(where: str, line: str, row_of: RowOf) -> Row:
+    """The row of a line that holds a JSON object, an error if it holds none."""
     try:
         values = orjson.loads(line)
     except orjson.JSONDecodeError as error:

@@ -26,9 +26,7 @@ from midlogit.errors import (
 from midlogit.extras import require
 
 LOCAL = "local"
-OBJECT_STORE_BYTES = (
-    100 * 2**20
-)  # of a Ray of our own: part numbers and summaries travel through it
+OBJECT_STORE_BYTES = 100 * 2**20  # of a Ray of our own: only numbers of parts travel through it
 CONNECT_S = 10.0
 PROBE_S = 120.0
 HINT = "Start one, or use --ray local."
@@ -58,11 +56,9 @@ def connected(address: str) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, **options)
-    except (ConnectionError, ValueError) as error:
-        raise ServerUnavailable(
-            f"No Ray cluster at {address}: {first_line(error).rstrip('.')}.",
-            HINT,
-        ) from error
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = first_line(error).rstrip(".")
+        raise ServerUnavailable(f"No Ray cluster at {address}: {reason}.", HINT) from error
     if is_main:
         signal.signal(signal.SIGTERM, handler)  # which Ray took for itself
 

@@ -12,7 +12,7 @@ VLLM_TESTS := $(VLLM)/.tests
 RAY := .cache/ray
 RAY_TESTS := $(RAY)/.tests
 
-.PHONY: demo test test-http test-vllm test-exports test-ray vllm check lint newest bench clean
+.PHONY: demo test test-http test-vllm test-exports test-ray test-ray-kills ray vllm check lint newest bench clean
 
 demo: $(RUNS)
 	@$(BIN)/midlogit demo
@@ -20,7 +20,7 @@ demo: $(RUNS)
 # First all that needs no vLLM; then, side by side, what needs two vLLM servers and what runs vLLM inside the process.
 # vLLM pins torch and much else, so it is installed (once) into an environment of its own below .cache.
 # One thread a process: several share the processors, and models this small do not want more.
-test test-http test-vllm test-exports test-ray: export OMP_NUM_THREADS = 1
+test test-http test-vllm test-exports test-ray test-ray-kills: export OMP_NUM_THREADS = 1
 test: $(TESTS) $(VLLM_TESTS)
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm --ignore tests/trainers
 	@echo "tests/http and tests/vllm run side by side; each reports when it has ended ..."
@@ -41,6 +41,12 @@ test-exports: $(TESTS)
 # Not part of `make test`: it takes minutes, and Ray an environment of its own.
 test-ray: $(RAY_TESTS)
 	$(RAY)/bin/pytest tests/ray
+
+ray: $(RAY_TESTS)
+
+# What CI runs of them: actors and drivers that are killed.
+test-ray-kills: $(RAY_TESTS)
+	$(RAY)/bin/pytest tests/ray/test_parts.py -k killed
 
 # Side by side: the linters, and the newest releases of what midlogit needs, in an environment of their own below .cache.
 check: $(TESTS)

@@ -24,7 +24,7 @@ from benchmarks.batch_jobs import (
     gpu_name,
     gpu_source,
     id_prompts,
-    questions,
+    openings,
     write_section,
 )
 from benchmarks.batch_memory import measure_memory
@@ -32,7 +32,7 @@ from benchmarks.batch_ratio import compare
 from benchmarks.batch_workers import measure_workers
 from midlogit import SamplingParams
 
-CPU_ROWS, CPU_SEQUENCES, CPU_TOKENS = 512, (16, 64), 128
+CPU_ROWS, CPU_SEQUENCES, CPU_TOKENS = 128, (16, 64), 128
 GPU_ROWS, GPUS_ROWS, GPU_SEQUENCES, GPU_TOKENS, GPU_PROMPT = 1536, 1024, 256, 256, 128
 BUNDLED_IDS, GPU_IDS = 4000, 100_000  # ids of prompts lie below
 
@@ -43,7 +43,7 @@ def cpu(chosen: argparse.Namespace) -> None:
     params = SamplingParams.preset("balanced", max_tokens=CPU_TOKENS, seed=1)
     for sequences in CPU_SEQUENCES:
         source = bundled_source("local", sequences)
-        work = Work(source, questions(chosen.rows or CPU_ROWS), params, chat=True)
+        work = Work(source, openings(chosen.rows or CPU_ROWS), params, chat=False)
         with source.open() as pair, tempfile.TemporaryDirectory() as scratch:
             rows.append(compare(work, pair, chosen.rounds, Path(scratch)))
     write_section(chosen.output, "cpu", rows, cpu_name())

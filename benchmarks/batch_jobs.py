@@ -55,9 +55,9 @@ class Work:
         return pair.as_completed(self.prompts, self.params, chat=self.chat, request_ids=names)
 
 
-def questions(number: int) -> list[str]:
-    """Text prompts, all different."""
-    return [f"What is {n} plus {n % 7}?" for n in range(number)]
+def openings(number: int) -> list[str]:
+    """Beginnings of stories, all different."""
+    return [f"Once upon a time there were {n} foxes. One day" for n in range(number)]
 
 
 def id_prompts(number: int, length: int, ids: int) -> list[list[int]]:

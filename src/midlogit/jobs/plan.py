@@ -86,7 +86,7 @@ def write_plan(
     findings = _find(inputs, options, checks)
     if findings.error_items > allowed_errors(options.max_errors, findings.items):
         raise InvalidRequest(
-            f"{findings.error_rows} of {findings.rows} rows cannot be honoured: {'; '.join(findings.wrong)}.",
+            f"{findings.error_rows} of {findings.rows} rows cannot be honoured. {' '.join(findings.wrong)}",
             "Mend them, or allow them by --max-errors: they become error rows.",
         )
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 from midlogit.delivery import Batch
@@ -18,16 +19,18 @@ from midlogit.errors import EngineFailure, InvalidRequest
 from midlogit.jobs.attempts import Attempts
 from midlogit.jobs.errors import StorageFailure, TooManyErrors
 from midlogit.jobs.manifest import Manifest
-from midlogit.jobs.open_part import InputRow, Item, OpenPart
+from midlogit.jobs.open_part import Item, OpenPart
 from midlogit.jobs.run_folder import RunFolder
 from midlogit.jobs.schema import Record, error_record, record_of
 from midlogit.outputs import Completion
-from midlogit.pair import Pair
-from midlogit.requests.prompts import Reading
+from midlogit.pair import WINDOW, Pair
+from midlogit.params import SamplingParams
+from midlogit.requests.build import RequestBuilder
 from midlogit.requests.sequence import Request
 
 TICK_S = 0.1  # between looks at signals and the clock
 PATIENCE_S = 5.0  # for what was aborted to end
+BUILDERS = 64  # of requests, kept for rows with the same parameters
 RATE_S = 300.0  # over which tokens per second are measured
 
 
@@ -119,6 +122,7 @@ class Worker:
         self._should_stop = should_stop
         self._retry = retry
 
+        self._builder = lru_cache(BUILDERS)(self._new_builder)
         self._attempts = Attempts(folder)
         self._rate = Rate()
         self._open: dict[int, OpenPart] = {}
@@ -180,7 +184,7 @@ class Worker:
     @property
     def _window(self) -> int:
         """Most requests that run or wait in the engine."""
-        return 1 if self._is_isolating else 2 * self._pair.engine.max_num_seqs
+        return 1 if self._is_isolating else WINDOW * self._pair.engine.max_num_seqs
 
     def _make_requests(self) -> bool:
         """Makes the requests of the next row that has missing items; false when there is none at present."""
@@ -217,25 +221,27 @@ class Worker:
         row = part.rows[number]
         assert row.prompt is not None
         base_prompt = row.prompt if row.base_prompt is None else row.base_prompt
+        is_chat = self._reading.chat or not isinstance(row.prompt, str)
         try:
-            requests = self._pair.prepare(
-                [row.prompt],
-                row.params,
-                self._reading_of(row),
-                base_prompts=[base_prompt],
-                request_ids=[row.row_id],
-                strict=False,
-            )
+            builder = self._builder(row.params, is_chat)
         except InvalidRequest as error:
             for item in [item for item in part.missing if item[0] == number]:
                 self._fail(part, item, str(error))
             return []
+
+        requests = builder.build(number, base_prompt, row.prompt, row.row_id)
         return [request for request in requests if (number, request.sample) in part.missing]
 
-    def _reading_of(self, row: InputRow) -> Reading:
-        """How the prompts of a row are read: template variables only where a template is."""
-        is_chat = self._reading.chat or not isinstance(row.prompt, str)
-        return self._reading if is_chat else replace(self._reading, chat_template_kwargs=None)
+    def _new_builder(self, params: SamplingParams, is_chat: bool) -> RequestBuilder:
+        """Builds the requests of rows with the same parameters; template variables are for chats alone.
+
+        Raises:
+            InvalidRequest: parameters that cannot be honoured.
+        """
+        reading = self._reading
+        if not is_chat:
+            reading = replace(reading, chat_template_kwargs=None)
+        return RequestBuilder(self._pair.mixing, params, reading, strict=False)
 
     def _take(self, completion: Completion) -> None:
         """Takes a completion; one of a dead engine is not the row's fault.

@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text()
-LOCAL, HTTP, VLLM, SPECULATION = (
-    (ROOT / "docs" / f"{page}.md").read_text() for page in ("local", "http", "vllm", "speculation")
+LOCAL, HTTP, VLLM, SPECULATION, BATCH = (
+    (ROOT / "docs" / f"{page}.md").read_text()
+    for page in ("local", "http", "vllm", "speculation", "batch")
 )
 
 
@@ -190,3 +191,20 @@ def test_drafts_over_http(cells: list[str]) -> None:
     assert_is(times, row["times_lockstep"])
     if setting == "auto":
         assert drafts == f"auto ({row['drafts_in_use']['1']})"
+
+
+def test_batch_jobs() -> None:
+    sections = results("batch")
+    rows = [*sections["cpu"]["rows"], *sections["gpu"]["rows"]]
+    for cells, row in zip(table(BATCH, "| sequences at once |"), rows, strict=True):
+        assert_row(cells[1:], row["call_tokens_per_s"], row["job_tokens_per_s"], row["ratio"])
+
+    (both,) = sections["gpus"]["rows"]
+    said = re.search(r"reach ([\d.]+) times the tokens/s of one \(([\d,]+) against ([\d,]+)", BATCH)
+    assert said
+    assert_row(
+        list(said.groups()), both["speedup"], both["all_tokens_per_s"], both["one_tokens_per_s"]
+    )
+
+    for cells, row in zip(table(BATCH, "| rows |"), sections["memory"]["rows"], strict=True):
+        assert_row(cells, row["rows"], row["tokens_per_completion"], row["peak_mb"])

@@ -95,11 +95,6 @@ class OpenPart:
         self._finish_wrong_rows()
 
     @property
-    def num_finished(self) -> int:
-        """Items that are finished."""
-        return len(self._records)
-
-    @property
     def num_errors(self) -> int:
         """Finished items that are errors."""
         return sum(record["error"] is not None for record in self._records.values())

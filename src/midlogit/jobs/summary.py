@@ -13,22 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from midlogit.jobs.schema import SCALARS
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
-METRICS = (
-    "completion_tokens",
-    "mean_alpha",
-    "mean_kl_base",
-    "mean_kl_teacher",
-    "max_kl",
-    "mean_entropy",
-    "sum_logprob",
-    "sum_base_logprob",
-    "sum_teacher_logprob",
-    "sum_tv_bound",
-    "min_coverage",
-)
+METRICS = ("completion_tokens", *SCALARS)
 POSITION_SUMS = ("alpha", "kl_base", "kl_teacher", "entropy", "tv_bound", "coverage")
 BINS = 200
 RANGES = {  # of the values of a histogram; of logarithms to base 10 where the name says so
@@ -71,11 +61,6 @@ def merge(summaries: Iterable[Summary]) -> Summary:
         total["highest_kl"] = sorted(total["highest_kl"], key=lambda p: -p["kl"])[:HIGHEST]
         total["examples"] = sorted(total["examples"], key=lambda e: e["hash"])[:EXAMPLES]
     return total
-
-
-def position_bin(position: int) -> int:
-    """The bin of a token position: 0, 1, 2 to 3, 4 to 7 and so on."""
-    return position.bit_length()
 
 
 def _added(one: Any, other: Any) -> Any:
@@ -126,7 +111,7 @@ def _positions(done: pa.Table) -> dict[str, dict[str, Any]]:
     columns = {name: _flat(done, name) for name in POSITION_SUMS}
     lengths = done.column("alpha").combine_chunks().value_lengths().to_numpy()
     positions = np.concatenate([np.arange(n) for n in lengths]) if len(lengths) else np.empty(0)
-    bins = np.frexp(positions)[1]  # the bit length
+    bins = np.frexp(positions)[1]  # 0, 1, 2 to 3, 4 to 7 and so on: the bit length of a position
     values = {
         "alpha": columns["alpha"],
         "log10_kl_base": _log10(columns["kl_base"]),

@@ -31,7 +31,7 @@ def plan_job(inputs: Sequence[Path], out: Path, options: JobOptions, pair: PairO
     Raises:
         MidlogitError: as `Job.plan`.
     """
-    job = Job.plan(inputs, out, source_of(pair).for_seeded_requests(), options)
+    job = Job.plan(inputs, out, source_of(pair), options)
     manifest = job.manifest
     wrong = f", {manifest.error_rows} of which cannot be honoured" if manifest.error_rows else ""
     write_text(
@@ -85,7 +85,7 @@ def run_job(
     """
     on_ray.require_usable(worker)
     role = WorkerRole.parse(worker)
-    source = source_of(pair).for_seeded_requests()
+    source = source_of(pair)
     with Signals() as signals:
         try:
             job = Job.plan(inputs, out, source, options)
@@ -107,7 +107,7 @@ def retry_job(run: Path, pair: PairOptions, worker: str | None, max_errors: str)
         MidlogitError: as `Job.open` and `Job.run`.
     """
     role = WorkerRole.parse(worker)
-    source = source_of(pair).for_seeded_requests()
+    source = source_of(pair)
     job = Job.open(run)
     with Signals() as signals:
         try:

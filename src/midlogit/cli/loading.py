@@ -118,7 +118,7 @@ def open_pair(options: PairOptions) -> Pair:
     """
     source = source_of(options)
     announce(options)
-    return source.open()
+    return source.open(seeded=False)
 
 
 def announce(options: PairOptions) -> None:

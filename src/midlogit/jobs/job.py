@@ -82,7 +82,6 @@ class Job:
 
         if not paths and not folder.is_planned:
             raise InvalidRequest("There is no input.", "Name files of prompts.")
-        source = source.for_seeded_requests()
         digests = file_digests(paths)
         with source.mixing() as mixing:
             facts = source.facts(mixing)
@@ -105,7 +104,6 @@ class Job:
         Raises:
             InvalidRequest: names what differs. MidlogitError: models that cannot be mixed.
         """
-        source = source.for_seeded_requests()
         with source.mixing() as mixing:
             parameters = {**self.manifest.parameters, **source.facts(mixing)}
             self.manifest.require_same(parameters, self.path)

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +18,7 @@ from midlogit.models.checkpoint import Checkpoint, Model, files_of, open_checkpo
 from midlogit.models.mixing import Mixing
 from midlogit.pair import Pair
 
-SERVED_DRAFTS = (
-    4  # over HTTP seeded requests draft none by default, and every request of a job is seeded
-)
+SERVED_DRAFTS = 4  # per round over HTTP, where nothing else is asked for
 SAMPLED_BYTES = 1 << 20  # of the beginning and the end of a file of weights
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
@@ -40,24 +38,29 @@ class PairSource:
     teacher: str | Path | Sequence[str] | Upstream | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def open(self) -> Pair:
+    def open(self, *, seeded: bool = True) -> Pair:
         """Opens the pair.
+
+        Args:
+            seeded: every request has a seed, as in a job. Over HTTP the number of drafts is then fixed, because tokens
+                at a seed depend on it, and "auto" would draft none.
 
         Raises:
             MidlogitError: as the opener.
         """
-        pair: Pair = getattr(Pair, self.engine)(self.base, self.teacher, **self.options)
+        options = dict(self.options)
+        if seeded and self.engine == "http":
+            options["speculation"] = self._fixed_drafts
+        pair: Pair = getattr(Pair, self.engine)(self.base, self.teacher, **options)
         return pair
 
-    def for_seeded_requests(self) -> PairSource:
-        """The same with a fixed number of drafts over HTTP, where "auto" drafts none for requests with a seed.
-
-        Tokens at a seed depend on that number there, so it must be the same for the whole job.
-        """
-        if self.engine != "http" or self.options.get("speculation", "auto") != "auto":
-            return self
-        drafts = "off" if self.options.get("top_k") == "auto" else SERVED_DRAFTS
-        return replace(self, options={**self.options, "speculation": drafts})
+    @property
+    def _fixed_drafts(self) -> int | str:
+        """The number of drafts of requests with a seed over HTTP."""
+        given: int | str = self.options.get("speculation", "auto")
+        if given != "auto":
+            return given
+        return "off" if self.options.get("top_k") == "auto" else SERVED_DRAFTS
 
     @contextmanager
     def mixing(self) -> Iterator[Mixing]:
@@ -89,10 +92,7 @@ class PairSource:
         """What tokens at a seed depend on: the engine and its precision, and both models by digests of their files."""
         facts: dict[str, Any] = {"engine": self.engine}
         if self.engine == "http":
-            facts |= {
-                "top_k": self.options.get("top_k", 20),
-                "speculation": self.options.get("speculation", "auto"),
-            }
+            facts |= {"top_k": self.options.get("top_k", 20), "speculation": self._fixed_drafts}
         else:
             facts["dtype"] = self.options.get("dtype", "auto")
         return {

@@ -71,8 +71,7 @@ class Generate:
         self._columns = (prompt_column, base_prompt_column, id_column)
         self._id_column = id_column
         self._reading = Reading(chat, chat_template_kwargs)
-        source = source or PairSource()
-        self._pair = (source if id_column is None else source.for_seeded_requests()).open()
+        self._pair = (source or PairSource()).open(seeded=id_column is not None)
         self._pair.mixing.outcomes(self._params)  # refuses ids outside the vocabulary at once
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:

@@ -11,7 +11,8 @@ import midlogit
 from midlogit import errors
 
 SIGNATURES = {
-    "local": "(base: 'str | Path | None' = None, teacher: 'str | Path | None' = None, *, "
+    "local": "(base: 'str | Path | Module | None' = None, teacher: 'str | Path | Module | None' = None, *, "
+    "base_tokenizer: 'Any' = None, teacher_tokenizer: 'Any' = None, "
     "device: 'str | tuple[str, str]' = 'auto', dtype: 'str' = 'auto', max_num_seqs: 'int' = 16, "
     "speculation: 'SpeculationOption' = 'auto', chat_template: 'TemplateNames' = None) -> 'Self'",
     "generate": "(self, prompts: 'Sequence[Prompt] | None' = None, params: 'SamplingParams | None' = None, *, "

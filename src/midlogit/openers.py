@@ -8,13 +8,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from midlogit.engines.base import Engine
 from midlogit.engines.draft_length import SpeculationOption
 from midlogit.engines.http.upstream import Upstream
 from midlogit.models.checkpoint import TemplateNames
 from midlogit.models.mixing import Mixing
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 
 class Openers(ABC):
@@ -26,9 +29,11 @@ class Openers(ABC):
     @classmethod
     def local(
         cls,
-        base: str | Path | None = None,
-        teacher: str | Path | None = None,
+        base: str | Path | Module | None = None,
+        teacher: str | Path | Module | None = None,
         *,
+        base_tokenizer: Any = None,
+        teacher_tokenizer: Any = None,
         device: str | tuple[str, str] = "auto",
         dtype: str = "auto",
         max_num_seqs: int = 16,
@@ -38,9 +43,14 @@ class Openers(ABC):
         """Two transformers models in this process; without names the bundled pair.
 
         Args:
-            base, teacher: Hugging Face model folders or hub ids; may be the same.
-            device: "auto", "cpu", "cuda", "cuda:1", or one for each of (base, teacher).
-            dtype: "auto" (float32 on the CPU, else bfloat16), "float32", "float64", "bfloat16", "float16".
+            base, teacher: Hugging Face model folders or hub ids; may be the same. Or modules that are loaded already,
+                such as the model that a trainer trains, or a PeftModel: it is shared, not copied, stays on its device
+                and in its dtype, and is in evaluation mode for each forward only.
+            base_tokenizer, teacher_tokenizer: of modules; by default those of the folders they were loaded from.
+            device: "auto", "cpu", "cuda", "cuda:1", or one for each of (base, teacher); of what is loaded here, by
+                default beside the other side's module.
+            dtype: "auto" (float32 on the CPU, else bfloat16), "float32", "float64", "bfloat16", "float16"; of what is
+                loaded here.
             max_num_seqs: most sequences that run at once; more wait.
             speculation: tokens that the base drafts ahead for the teacher to check at once; "auto" chooses as
                 many as measured times say pay. It changes the speed, never the tokens (docs/speculation.md).
@@ -50,8 +60,8 @@ class Openers(ABC):
         Raises:
             ModelUnavailable: a model that is not there or not a causal LM.
             PairMismatch: tokenizers that disagree.
-            InvalidRequest: an unknown device, dtype or chat template, a speculation out of range, or only one of the
-                models named.
+            InvalidRequest: an unknown device, dtype or chat template, a speculation out of range, only one of the
+                models named, or a tokenizer that is missing or of no use.
             MissingExtra: torch or transformers is not installed.
         """
         from midlogit.engines.local.opening import open_pair
@@ -59,6 +69,8 @@ class Openers(ABC):
         mixing, engine = open_pair(
             base,
             teacher,
+            base_tokenizer=base_tokenizer,
+            teacher_tokenizer=teacher_tokenizer,
             device=device,
             dtype=dtype,
             max_num_seqs=max_num_seqs,

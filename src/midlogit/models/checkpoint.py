@@ -117,11 +117,6 @@ class Checkpoint:
             raise ModelUnavailable(
                 f"{name} is not a causal language model ({', '.join(architectures)})."
             )
-        if not hasattr(tokenizer, "backend_tokenizer"):
-            raise ModelUnavailable(
-                f"{name} has no tokenizer.json that the tokenizers library can read."
-            )
-
         try:
             stop = GenerationConfig.from_pretrained(name).eos_token_id
         except OSError:
@@ -130,7 +125,22 @@ class Checkpoint:
             raise ModelUnavailable(
                 f"{name}'s generation_config.json cannot be read: {first_line(error)}"
             ) from error
+        return cls.of(name, config, tokenizer, stop, template_name)
 
+    @classmethod
+    def of(
+        cls, name: str, config: Any, tokenizer: Any, stop: Any, template_name: str | None
+    ) -> Checkpoint:
+        """Of a model's configuration, tokenizer and eos_token_id.
+
+        Raises:
+            ModelUnavailable: a tokenizer or ids that cannot be used.
+            InvalidRequest: no chat template of that name.
+        """
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise ModelUnavailable(
+                f"{name} has no tokenizer.json that the tokenizers library can read."
+            )
         if not all(isinstance(i, int) for i in _as_ids(stop)):
             raise ModelUnavailable(
                 f"{name} names {stop!r} as its eos_token_id.", "It must be an id, or a list of ids."

@@ -38,6 +38,10 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         """Writes the new tokens' states, [rows, heads, q, head_dim], and returns all that the rows may attend to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if (self.keys.dtype, self.values.dtype) != (key_states.dtype, value_states.dtype):
+            # Autocast came on or went off; under it keys may be float32 and values bfloat16.
+            self.keys = self.keys.to(key_states.dtype)
+            self.values = self.values.to(value_states.dtype)
         cache = self.cache
         row_M, q_M, slot_M, column_M = cache.writes
         self.keys[slot_M, :, column_M] = key_states[row_M, :, q_M]
@@ -100,6 +104,11 @@ class SlotCache(Cache):  # type: ignore[misc]
         """
         for states in self._states():
             states[slot, :, :columns] = 0
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Dtypes of the keys and values: of the last forward, whatever autocast made of them."""
+        return {x.dtype for x in self._states()}
 
     @property
     def num_bytes(self) -> int:

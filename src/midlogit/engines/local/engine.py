@@ -19,8 +19,8 @@ from midlogit.decide.array_decider import ArrayDecider
 from midlogit.decide.base import Decider, LogitRows
 from midlogit.engines.base import Scoring, SteppingEngine
 from midlogit.engines.draft_length import DraftLength
-from midlogit.engines.local.model import SlotModel, load_model
-from midlogit.errors import InvalidRequest, first_line
+from midlogit.engines.local.loading import Modules, load_models
+from midlogit.engines.local.model import SlotModel
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.outputs import Decision
 from midlogit.requests.scoring import Scored
@@ -28,43 +28,6 @@ from midlogit.requests.sequence import Sequence
 
 SCORED_LOGITS = 2**23  # logits of one side that one step of scoring looks at together
 PREFILL_TOKENS = 4096  # padded prompt tokens that one step starts; bounds activations and latency
-
-
-def parse_device(name: str) -> torch.device:
-    """A device by name; "auto" is CUDA where there is one.
-
-    Raises:
-        InvalidRequest: no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device).tolist()
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidRequest(
-            f"Device {name!r} cannot be used: {first_line(error)}.", "Use cpu, cuda or cuda:NUMBER."
-        ) from error
-    return device
-
-
-def parse_dtype(name: str, device: torch.device) -> torch.dtype:
-    """A floating dtype by name; "auto" is float32 on the CPU and bfloat16 elsewhere.
-
-    Raises:
-        InvalidRequest: an unknown dtype.
-    """
-    known = {
-        "float32": torch.float32,
-        "float64": torch.float64,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-    }
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in known:
-        raise InvalidRequest(f"Unknown dtype {name!r}.", f"Use auto, {', '.join(known)}.")
-    return known[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +50,7 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
 
     Args:
         base, teacher: may be the same checkpoint; then the weights are loaded once.
+        modules: of base and teacher, where they are loaded already; they stay where they are and as they are.
         vocabulary: token ids that both models have.
         devices: of base and teacher: "auto", "cpu", "cuda", "cuda:1".
         dtype: "auto", "float32", "float64", "bfloat16" or "float16".
@@ -106,6 +70,7 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
         base: Checkpoint,
         teacher: Checkpoint,
         *,
+        modules: Modules,
         vocabulary: int,
         devices: tuple[str, str],
         dtype: str,
@@ -113,18 +78,9 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
         draft_length: DraftLength,
     ) -> None:
         super().__init__(draft_length, max_num_seqs)
-        base_device, teacher_device = (parse_device(name) for name in devices)
-
-        # The larger model first: loading takes a mapping of its file beside the weights.
-        teacher_model = load_model(teacher, teacher_device, parse_dtype(dtype, teacher_device))
-        same = base.name == teacher.name and base_device == teacher_device
-        base_model = (
-            teacher_model
-            if same
-            else load_model(base, base_device, parse_dtype(dtype, base_device))
-        )
-        self.base = SlotModel(base_model, base)
-        self.teacher = SlotModel(teacher_model, teacher)
+        base_model, teacher_model = load_models(base, teacher, modules, devices, dtype)
+        self.base = SlotModel(base_model, base, is_shared=modules[0] is not None)
+        self.teacher = SlotModel(teacher_model, teacher, is_shared=modules[1] is not None)
 
         self._vocabulary = vocabulary
         self.decider = self._choose_decider()

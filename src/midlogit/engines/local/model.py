@@ -6,37 +6,20 @@ Knows torch and transformers; not that there is another model, nor what is done 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from midlogit.engines.local.cache import SlotCache
 from midlogit.errors import ModelUnavailable, first_line
 from midlogit.models.checkpoint import Checkpoint
+from midlogit.models.modules import causal_lm
 
 CHUNK = 512  # query columns of one prefill forward; bounds its activations
-
-
-def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model's weights, ready to run.
-
-    Raises:
-        ModelUnavailable: the weights cannot be loaded, or the architecture needs another kind of cache.
-    """
-    if checkpoint.unsupported_layers:
-        kinds = ", ".join(sorted(checkpoint.unsupported_layers))
-        raise ModelUnavailable(
-            f"{checkpoint.name} has layers of a kind the local engine cannot batch: {kinds}."
-        )
-    try:
-        return AutoModelForCausalLM.from_pretrained(checkpoint.name, dtype=dtype).to(device).eval()
-    except Exception as error:  # a damaged file, or a device that is too small, fails in many ways
-        raise ModelUnavailable(
-            f"The weights of {checkpoint.name} cannot be loaded: {first_line(error)}"
-        ) from error
 
 
 def cache_keyword(model: Any) -> str:
@@ -44,17 +27,38 @@ def cache_keyword(model: Any) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """The model in evaluation mode; afterwards every part of it is as it was."""
+    training = [part for part in model.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 class SlotModel:
     """A model and the sequences in its cache; slots 0 … N − 1 are in use, and V ids have a logit.
 
+    No tensor of inference mode is made: a backward pass would refuse it.
+
+    Args:
+        is_shared: the model is in training elsewhere; it is in evaluation mode for each forward only.
+
     Attributes:
-        model: the transformers model. device: where its weights and logits are.
+        model: the transformers model, or an adapter around it. device: where its weights and logits are.
     """
 
-    def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
+    def __init__(self, model: Any, checkpoint: Checkpoint, *, is_shared: bool) -> None:
         self.model = model
+        self._evaluating: Callable[[], AbstractContextManager[None]] = (
+            partial(evaluating, model) if is_shared else nullcontext
+        )
         self._cache = SlotCache(int(checkpoint.config.num_hidden_layers))
-        self._cache_keyword = cache_keyword(model)
+        self._cache_keyword = cache_keyword(causal_lm(model))
         self._lengths: list[int] = []
         self._written: list[
             int
@@ -94,7 +98,7 @@ class SlotModel:
         """Memory of the KV cache."""
         return self._cache.num_bytes
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read(self, texts: Sequence[Sequence[int]], last: int, chunk: int) -> Iterator[Tensor]:
         """Runs texts in slots of their own; yields the logits after each of their last `last` tokens.
 
@@ -122,7 +126,7 @@ class SlotModel:
             self._lengths[slot] = len(texts[slot - first])
             self.remove(slot)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def remove(self, slot: int) -> None:
         """Closes a slot; the last sequence moves into it."""
         last, used = len(self._lengths) - 1, max(self._written[slot], self._written[-1])
@@ -133,7 +137,7 @@ class SlotModel:
             counts[slot] = counts[last]
             counts.pop()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _feed(self, view: slice, tokens: Sequence[Sequence[int]], keep: int = 1) -> Tensor:
         """Runs each row's new tokens, right-aligned to a common width, in chunks of it; logits after the last."""
         width = max(map(len, tokens))
@@ -181,14 +185,15 @@ class SlotModel:
         visible_NQK = (
             torch.arange(cache.width, device=self.device)[None, None, :] <= positions_NQ[:, :, None]
         )
-        logits_NQV = self.model(
-            input_ids=torch.tensor(ids, device=self.device),
-            attention_mask=self._as_mask(visible_NQK[:, None]),
-            position_ids=positions_NQ,
-            use_cache=True,
-            logits_to_keep=keep,
-            **{self._cache_keyword: cache},
-        ).logits
+        with self._evaluating():
+            logits_NQV = self.model(
+                input_ids=torch.tensor(ids, device=self.device),
+                attention_mask=self._as_mask(visible_NQK[:, None]),
+                position_ids=positions_NQ,
+                use_cache=True,
+                logits_to_keep=keep,
+                **{self._cache_keyword: cache},
+            ).logits
         return _at_least_float32(logits_NQV[:, -keep:])
 
     def _as_mask(self, visible_N1QK: Tensor) -> Tensor:
@@ -208,14 +213,15 @@ class SlotModel:
         long, short = ([i % checkpoint.logit_size for i in ids] for ids in ((5, 6, 7, 8), (9, 10)))
         logits_NV = self.add([long[:3], short[:1]])
         logits_NV = self.advance([long[3], short[1]])
-        with torch.inference_mode():
+        eps = max(torch.finfo(dtype).eps for dtype in (self.model.dtype, *self._cache.dtypes))
+        with torch.no_grad(), self._evaluating():
             for row, ids in enumerate((long, short)):
                 plain_V = self.model(input_ids=torch.tensor([ids], device=self.device)).logits[
                     0, -1
                 ]
                 plain_V = _at_least_float32(plain_V)
                 difference = (logits_NV[row] - plain_V).abs().max() / plain_V.std()
-                if not difference < 20 * torch.finfo(self.model.dtype).eps ** 0.5:
+                if not difference < 20 * eps**0.5:
                     raise ModelUnavailable(
                         f"{checkpoint.name} does not give the same logits in a batch as alone"
                         f" (off by {float(difference):.2g} σ): the local engine cannot batch this architecture."

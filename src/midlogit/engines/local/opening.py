@@ -1,24 +1,30 @@
-"""From two model folders to an engine in this process; knows the order of the checks, imports torch after them."""
+"""From two models to an engine in this process; knows the order of the checks, imports torch after them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from midlogit.engines.draft_length import DraftLength, SpeculationOption
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
-from midlogit.models.checkpoint import TemplateNames, open_checkpoints
+from midlogit.models.checkpoint import Checkpoint, TemplateNames, names_of_sides, open_checkpoints
 from midlogit.models.mixing import Mixing
+from midlogit.models.modules import checkpoint_of
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from midlogit.engines.local.engine import LocalEngine
 
 
 def open_pair(
-    base: str | Path | None,
-    teacher: str | Path | None,
+    base: str | Path | Module | None,
+    teacher: str | Path | Module | None,
     *,
+    base_tokenizer: Any,
+    teacher_tokenizer: Any,
     device: str | tuple[str, str],
     dtype: str,
     max_num_seqs: int,
@@ -29,7 +35,10 @@ def open_pair(
     if max_num_seqs < 1:
         raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
     draft_length = DraftLength(speculation)
-    checkpoints = open_checkpoints(base, teacher, chat_template)
+    modules = _module(base), _module(teacher)
+    checkpoints = _open_checkpoints(
+        (base, teacher), (base_tokenizer, teacher_tokenizer), chat_template
+    )
     mixing = Mixing(*checkpoints)
     mixing.require_mixable()
 
@@ -38,6 +47,7 @@ def open_pair(
 
     engine = LocalEngine(
         *checkpoints,
+        modules=modules,
         vocabulary=mixing.alignment.size,
         devices=device if isinstance(device, tuple) else (device, device),
         dtype=dtype,
@@ -46,3 +56,36 @@ def open_pair(
     )
     engine.start()
     return mixing, engine
+
+
+def _module(side: str | Path | Module | None) -> Module | None:
+    """The side, where it is a module."""
+    return None if side is None or isinstance(side, str | Path) else side
+
+
+def _open_checkpoints(
+    sides: Sequence[Any], tokenizers: Sequence[Any], chat_template: TemplateNames
+) -> tuple[Checkpoint, Checkpoint]:
+    """The checkpoints of two folders or modules.
+
+    Raises:
+        InvalidRequest: only one side is given, or a tokenizer for a folder, which has its own.
+    """
+    for side, tokenizer in zip(("base", "teacher"), tokenizers, strict=True):
+        if tokenizer is not None and _module(sides[side == "teacher"]) is None:
+            raise InvalidRequest(
+                f"{side}_tokenizer is given, but the {side} is no module.",
+                "Leave it out: a folder holds its tokenizer.",
+            )
+    if None in sides or all(_module(side) is None for side in sides):
+        return open_checkpoints(sides[0], sides[1], chat_template)
+
+    base, teacher = (
+        Checkpoint.open(side, name)
+        if _module(side) is None
+        else checkpoint_of(side, tokenizer, name)
+        for side, tokenizer, name in zip(
+            sides, tokenizers, names_of_sides(chat_template), strict=True
+        )
+    )
+    return base, teacher

@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from midlogit.engines.draft_length import SpeculationOption, require_speculation
 from midlogit.engines.http.upstream import Upstream
 from midlogit.engines.http.urls import looks_like_server
 from midlogit.errors import InvalidRequest
-from midlogit.extras import require
+from midlogit.extras import has_transformers, require
 from midlogit.jobs.source import PairSource
 from midlogit.messages import template_variables
 from midlogit.pair import Pair
@@ -141,7 +140,7 @@ def source_of(options: PairOptions) -> PairSource:
         raise InvalidRequest(
             f"--engine {here.engine} runs models here, and two servers are named.", "Leave it out."
         )
-    if not options.on_servers or find_spec("transformers") is not None:
+    if not options.on_servers or has_transformers():
         quiet_transformers()
 
     shared: dict[str, Any] = {

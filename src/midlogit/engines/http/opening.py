@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from midlogit.engines.draft_length import DraftLength, SpeculationOption
@@ -33,6 +32,7 @@ from midlogit.engines.http.replicas import ReplicaPool
 from midlogit.engines.http.served import ServedModel
 from midlogit.engines.http.upstream import SIDES, Upstream
 from midlogit.errors import InvalidRequest, ModelUnavailable, PairMismatch, ServerUnavailable
+from midlogit.extras import has_transformers
 from midlogit.models.checkpoint import Checkpoint, Model
 from midlogit.models.mixing import Mixing
 
@@ -276,7 +276,7 @@ def _tokenizer_files(upstream: Upstream, facts: ServerFacts) -> Checkpoint | Non
     """The tokenizer files that the user named, else those of a server on this machine."""
     if upstream.tokenizer is not None:
         return Checkpoint.open(upstream.tokenizer, upstream.chat_template)
-    if (Path(facts.root) / "tokenizer.json").is_file() and find_spec("transformers") is not None:
+    if (Path(facts.root) / "tokenizer.json").is_file() and has_transformers():
         return Checkpoint.open(facts.root, upstream.chat_template)
     return None
 

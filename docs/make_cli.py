@@ -53,13 +53,15 @@ code is 2.
 ## Output
 
 `generate --json` prints one object per completion, each on a line: `index` (which prompt), `sample` (which of n),
-`prompt`, `base_prompt`, `text`, `token_ids`, `finish_reason` (stop, length, abort, error), `stop_reason`, `usage`
-(`prompt_tokens`, `base_prompt_tokens`, `completion_tokens`, `total_tokens`), and `diagnostics`: equal-length lists
-`alpha`, `kl_base`, `kl_teacher`, `entropy`, `ess_base`, `ess_teacher`, `ess_ratio`, `logprobs`, `base_logprobs`,
-`teacher_logprobs`, `forced`, `coverage`, `alpha_bound`, `tv_bound`, `base_bounded`, `teacher_bounded` (see
-[theory.md](theory.md), sections 9 and 10). Completions come in the order of the prompts, each as soon as those before
-it are printed. JSON is UTF-8 whatever the encoding of the output; in plain text, characters that it cannot hold become
-"?".
+`prompt`, `base_prompt`, `prompt_token_ids` (the teacher's), `base_prompt_token_ids`, `text`, `token_ids`,
+`finish_reason` (stop, length, abort, error), `stop_reason`, `usage` (`prompt_tokens`, `base_prompt_tokens`,
+`completion_tokens`, `total_tokens`), and `diagnostics`: equal-length lists `alpha`, `kl_base`, `kl_teacher`, `entropy`,
+`ess_base`, `ess_teacher`, `ess_ratio`, `logprobs`, `base_logprobs`, `teacher_logprobs`, `base_tempered_logprobs`,
+`teacher_tempered_logprobs`, `base_support_logprobs`, `teacher_support_logprobs`, `base_support_logmass`,
+`teacher_support_logmass`, `forced`, `coverage`, `alpha_bound`, `tv_bound`, `base_bounded`, `teacher_bounded`,
+`base_tempered_bound`, `teacher_tempered_bound` (see [theory.md](theory.md), sections 9 and 10). Completions come in the
+order of the prompts, each as soon as those before it are printed. JSON is UTF-8 whatever the encoding of the output;
+in plain text, characters that it cannot hold become "?".
 
 Ctrl-C, SIGTERM and SIGHUP end the run. Finished completions are printed, whole and once; in JSON also the unfinished
 ones with the tokens generated so far and finish_reason "abort"; rows of an input that were not yet read are not. A

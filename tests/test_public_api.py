@@ -28,16 +28,24 @@ FIELDS = {
     "SamplingParams": (
         "n", "max_tokens", "min_tokens", "temperature", "seed", "stop", "stop_token_ids", "ignore_eos", "top_logprobs",
         "force_first_token", "constraint_to_target", "target_top_p", "exclude_special_tokens", "special_token_ids",
-        "merge_stop_ids", "alpha_rule", "alpha_tol",
+        "merge_stop_ids", "stop_id", "return_support", "alpha_rule", "alpha_tol",
     ),
     "Completion": (
-        "index", "sample", "prompt", "base_prompt", "text", "token_ids", "finish_reason", "stop_reason", "usage",
-        "diagnostics", "top", "error", "error_type",
+        "index", "sample", "prompt", "base_prompt", "prompt_token_ids", "base_prompt_token_ids", "text", "token_ids",
+        "finish_reason", "stop_reason", "usage", "diagnostics", "top", "support", "weight_versions", "error",
+        "error_type",
     ),
     "Diagnostics": (
         "alpha", "kl_base", "kl_teacher", "entropy", "ess_base", "ess_teacher", "ess_ratio", "logprobs",
-        "base_logprobs", "teacher_logprobs", "forced", "coverage", "alpha_bound", "tv_bound", "base_bounded",
-        "teacher_bounded",
+        "base_logprobs", "teacher_logprobs", "base_tempered_logprobs", "teacher_tempered_logprobs",
+        "base_support_logprobs", "teacher_support_logprobs", "base_support_logmass", "teacher_support_logmass",
+        "forced", "coverage", "alpha_bound", "tv_bound", "base_bounded", "teacher_bounded", "base_tempered_bound",
+        "teacher_tempered_bound",
+    ),
+    "Rollout": (
+        "prompt_token_ids", "teacher_prompt_token_ids", "token_ids", "logprobs", "base_logprobs", "teacher_logprobs",
+        "base_support_logprobs", "teacher_support_logprobs", "base_support_logmass", "teacher_support_logmass", "alpha",
+        "kl_base", "kl_teacher", "support", "finish_reason", "weight_versions", "text",
     ),
 }  # fmt: skip
 
@@ -61,6 +69,7 @@ def test_presets() -> None:
         "conservative": (True, 0.90),
         "balanced": (True, 0.95),
         "exploratory": (False, None),
+        "rollout": (False, None),
     }
     assert midlogit.SamplingParams() == midlogit.SamplingParams.preset("balanced")
 

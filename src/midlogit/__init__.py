@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from midlogit.pair import Pair
     from midlogit.params import PRESETS, Preset, SamplingParams
+    from midlogit.rollout import Rollout, WeightVersion
 
 __version__ = "0.1.0"
 
@@ -63,6 +64,7 @@ _HOMES = {
     ),
     "midlogit.pair": ("Pair",),
     "midlogit.params": ("PRESETS", "Preset", "SamplingParams"),
+    "midlogit.rollout": ("Rollout", "WeightVersion"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -86,6 +88,7 @@ __all__ = [
     "PairMismatch",
     "Preset",
     "PromptTooLong",
+    "Rollout",
     "SamplingParams",
     "Scores",
     "Statistics",
@@ -93,6 +96,7 @@ __all__ = [
     "Top",
     "Upstream",
     "Usage",
+    "WeightVersion",
     "parse_rule",
 ]
 

@@ -17,10 +17,7 @@ Interrupted (KeyboardInterrupt)       Ctrl-C during a batch; carries what was fi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from midlogit.outputs import Completion
+from typing import Any
 
 
 class MidlogitError(Exception):
@@ -105,7 +102,7 @@ class Interrupted(KeyboardInterrupt):
             with finish_reason "abort" and what they had.
     """
 
-    def __init__(self, completions: list[Completion]) -> None:
+    def __init__(self, completions: list[Any]) -> None:
         super().__init__("interrupted")
         self.completions = completions
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from midlogit.errors import EngineFailure, InvalidRequest
+from midlogit.rollout import Rollout, WeightVersion
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 ErrorType = Literal["request", "engine"]
+OCCASIONAL = ("top", "support", "weight_versions", "error", "error_type")  # fields of a Completion
 Candidates = list[tuple[int, float]]  # (token id, log-probability), most likely first
 
 
@@ -24,8 +28,15 @@ class Decision:
     """One drawn token and what is known of it; `error` says why nothing was drawn instead.
 
     Attributes:
-        token_id: the drawn id; for the merged stop class the teacher's most likely stop id.
-        logprob: log q of the drawn outcome. base_logprob, teacher_logprob: raw (docs/theory.md (20)).
+        token_id: the drawn id; for the merged stop class the teacher's most likely stop id, or one drawn from the
+            base's own conditional (SamplingParams.stop_id).
+        logprob: log q of what was drawn: of the outcome, and with stop_id "base" of the id.
+        base_logprob, teacher_logprob: of the outcome, raw: untempered, unmasked (docs/theory.md (20)).
+        base_tempered_logprob, teacher_tempered_logprob: of the id, at the sampling temperature, over the model's whole
+            vocabulary (docs/theory.md (20a)); temperature 0 counts as 1.
+        base_support_logprob, teacher_support_logprob: of the outcome as it entered the solve: tempered, masked, merged,
+            normalised on the support.
+        base_support_logmass, teacher_support_logmass: log of the mass that the whole tempered model has on the support.
         forced: drawn from the teacher because the first token is forced.
         fallback: drawn from the teacher because the supports were disjoint.
         constrained: drawn from the teacher's nucleus.
@@ -34,6 +45,9 @@ class Decision:
             the exact q* (docs/theory.md (26a), (30)); 0 for whole rows.
         base_bounded, teacher_bounded: whether base_logprob or teacher_logprob is only an upper bound, because the
             server neither listed nor scored the id.
+        base_tempered_bound, teacher_tempered_bound: certified bounds on the error of the tempered log-probabilities
+            (docs/theory.md (34a)), ∞ where only an estimate is known; 0 for whole rows.
+        support: the ids of the support in order, where return_support asks for them.
     """
 
     token_id: int
@@ -46,6 +60,12 @@ class Decision:
     logprob: float
     base_logprob: float
     teacher_logprob: float
+    base_tempered_logprob: float
+    teacher_tempered_logprob: float
+    base_support_logprob: float
+    teacher_support_logprob: float
+    base_support_logmass: float
+    teacher_support_logmass: float
     forced: bool
     fallback: bool
     constrained: bool
@@ -54,7 +74,10 @@ class Decision:
     tv_bound: float = 0.0
     base_bounded: bool = False
     teacher_bounded: bool = False
+    base_tempered_bound: float = 0.0
+    teacher_tempered_bound: float = 0.0
     top: Top | None = None
+    support: list[int] | None = None
     error: str | None = None
 
     @property
@@ -73,6 +96,7 @@ class Token:
         token: the drawn token's own text inside a text, with its space.
         decision: α, both KLs and the rest of what is known of the draw.
         finish_reason: set on the last token of a completion.
+        weight_version: of the base's weights that drew the token; None while no version was ever set.
     """
 
     index: int
@@ -83,6 +107,7 @@ class Token:
     token: str
     decision: Decision
     finish_reason: FinishReason | None
+    weight_version: int | str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +129,18 @@ class Diagnostics:
         entropy: of q. ess_base, ess_teacher, ess_ratio: effective sample sizes and their quotient.
         logprobs: log q of the drawn token, under the distribution it was drawn from.
         base_logprobs, teacher_logprobs: raw log-probabilities of the drawn token, untempered, full vocabulary.
+        base_tempered_logprobs, teacher_tempered_logprobs: the same at the sampling temperature, of the emitted id even
+            where a stop class was drawn.
+        base_support_logprobs, teacher_support_logprobs: as they entered the solve: tempered, masked, on the support.
+        base_support_logmass, teacher_support_logmass: log of the mass of that support under each whole tempered model.
         forced: whether the token was forced to the teacher.
         base_bounded, teacher_bounded: whether base_logprobs or teacher_logprobs is only an upper bound there, because
             the server neither listed nor scored the token; never for engines that see the full vocabulary.
         coverage: mass of both models that was seen, 1 for engines that see the full vocabulary.
         alpha_bound, tv_bound: certified bounds on |α − α*| and on the total variation between the sampled and
             the exact q*, 0 for them.
+        base_tempered_bound, teacher_tempered_bound: certified bounds on the error of the tempered log-probabilities,
+            0 for them.
     """
 
     alpha: list[float] = field(default_factory=list)
@@ -122,12 +153,20 @@ class Diagnostics:
     logprobs: list[float] = field(default_factory=list)
     base_logprobs: list[float] = field(default_factory=list)
     teacher_logprobs: list[float] = field(default_factory=list)
+    base_tempered_logprobs: list[float] = field(default_factory=list)
+    teacher_tempered_logprobs: list[float] = field(default_factory=list)
+    base_support_logprobs: list[float] = field(default_factory=list)
+    teacher_support_logprobs: list[float] = field(default_factory=list)
+    base_support_logmass: list[float] = field(default_factory=list)
+    teacher_support_logmass: list[float] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
     coverage: list[float] = field(default_factory=list)
     alpha_bound: list[float] = field(default_factory=list)
     tv_bound: list[float] = field(default_factory=list)
     base_bounded: list[bool] = field(default_factory=list)
     teacher_bounded: list[bool] = field(default_factory=list)
+    base_tempered_bound: list[float] = field(default_factory=list)
+    teacher_tempered_bound: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, decisions: list[Decision]) -> Diagnostics:
@@ -142,12 +181,20 @@ class Diagnostics:
             logprobs=[d.logprob for d in decisions],
             base_logprobs=[d.base_logprob for d in decisions],
             teacher_logprobs=[d.teacher_logprob for d in decisions],
+            base_tempered_logprobs=[d.base_tempered_logprob for d in decisions],
+            teacher_tempered_logprobs=[d.teacher_tempered_logprob for d in decisions],
+            base_support_logprobs=[d.base_support_logprob for d in decisions],
+            teacher_support_logprobs=[d.teacher_support_logprob for d in decisions],
+            base_support_logmass=[d.base_support_logmass for d in decisions],
+            teacher_support_logmass=[d.teacher_support_logmass for d in decisions],
             forced=[d.forced for d in decisions],
             coverage=[d.coverage for d in decisions],
             alpha_bound=[d.alpha_bound for d in decisions],
             tv_bound=[d.tv_bound for d in decisions],
             base_bounded=[d.base_bounded for d in decisions],
             teacher_bounded=[d.teacher_bounded for d in decisions],
+            base_tempered_bound=[d.base_tempered_bound for d in decisions],
+            teacher_tempered_bound=[d.teacher_tempered_bound for d in decisions],
         )
 
 
@@ -158,12 +205,15 @@ class Completion:
     Attributes:
         index: which prompt of the call; sample: which of its n completions.
         prompt: the teacher's prompt as it was given; base_prompt: the base's.
+        prompt_token_ids: what the teacher read of it; base_prompt_token_ids: what the base read.
         text: what the generated ids add to the prompt's text (midlogit.models.detokenize), without ending ids and stop
             strings.
         token_ids: every generated id, the ending one included.
         finish_reason: stop, length, abort or error.
         stop_reason: the stop string or the id of stop_token_ids that ended it; None for the models' own stop.
         top: candidates at each position when top_logprobs was asked for.
+        support: the ids of the support at each position when return_support was asked for.
+        weight_versions: which version of the base's weights drew which tokens; empty while no version was ever set.
         error: what went wrong, when finish_reason is "error".
         error_type: "request" where this request cannot be honoured, "engine" where the engine or a server behind it
             failed, so that the same request may succeed later.
@@ -173,6 +223,8 @@ class Completion:
     sample: int
     prompt: Any
     base_prompt: Any
+    prompt_token_ids: list[int]
+    base_prompt_token_ids: list[int]
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
@@ -180,17 +232,45 @@ class Completion:
     usage: Usage
     diagnostics: Diagnostics
     top: list[Top] | None = None
+    support: list[list[int]] | None = None
+    weight_versions: list[WeightVersion] = field(default_factory=list)
     error: str | None = None
     error_type: ErrorType | None = None
 
+    def rollout(self) -> Rollout:
+        """What a trainer needs of it (`midlogit.rollout`).
+
+        Raises:
+            EngineFailure, InvalidRequest: the completion ended with an error.
+        """
+        if self.finish_reason == "error":
+            kind = InvalidRequest if self.error_type == "request" else EngineFailure
+            raise kind(f"Completion {self.index}, sample {self.sample}: {self.error}")
+        d = self.diagnostics
+        return Rollout(
+            prompt_token_ids=self.base_prompt_token_ids,
+            teacher_prompt_token_ids=self.prompt_token_ids,
+            token_ids=self.token_ids,
+            logprobs=d.logprobs,
+            base_logprobs=d.base_tempered_logprobs,
+            teacher_logprobs=d.teacher_tempered_logprobs,
+            base_support_logprobs=d.base_support_logprobs,
+            teacher_support_logprobs=d.teacher_support_logprobs,
+            base_support_logmass=d.base_support_logmass,
+            teacher_support_logmass=d.teacher_support_logmass,
+            alpha=d.alpha,
+            kl_base=d.kl_base,
+            kl_teacher=d.kl_teacher,
+            support=self.support,
+            finish_reason=self.finish_reason,
+            weight_versions=self.weight_versions,
+            text=self.text,
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON; `top`, `error` and `error_type` only when they say something."""
+        """Plain data, ready for JSON; fields that only some completions have, only when they say something."""
         data = asdict(self)
-        return {
-            key: value
-            for key, value in data.items()
-            if value is not None or key not in ("top", "error", "error_type")
-        }
+        return {key: value for key, value in data.items() if value or key not in OCCASIONAL}
 
 
 @dataclass(frozen=True, slots=True)

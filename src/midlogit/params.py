@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from midlogit.core.rules import AlphaRule, EqualKL
+from midlogit.core.outcomes import StopId
+from midlogit.core.rules import AlphaRule, EqualKL, KLBudget
 from midlogit.errors import InvalidRequest
 
 
@@ -17,12 +18,26 @@ class Preset:
     Attributes:
         force_first_token: the first generated token is drawn from the teacher alone.
         target_top_p: the support is held to the teacher's top-p nucleus; None for no constraint.
+        exclude_special_tokens, stop_id: as of SamplingParams.
+        budget: the rule is a KL budget: so many nats for a whole completion, at most BUDGET_OF_A_TOKEN each.
     """
 
     name: str
     force_first_token: bool
     target_top_p: float | None
     description: str
+    exclude_special_tokens: bool = True
+    stop_id: StopId = "teacher"
+    budget: float | None = None
+
+    def rule(self, max_tokens: int) -> AlphaRule:
+        """The rule for completions of so many tokens."""
+        if self.budget is None:
+            return EqualKL()
+        return KLBudget(min(BUDGET_OF_A_TOKEN, self.budget / max(max_tokens, 1)))
+
+
+BUDGET_OF_A_TOKEN = 0.02  # nats
 
 
 PRESETS: dict[str, Preset] = {
@@ -46,9 +61,19 @@ PRESETS: dict[str, Preset] = {
             None,
             "no forced token, no constraint: q* over the whole vocabulary",
         ),
+        Preset(
+            "rollout",
+            False,
+            None,
+            "for trainers of the base: whole vocabulary, the base's own stop id, at most 0.25 nats a completion",
+            exclude_special_tokens=False,
+            stop_id="base",
+            budget=0.25,
+        ),
     )
 }
 DEFAULT_PRESET = "balanced"
+DEFAULT_MAX_TOKENS = 256
 MOST_LOGPROBS = 256  # candidates of a position
 MOST_SAMPLES = 16384  # of one prompt, as in vLLM: each takes memory before the first begins
 
@@ -77,6 +102,10 @@ class SamplingParams:
         special_token_ids: further ids to mask.
         merge_stop_ids: count the stop ids of both models as one outcome. Off, each is an outcome of its own, both
             stop probabilities vanish in the mixture, and sequences run on: for comparison only.
+        stop_id: which id is emitted when the merged stop class is drawn: the teacher's most likely, or one drawn from
+            the base's own conditional, so that a trainer of the base sees an ending of its own and its exact ratio.
+        return_support: report the ids of the support at each position; for a nucleus only, since without one they are
+            the vocabulary.
         alpha_rule: how α is chosen at each token; equal KL by default.
         alpha_tol: solver tolerance on α and on |KL_base − KL_teacher| (docs/theory.md (11)).
 
@@ -85,7 +114,7 @@ class SamplingParams:
     """
 
     n: int = 1
-    max_tokens: int = 256
+    max_tokens: int = DEFAULT_MAX_TOKENS
     min_tokens: int = 0
     temperature: float = 1.0
     seed: int | None = None
@@ -99,6 +128,8 @@ class SamplingParams:
     exclude_special_tokens: bool = True
     special_token_ids: tuple[int, ...] = ()
     merge_stop_ids: bool = True
+    stop_id: StopId = "teacher"
+    return_support: bool = False
     alpha_rule: AlphaRule = EqualKL()
     alpha_tol: float = 1e-6
 
@@ -136,6 +167,16 @@ class SamplingParams:
         _require(
             0 < self.alpha_tol <= 0.1, f"alpha_tol is {self.alpha_tol}.", "It must lie in (0, 0.1]."
         )
+        _require(
+            self.stop_id in ("teacher", "base"),
+            f"stop_id is {self.stop_id!r}.",
+            "It must be 'teacher' or 'base'.",
+        )
+        _require(
+            self.constraint_to_target or not self.return_support,
+            "return_support is set, and the support is the whole vocabulary.",
+            "Hold it to a nucleus (constraint_to_target), or leave return_support out.",
+        )
         _require(all(stop), "A stop string is empty.", "Leave it out.")
         _require(
             isinstance(self.alpha_rule, AlphaRule),
@@ -147,6 +188,10 @@ class SamplingParams:
     def preset(cls, name: str, **changes: Any) -> SamplingParams:
         """The parameters of a preset, with changes.
 
+        The preset "rollout" is for training the base on weighted samples of q*. The weight of a completion has the
+        mean logarithm −Σ KL(q‖base), so the KL budget is a quarter nat for all of max_tokens: the effective sample
+        size of weights of whole completions stays near exp(−2 · 0.25) = 0.6.
+
         Raises:
             InvalidRequest: an unknown preset, naming the known ones.
         """
@@ -156,6 +201,9 @@ class SamplingParams:
         chosen: dict[str, Any] = {
             "force_first_token": preset.force_first_token,
             "constraint_to_target": preset.target_top_p is not None,
+            "exclude_special_tokens": preset.exclude_special_tokens,
+            "stop_id": preset.stop_id,
+            "alpha_rule": preset.rule(changes.get("max_tokens", DEFAULT_MAX_TOKENS)),
         }
         if preset.target_top_p is not None:
             chosen["target_top_p"] = preset.target_top_p

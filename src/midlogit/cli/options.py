@@ -84,7 +84,7 @@ Dtype = Annotated[
 Seed = Annotated[
     int | None, typer.Option(help="The same prompt with the same seed draws the same tokens.")
 ]
-PresetName = Annotated[str, typer.Option(help="conservative, balanced or exploratory.")]
+PresetName = Annotated[str, typer.Option(help="conservative, balanced, exploratory or rollout.")]
 Temperature = Annotated[
     float, typer.Option(help="Temperature of both models; 0 takes the most likely token of q*.")
 ]

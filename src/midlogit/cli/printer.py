@@ -112,6 +112,8 @@ def _unreadable(index: int, sample: int, error: str) -> Completion:
         sample=sample,
         prompt=None,
         base_prompt=None,
+        prompt_token_ids=[],
+        base_prompt_token_ids=[],
         text="",
         token_ids=[],
         finish_reason="error",

@@ -28,6 +28,17 @@ def inverse_cdf(mass_NV: Array, uniform_N: Array) -> Array:
     return xp.minimum(drawn_N, last_index(xp, mass_NV > 0))
 
 
+def stop_place(log_weights_NK: Array, uniform_N: Array, greedy_N: Array) -> Array:
+    """The drawn member of each row's stop class (docs/theory.md (20b)); the first where none has mass.
+
+    Args:
+        log_weights_NK: the base's, in any scale. greedy_N: rows that take the most likely instead.
+    """
+    xp = array_namespace(log_weights_NK)
+    drawn_N = inverse_cdf(masses(log_weights_NK), uniform_N)
+    return xp.where(greedy_N, most_likely(log_weights_NK), drawn_N)
+
+
 def most_likely(log_probs_NV: Array) -> Array:
     """The most likely column of each row, the lowest of several."""
     return array_namespace(log_probs_NV).argmax(log_probs_NV, axis=-1)

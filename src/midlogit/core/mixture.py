@@ -27,12 +27,19 @@ def normalise(logits_NV: Array) -> Array:
 
     The peak is subtracted first, so that a constant added to a row costs no digits of float32.
     """
+    return normalise_with_mass(logits_NV)[0]
+
+
+def normalise_with_mass(logits_NV: Array) -> tuple[Array, Array]:
+    """`normalise`, and the log of the mass of each row in float64, −inf where there is none."""
     xp = array_namespace(logits_NV)
     peak_N = row_max(xp, logits_NV)
-    centred_NV = logits_NV - xp.where(xp.isfinite(peak_N), peak_N, 0.0)[:, None]
+    shift_N = xp.where(xp.isfinite(peak_N), peak_N, 0.0)
+    centred_NV = logits_NV - shift_N[:, None]
     total_N = row_sum(xp, xp.exp(centred_NV))
     log_total_N = xp.log(xp.where(total_N == 0, 1.0, total_N))
-    return centred_NV - xp.astype(log_total_N, logits_NV.dtype, copy=False)[:, None]
+    normal_NV = centred_NV - xp.astype(log_total_N, logits_NV.dtype, copy=False)[:, None]
+    return normal_NV, xp.where(total_N == 0, -xp.inf, log_total_N + shift_N)
 
 
 @dataclass(frozen=True, slots=True)

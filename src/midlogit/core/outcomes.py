@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from midlogit.core.arrays import Array, Namespace, array_namespace, device, log_sum_exp
+from midlogit.core.arrays import Array, Namespace, array_namespace, device, float64, log_sum_exp
+
+StopId = Literal["teacher", "base"]
 
 KEPT_ROWS = 128  # boolean rows kept, which are up to two per alphabet
 
@@ -26,16 +28,24 @@ class Outcomes:
             models have it, and others may lie beyond one model's vocabulary.
         merge: count `stop_ids` as one outcome (docs/theory.md (14)); otherwise each is an outcome of its own.
         stop_token_ids: ordinary ids that end this request; never merged.
+        stop_id: which id a drawn stop class emits: the teacher's most likely, or one drawn from the base's own
+            conditional (docs/theory.md (20b)).
     """
 
     masked_ids: tuple[int, ...] = ()
     stop_ids: tuple[int, ...] = ()
     merge: bool = True
     stop_token_ids: tuple[int, ...] = ()
+    stop_id: StopId = "teacher"
 
     @property
     def merged(self) -> bool:
         return self.merge and len(self.stop_ids) > 1
+
+    @property
+    def draws_stop_id(self) -> bool:
+        """Whether the id of a drawn stop class is drawn from the base's own conditional."""
+        return self.merged and self.stop_id == "base"
 
     @property
     def stop_outcome(self) -> int | None:
@@ -113,6 +123,23 @@ class Outcomes:
         xp = array_namespace(teacher_NW)
         ids_K = self._stop_columns(teacher_NW)
         return xp.take(ids_K, xp.argmax(xp.take(teacher_NW, ids_K, axis=-1), axis=-1))
+
+    def stop_weights(self, logits_NW: Array) -> Array:
+        """The logits of the members of the stop class, in the order of `stop_ids`; −inf for those the model lacks.
+
+        Args:
+            logits_NW: tempered logits of all ids that the model has.
+
+        Returns:
+            [N, K] in float64.
+        """
+        xp, size = array_namespace(logits_NW), logits_NW.shape[-1]
+        ids = np.asarray(self.stop_ids)
+        ids_K, has_K = (
+            xp.asarray(x, device=device(logits_NW)) for x in (np.minimum(ids, size - 1), ids < size)
+        )
+        logits_NK = float64(xp, xp.take(logits_NW, ids_K, axis=-1))
+        return xp.where(has_K[None, :], logits_NK, xp.full_like(logits_NK, -xp.inf))
 
     @cached_property
     def _without_column(self) -> frozenset[int]:

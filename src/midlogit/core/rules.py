@@ -91,7 +91,7 @@ class FixedAlpha(AlphaRule):
 
     @property
     def spec(self) -> str:
-        return f"fixed:{self.value:g}"
+        return f"fixed:{_number(self.value)}"
 
     def residual(self, alpha: Array, F: Array, dF: Array, d2F: Array) -> tuple[Array, Array]:
         return alpha - self.value, 1.0 + 0 * alpha
@@ -125,7 +125,7 @@ class KLBudget(AlphaRule):
 
     @property
     def spec(self) -> str:
-        return f"kl-budget:{self.epsilon:g}"
+        return f"kl-budget:{_number(self.epsilon)}"
 
     def residual(self, alpha: Array, F: Array, dF: Array, d2F: Array) -> tuple[Array, Array]:
         return alpha * dF - F - self.epsilon, alpha * d2F
@@ -136,6 +136,11 @@ class KLBudget(AlphaRule):
 
     def certify(self, boxes: Boxes, alpha_N: Array) -> tuple[Array, Array]:
         return boxes.kl_budget(alpha_N, self.epsilon)
+
+
+def _number(x: float) -> str:
+    """The shortest text that is read as the same number."""
+    return f"{x:g}" if float(f"{x:g}") == x else repr(float(x))
 
 
 def parse_rule(spec: str) -> AlphaRule:

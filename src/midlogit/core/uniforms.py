@@ -15,6 +15,9 @@ import numpy as np
 
 BLOCK = 64  # positions made at once
 LANES = 4  # words of one Philox output
+ENDINGS = (
+    1 << 128
+)  # where the counter of the uniforms for ending ids begins, which no position reaches
 
 
 class TokenUniforms(NamedTuple):
@@ -22,11 +25,13 @@ class TokenUniforms(NamedTuple):
 
     Attributes:
         draft: which token the base drafts. accept: whether it is accepted. redraw: what replaces a rejected draft.
+        ending: which id of a drawn stop class is emitted, where the base's own conditional decides.
     """
 
     draft: float
     accept: float
     redraw: float
+    ending: float = 0.0
 
 
 def identity(
@@ -63,10 +68,12 @@ class Uniforms:
         self._first = sample << 192  # the top word of the counter, which no position reaches
         self._block = -1
         self._values: list[list[float]] = []
+        self._endings: list[float] = []
 
     def at(self, position: int) -> TokenUniforms:
         """The uniforms of a token position."""
-        return TokenUniforms(*self._lanes(position)[: len(TokenUniforms._fields)])
+        draft, accept, redraw, _ = self._lanes(position)
+        return TokenUniforms(draft, accept, redraw, self._endings[position % BLOCK])
 
     def seed_at(self, position: int) -> int:
         """A seed below 2^53 for a server's drafts from this position on, independent of `at`."""
@@ -75,9 +82,11 @@ class Uniforms:
     def _lanes(self, position: int) -> list[float]:
         block, offset = divmod(position, BLOCK)
         if block != self._block:
-            philox = np.random.Philox(key=self._key, counter=self._first + block * BLOCK)
-            self._values, self._block = (
-                np.random.Generator(philox).random((BLOCK, LANES)).tolist(),
-                block,
-            )
+            first = self._first + block * BLOCK
+            self._values = self._generator(first).random((BLOCK, LANES)).tolist()
+            self._endings = self._generator(first + ENDINGS).random(BLOCK).tolist()
+            self._block = block
         return self._values[offset]
+
+    def _generator(self, counter: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=self._key, counter=counter))

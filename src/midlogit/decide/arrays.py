@@ -22,8 +22,17 @@ from midlogit.core.mixture import FLOAT32
 from midlogit.core.nucleus import Nucleus, nucleus
 from midlogit.core.outcomes import Outcomes
 from midlogit.decide.base import RowSettings, group_rows
-from midlogit.decide.rows import Certificate, DraftedColumns, RawLogprobs, Rows, Sampled, temper
-from midlogit.decide.sampling import describe_groups, sample_groups
+from midlogit.decide.describing import describe_groups
+from midlogit.decide.rows import (
+    Certificate,
+    DraftedColumns,
+    RawLogprobs,
+    Rows,
+    Sampled,
+    Tempered,
+    temper,
+)
+from midlogit.decide.sampling import sample_groups
 from midlogit.outputs import Decision
 
 
@@ -138,6 +147,25 @@ class WholeRows(Rows):
 
     def emitted_stop(self) -> Array:
         return self.outcomes.emitted_stop(self.teacher_NW)
+
+    def stop_weights(self) -> Array:
+        return self.outcomes.stop_weights(temper(self.base_NW, self.settings))
+
+    def tempered(self, ids_N: Array) -> Tempered:
+        xp = array_namespace(self.base_NW)
+
+        def of(logits_NW: Array, raw_lse_N: Array) -> tuple[Array, Array]:
+            tempered_NW = temper(logits_NW, self.settings)
+            lse_N = raw_lse_N if tempered_NW is logits_NW else log_sum_exp(tempered_NW)
+            size = logits_NW.shape[-1]
+            places_N = xp.minimum(ids_N, xp.full_like(ids_N, size - 1))
+            logit_N = float64(xp, take_columns(tempered_NW, places_N[:, None])[:, 0])
+            return xp.where(ids_N < size, logit_N - lse_N, -xp.inf), lse_N
+
+        base_N, base_mass_N = of(self.base_NW, self.base_lse_N)
+        teacher_N, teacher_mass_N = of(self.teacher_NW, self.teacher_lse_N)
+        exact_N = xp.zeros_like(base_mass_N)
+        return Tempered(base_N, teacher_N, base_mass_N, teacher_mass_N, exact_N, exact_N)
 
     def raw_logprobs(self, columns_N: Array, outcomes_N: Array) -> RawLogprobs:
         xp = array_namespace(self.base_NW)

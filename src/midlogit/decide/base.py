@@ -48,6 +48,7 @@ class RowSettings:
         given: a token to describe instead of drawing one, scored or drawn before; its logprob is −inf where q gives it
             no mass.
         draft: the base's draft, if its server made one; None to draft here. For truncated rows only.
+        return_support: report the ids of the support.
     """
 
     rule: AlphaRule
@@ -61,12 +62,14 @@ class RowSettings:
     top_logprobs: int = 0
     given: int | None = None
     draft: Draft | None = None
+    return_support: bool = False
 
 
 def sampling_key(settings: RowSettings) -> Hashable:
     """The settings that rows must share to be sampled together."""
     s = settings
-    return (s.rule, id(s.outcomes), s.top_p is None, s.alpha_tol, s.top_logprobs, s.given is None)
+    of_all = (s.rule, id(s.outcomes), s.top_p is None, s.alpha_tol, s.given is None)
+    return (*of_all, s.top_logprobs, s.return_support)
 
 
 def group_rows(

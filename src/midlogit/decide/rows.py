@@ -66,11 +66,19 @@ class Rows(ABC):
 
     @abstractmethod
     def emitted_stop(self) -> Array:
-        """The id drawn when the merged stop class is: the teacher's most likely stop id."""
+        """The teacher's most likely stop id, which a drawn stop class emits unless the base's conditional decides."""
+
+    @abstractmethod
+    def stop_weights(self) -> Array:
+        """The base's tempered log weights of the members of the merged stop class, in the order of `stop_ids`."""
 
     @abstractmethod
     def raw_logprobs(self, columns_N: Array, outcomes_N: Array) -> RawLogprobs:
         """Both models' own log-probabilities of one outcome per row, given its column and id."""
+
+    @abstractmethod
+    def tempered(self, ids_N: Array) -> Tempered:
+        """Log-probabilities of one id per row under both whole models at the temperature, unmasked."""
 
     @abstractmethod
     def reported(self) -> tuple[Array, Array]:
@@ -118,6 +126,23 @@ class RawLogprobs(NamedTuple):
     teacher_bounded_N: Array
 
 
+class Tempered(NamedTuple):
+    """Log-probabilities of an id per row under both whole tempered models (docs/theory.md (20a)).
+
+    Attributes:
+        base_N, teacher_N: −inf where the model lacks the id.
+        base_mass_N, teacher_mass_N: log of the mass of all ids, on the scale of `Rows.log_weights`.
+        base_bound_N, teacher_bound_N: bounds on the error of base_N and teacher_N.
+    """
+
+    base_N: Array
+    teacher_N: Array
+    base_mass_N: Array
+    teacher_mass_N: Array
+    base_bound_N: Array
+    teacher_bound_N: Array
+
+
 class Certificate(NamedTuple):
     """Bounds on the distance of each row's sampled distribution from the exact q*.
 
@@ -140,17 +165,19 @@ class Sampled:
         log_weights: of base and teacher, before any support constraint.
         support: the teacher's nucleus, None without the constraint.
         pair: log-probabilities of both models on the support.
+        support_masses: log of their masses there, on the scale of `log_weights`.
         alpha_N: α of each row. solved_N: rows where the rule chose it; the others take the teacher as it is.
         fallback_N: rows without a common support. empty_N: rows where nothing can be drawn.
         log_q_NV: log q on the support.
         columns_N: the drawn columns. outcomes_N: their ids, that of the merged class for a stop.
-        tokens_N: the drawn ids, the teacher's most likely stop id for the merged class.
+        tokens_N: the drawn ids, a member of the merged class for a stop.
     """
 
     rows: Rows
     log_weights: tuple[Array, Array]
     support: Nucleus | None
     pair: LogPair
+    support_masses: tuple[Array, Array]
     alpha_N: Array
     solved_N: Array
     fallback_N: Array

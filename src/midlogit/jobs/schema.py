@@ -202,7 +202,19 @@ def error_record(sample: int, seed: int, error: str, layout: Layout) -> Record:
     from midlogit.outputs import Usage
 
     completion = Completion(
-        0, sample, None, None, "", [], "error", None, Usage(0, 0, 0, 0), Diagnostics(), error=error
+        0,
+        sample,
+        None,
+        None,
+        [],
+        [],
+        "",
+        [],
+        "error",
+        None,
+        Usage(0, 0, 0, 0),
+        Diagnostics(),
+        error=error,
     )
     return record_of(completion, seed, layout)
 

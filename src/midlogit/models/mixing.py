@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
-from midlogit.core.outcomes import Outcomes
+from midlogit.core.outcomes import Outcomes, StopId
 from midlogit.errors import InvalidRequest, PairMismatch
 from midlogit.models.alignment import Alignment, align, require_mixable
 from midlogit.models.checkpoint import Model
@@ -93,7 +93,7 @@ class Mixing:
         """The alphabet of a request; requests that ask for the same share one.
 
         Raises:
-            InvalidRequest: ids outside the vocabulary.
+            InvalidRequest: ids outside the vocabulary, or a stop id of the base where it has none.
         """
         ids = params.special_token_ids, params.stop_token_ids
         return self._cached(
@@ -101,6 +101,7 @@ class Mixing:
             exclude_special_tokens=params.exclude_special_tokens,
             ignore_eos=params.ignore_eos,
             merge_stop_ids=params.merge_stop_ids,
+            stop_id=params.stop_id,
         )
 
     def _make_outcomes(
@@ -111,8 +112,14 @@ class Mixing:
         exclude_special_tokens: bool,
         ignore_eos: bool,
         merge_stop_ids: bool,
+        stop_id: StopId,
     ) -> Outcomes:
         size = self.alignment.size
+        if stop_id == "base" and self.stop_ids and not self.base.stop_ids and not ignore_eos:
+            raise InvalidRequest(
+                "stop_id is 'base', and the base has no stop id.",
+                "Set eos_token_id in its generation_config.json, or use stop_id 'teacher'.",
+            )
         for name, ids in (
             ("special_token_ids", special_token_ids),
             ("stop_token_ids", stop_token_ids),
@@ -133,4 +140,4 @@ class Mixing:
         masked -= set(stop_ids)
 
         own = tuple(i for i in stop_token_ids if i not in stop_ids)
-        return Outcomes(tuple(sorted(masked)), stop_ids, merge_stop_ids, own)
+        return Outcomes(tuple(sorted(masked)), stop_ids, merge_stop_ids, own, stop_id)

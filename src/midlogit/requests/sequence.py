@@ -179,6 +179,8 @@ class Sequence:
             sample=request.sample,
             prompt=request.prompt,
             base_prompt=request.base_prompt,
+            prompt_token_ids=list(request.teacher_ids),
+            base_prompt_token_ids=list(request.base_ids),
             text=self._text.text,
             token_ids=self.token_ids,
             finish_reason=reason,
@@ -191,10 +193,16 @@ class Sequence:
             ),
             diagnostics=Diagnostics.of(self.decisions),
             top=[d.top for d in self.decisions if d.top] if request.params.top_logprobs else None,
+            support=self._support(),
             error=error,
             error_type=error_type,
         )
         self._listener(self, self.completion)
+
+    def _support(self) -> list[list[int]] | None:
+        if not self.request.params.return_support:
+            return None
+        return [d.support for d in self.decisions if d.support is not None]
 
     def _token(self, decision: Decision, text: str, reason: FinishReason | None) -> Token:
         return Token(
@@ -237,4 +245,5 @@ def row_settings(
         uniforms=uniforms,
         top_logprobs=params.top_logprobs,
         given=given,
+        return_support=params.return_support,
     )

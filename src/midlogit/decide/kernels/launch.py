@@ -41,6 +41,7 @@ COARSE = {
     torch.float16: 13,
     torch.bfloat16: 16,
 }  # low bits of a float32 that a row's type lacks
+NOT_YET = (float("nan"),) * 6  # of a Decision: what the kernels do not report
 UNCONSTRAINED = 2.0  # top_p of a row without a support constraint
 
 
@@ -49,6 +50,8 @@ def handles(settings: RowSettings) -> bool:
     return (
         settings.top_logprobs == 0
         and settings.given is None
+        and not settings.return_support
+        and not settings.outcomes.draws_stop_id
         and (not settings.outcomes.merged or len(settings.outcomes.stop_ids) <= STOPS)
         and settings.rule.kernel_code is not None
     )
@@ -127,6 +130,7 @@ def _decision(row: ResultRow, settings: RowSettings) -> Decision:
         row.logprob,
         row.base_logprob,
         row.teacher_logprob,
+        *NOT_YET,
         settings.forced,
         row.fallback > 0,
         settings.top_p is not None,

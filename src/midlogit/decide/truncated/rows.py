@@ -16,8 +16,17 @@ from midlogit.core.mixture import FLOAT32
 from midlogit.core.nucleus import Nucleus, nucleus
 from midlogit.core.outcomes import Outcomes
 from midlogit.decide.base import RowSettings
-from midlogit.decide.rows import Certificate, DraftedColumns, RawLogprobs, Rows, Sampled, temper
-from midlogit.decide.sampling import Groups, describe_groups, sample_groups
+from midlogit.decide.describing import describe_groups
+from midlogit.decide.rows import (
+    Certificate,
+    DraftedColumns,
+    RawLogprobs,
+    Rows,
+    Sampled,
+    Tempered,
+    temper,
+)
+from midlogit.decide.sampling import Groups, sample_groups
 from midlogit.decide.truncated.certificate import Weights, certify
 from midlogit.decide.truncated.lists import num_masked, stops_beyond
 from midlogit.decide.truncated.sides import Columns, ListPair, Side, make_sides
@@ -188,6 +197,21 @@ class TruncatedRows(Rows):
             np.where(self.columns.stops_NU, self.teacher.values_NU, -np.inf), axis=-1
         )
         return self.ids_of(likeliest_N[:, None])[:, 0]
+
+    def stop_weights(self) -> Array:
+        members_NKU = (
+            self.columns.ids_NU[:, None, :] == np.array(self.outcomes.stop_ids)[None, :, None]
+        )
+        base_NU = temper(self.base.values_NU, self.settings)
+        return np.where(members_NKU, base_NU[:, None, :], -np.inf).max(axis=-1)
+
+    def tempered(self, ids_N: Array) -> Tempered:
+        own_NU = self.columns.union_NU == ids_N[:, None]
+        base, teacher = (
+            side.tempered(ids_N, own_NU, self.inv_temperature_N)
+            for side in (self.base, self.teacher)
+        )
+        return Tempered(base[0], teacher[0], base[1], teacher[1], base[2], teacher[2])
 
     def raw_logprobs(self, columns_N: Array, outcomes_N: Array) -> RawLogprobs:
         members_NU = self.columns.ids_NU == outcomes_N[:, None]

@@ -14,7 +14,7 @@ from itertools import repeat
 import numpy as np
 
 from midlogit.core.arrays import Array, log_sum_exp
-from midlogit.core.bounds import MASS_PRECISION, log_or_tiny
+from midlogit.core.bounds import MASS_PRECISION, log_or_tiny, unlisted_weight
 from midlogit.core.outcomes import Outcomes
 from midlogit.decide.truncated.lists import TopLogprobs
 
@@ -115,6 +115,34 @@ class Side:
         unlisted_N = np.minimum(count_N * self.cap_N, self.mass_N)
         bound_N = np.logaddexp(reported_N, log_or_tiny(unlisted_N))
         return np.where(count_N > 0, bound_N, reported_N), count_N > 0
+
+    def tempered(
+        self, ids_N: Array, own_NU: Array, inv_temperature_N: Array
+    ) -> tuple[Array, Array, Array]:
+        """One id per row under the whole tempered model, as far as its list shows (docs/theory.md (34a)).
+
+        Args:
+            ids_N: the id. own_NU: its column.
+
+        Returns:
+            Its log-probability; log of the mass of all ids, on the scale of tempered log-probabilities; a bound on the
+            error of the former, ∞ for an id of which only an estimate is known.
+        """
+        log_NU = np.where(self.known_NU, self.values_NU, -np.inf) * inv_temperature_N[:, None]
+        listed_N = log_sum_exp(log_NU)
+        unlisted_N = np.maximum(self.sizes_N - self.known_NU.sum(axis=-1), 0)
+        least_N, most_N = unlisted_weight(
+            self.mass_N, self.cap_N, unlisted_N, np.zeros_like(unlisted_N), inv_temperature_N
+        )
+        low_N, high_N = (np.logaddexp(listed_N, log_or_tiny(x_N)) for x_N in (least_N, most_N))
+        whole_N = inv_temperature_N == 1
+        mass_N = np.where(whole_N, 0.0, 0.5 * (low_N + high_N))
+        bound_N = np.where(whole_N, 0.0, 0.5 * (high_N - low_N))
+
+        value_N = np.where(own_NU, self.values_NU, -np.inf).max(axis=-1) * inv_temperature_N
+        seen_N = (own_NU & self.known_NU).any(axis=-1)
+        guessed_N = ~seen_N & (ids_N < self.sizes_N) & (self.mass_N > 0)
+        return value_N - mass_N, mass_N, np.where(guessed_N, np.inf, bound_N)
 
 
 def make_sides(pairs: Sequence[ListPair], columns: Columns) -> tuple[Side, Side]:

@@ -50,7 +50,21 @@ def sample_single(
     drawn = ids[_draw(log_q, support, p, ids, settings)]
     if drawn != outcomes.stop_outcome:
         return drawn
+    if outcomes.draws_stop_id:
+        return _base_stop(dict(zip(ids, base, strict=True)), settings)
     return max((i for i in ids if i in stops), key=dict(zip(ids, teacher, strict=True)).__getitem__)
+
+
+def _base_stop(base: dict[int, float], settings: RowSettings) -> int:
+    """The member of the stop class that the base's own conditional draws (docs/theory.md (20b))."""
+    stop_ids, inv_temperature = settings.outcomes.stop_ids, 1 / (settings.temperature or 1.0)
+    log_weights = [base.get(i, NO_MASS) * inv_temperature for i in stop_ids]
+    peak = max(log_weights)
+    if settings.temperature == 0 or peak == NO_MASS:
+        return stop_ids[log_weights.index(peak)]
+    return stop_ids[
+        _inverse_cdf([math.exp(x - peak) for x in log_weights], settings.uniforms.ending)
+    ]
 
 
 def _filled(row: TopLogprobs, ids: list[int], settings: RowSettings) -> list[float]:

@@ -219,7 +219,8 @@ class MixtureOptions(Body):
     """Options of the mixture, for this request."""
 
     preset: str | None = Field(
-        default=None, description="conservative, balanced or exploratory; the server's default."
+        default=None,
+        description="conservative, balanced, exploratory or rollout; the server's default.",
     )
     target_top_p: float | None = Field(
         default=None,

@@ -79,6 +79,7 @@ def test_errors_refine_the_standard_ones_and_pickle() -> None:
         errors.InvalidRequest: ValueError,
         errors.PromptTooLong: ValueError,
         errors.PairMismatch: ValueError,
+        errors.WeightMismatch: ValueError,
         errors.ModelUnavailable: OSError,
         errors.MissingExtra: ImportError,
         errors.EngineFailure: RuntimeError,

@@ -4,6 +4,7 @@ MidlogitError
 ├── InvalidRequest (ValueError)       a parameter or prompt that cannot be honoured
 │   ├── InvalidField                  a field inside a message that cannot be honoured
 │   └── PromptTooLong                 a prompt beyond a context window
+├── WeightMismatch (ValueError)       new weights that do not fit the model; the old ones stay
 ├── PairMismatch (ValueError)         two models that cannot be mixed
 ├── ModelUnavailable (OSError)        a model that is not there or is not a causal LM
 │   ├── ServerUnavailable             a server that cannot be reached or lacks what is needed
@@ -62,6 +63,10 @@ class InvalidField(InvalidRequest):
 
 class PromptTooLong(InvalidRequest):
     """A prompt that leaves no room for a token in a model's context window."""
+
+
+class WeightMismatch(MidlogitError, ValueError):
+    """New weights that do not fit the model: a file, name, shape or value; the old ones stay, and requests run on."""
 
 
 class PairMismatch(MidlogitError, ValueError):

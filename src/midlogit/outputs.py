@@ -270,6 +270,7 @@ class Completion:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON; fields that only some completions have, only when they say something."""
         data = asdict(self)
+        data["weight_versions"] = [span._asdict() for span in self.weight_versions]
         return {key: value for key, value in data.items() if value or key not in OCCASIONAL}
 
 

@@ -34,11 +34,12 @@ from midlogit.requests.build import RequestBuilder, build_lazily, build_requests
 from midlogit.requests.prompts import Prompt, Reading, pair_up, pair_up_lazily
 from midlogit.requests.sequence import Request
 from midlogit.requests.sequence import Sequence as Running
+from midlogit.updates import Updates
 
 WINDOW = 2  # as many requests as run: those that end are replaced at once
 
 
-class Pair(Openers):
+class Pair(Openers, Updates):
     """Two language models sampled as one.
 
     Open one with `Pair.local`, `Pair.http` or `Pair.vllm`; close it with `close` or a `with` block. All methods may

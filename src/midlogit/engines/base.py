@@ -1,19 +1,25 @@
-"""The seam that every engine fills: submit sequences, abort them, close; knows no model.
+"""The seam that every engine fills: submit sequences, abort them, close; what only some can do; knows no model.
 
 Engines run in the background. A sequence's listener is called from the engine's thread.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 from abc import ABC, abstractmethod
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from midlogit.engines.draft_length import DraftLength
-from midlogit.errors import EngineFailure
 from midlogit.requests.scoring import Scored
 from midlogit.requests.sequence import Sequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Weights = Iterable[tuple[str, "Tensor"]] | Path  # by name, or a folder of safetensors files
+Running = Literal["recompute", "keep", "abort"]  # what becomes of requests when weights change
+Pausing = Literal["keep", "abort", "wait"]  # what becomes of requests when the engine pauses
 
 
 class Engine(ABC):
@@ -61,129 +67,84 @@ class Scoring(ABC):
         """Drops those of the texts that still wait to be scored; their listeners hear nothing."""
 
 
-class Job(Protocol):
-    """Work of a stepping engine: a sequence to sample, or a text to score."""
+class Updating(ABC):
+    """The capability of an engine to have its base trained: new weights while requests run, and pauses.
 
-    @property
-    def is_finished(self) -> bool: ...
+    All calls block until they are done, and may come from any thread but the engine's own.
 
-    def abort(self) -> None:
-        """Ends the job because nobody wants it any more."""
-
-    def fail(self, message: str) -> None:
-        """Ends the job with an error of the engine."""
-
-
-J = TypeVar("J", bound=Job)
-
-
-class SteppingEngine(Engine, Generic[J]):
-    """An engine that advances all its jobs together, step by step, in a thread of its own.
-
-    A subclass gives `step`, `add` and `remove`, and whoever opens it calls `start` once it is built. If `step` raises,
-    every live job ends with the error and what it had, and the engine takes no more.
+    Attributes:
+        base_version: of the base's weights; None while no version was ever set.
+        num_updates: how often the weights were replaced.
     """
 
-    def __init__(self, draft_length: DraftLength, max_num_seqs: int) -> None:
-        super().__init__(draft_length, max_num_seqs)
-        self._inbox: queue.SimpleQueue[tuple[str, list[J]]] = queue.SimpleQueue()
-        self._live: dict[int, J] = {}
-        self._failure: str | None = None
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="midlogit-engine", daemon=True)
+    base_version: int | str | None = None
+    num_updates: int = 0
 
     @abstractmethod
-    def step(self) -> None:
-        """Advances every running job, starting waiting ones where there is room."""
+    def update_base(
+        self, weights: Weights | None, *, version: int | str | None, running: Running
+    ) -> None:
+        """See `midlogit.Pair.update_base`."""
 
     @abstractmethod
-    def add(self, job: J) -> None:
-        """Appends a new job to the waiting queue."""
+    def pause(self, running: Pausing) -> None:
+        """See `midlogit.Pair.pause`."""
 
     @abstractmethod
-    def remove(self, job: J) -> None:
-        """Forgets a job, waiting or running."""
+    def resume(self) -> None:
+        """See `midlogit.Pair.resume`."""
 
-    def start(self) -> None:
-        """Starts the engine's thread."""
-        self._thread.start()
+    def _count_update(self, version: int | str | None) -> None:
+        """Notes that the weights were replaced; without a version, they are numbered from 1."""
+        self.num_updates += 1
+        self.base_version = self.num_updates if version is None else version
+
+
+class WeightTransfer(ABC):
+    """The capability of an engine to receive the base's weights from a trainer's process, as vLLM itself does.
+
+    The four methods are vLLM's, in the order of the calls, with its own bodies of init_info and update_info. From
+    `start_weight_update` on no token is drawn, until `finish_weight_update` or `Updating.update_base` has replaced the
+    weights. All block until they are done, and may come from any thread but the engine's own.
+    """
 
     @property
-    def num_live(self) -> int:
-        """Jobs that wait or run."""
-        return len(self._live)
+    @abstractmethod
+    def transfer_backend(self) -> str | None:
+        """vLLM's backend, such as "nccl"; None where the engine was opened without `weight_transfer_config`."""
 
-    def close(self) -> None:
-        with self._lock:
-            if self._failure is None:
-                self._failure = "The engine is closed."
-                self._inbox.put(("close", []))
-
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-
-    def _take(self, jobs: list[J]) -> None:
-        """Hands new jobs to the engine's thread.
+    @abstractmethod
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Connects to the trainer.
 
         Raises:
-            EngineFailure: the engine is closed or has failed.
+            InvalidRequest: no backend, or what vLLM refuses.
         """
-        with self._lock:
-            if self._failure is not None:
-                raise EngineFailure(self._failure, "Open the pair again.")
-            self._inbox.put(("add", jobs))
 
-    def _drop(self, jobs: list[J], *, silently: bool = False) -> None:
-        """Has the engine's thread remove those of the jobs that still live, and abort them unless `silently`."""
-        self._inbox.put(("forget" if silently else "abort", jobs))
+    @abstractmethod
+    def start_weight_update(self) -> None:
+        """Begins an update.
 
-    def _run(self) -> None:
-        try:
-            while self._handle_messages():
-                if self._live:
-                    self.step()
-                    self._forget_finished()
-        except Exception as error:  # the engine's own boundary: everyone who waits must hear of it
-            self._fail(error)
+        Raises:
+            InvalidRequest: no backend, or an update has begun already.
+        """
 
-    def _handle_messages(self) -> bool:
-        """Handles all messages, waiting for one when there is no job; False once closed."""
-        while True:
-            try:
-                kind, jobs = self._inbox.get(block=not self._live)
-            except queue.Empty:
-                return True
+    @abstractmethod
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receives some of the tensors.
 
-            if kind == "close":
-                for job in self._live.values():
-                    job.abort()
-                self._live.clear()
-                return False
-            self._handle(kind, jobs)
+        Raises:
+            WeightMismatch: an unknown name or another shape; nothing was received.
+            InvalidRequest: no update has begun, or what vLLM refuses.
+        """
 
-    def _handle(self, kind: str, jobs: list[J]) -> None:
-        for job in jobs:
-            if kind == "add":
-                self._live[id(job)] = job
-                self.add(job)
-            elif id(job) in self._live:
-                self.remove(self._live.pop(id(job)))
-                if kind == "abort":
-                    job.abort()
+    @abstractmethod
+    def finish_weight_update(
+        self, *, version: int | str | None = None, running: Running = "recompute"
+    ) -> None:
+        """Ends an update, and lets requests run on.
 
-    def _forget_finished(self) -> None:
-        self._live = {key: job for key, job in self._live.items() if not job.is_finished}
-
-    def _fail(self, error: Exception) -> None:
-        message = f"The engine failed: {type(error).__name__}: {error}"
-        with self._lock:
-            self._failure = message
-            while not self._inbox.empty():
-                kind, jobs = self._inbox.get()
-                if kind == "add":
-                    self._live.update((id(job), job) for job in jobs)
-
-        for job in self._live.values():
-            if not job.is_finished:
-                job.fail(message)
-        self._live.clear()
+        Raises:
+            WeightMismatch: tensors are missing; requests wait until an update is complete.
+            InvalidRequest: no update has begun.
+        """

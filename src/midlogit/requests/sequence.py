@@ -24,6 +24,7 @@ from midlogit.outputs import (
     Usage,
 )
 from midlogit.params import SamplingParams
+from midlogit.rollout import WeightVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Sequence:
 
     Attributes:
         submitted, token_times: when it came in and when each token was drawn, on the monotonic clock.
+        weight_versions: which weights of the base drew the tokens so far.
     """
 
     def __init__(self, request: Request, detokenizer: Detokenizer, listener: Listener) -> None:
@@ -75,6 +77,7 @@ class Sequence:
         self.completion: Completion | None = None
         self.submitted = time.monotonic()
         self.token_times: list[float] = []
+        self.weight_versions: list[WeightVersion] = []
         self._detokenizer = detokenizer
         self._listener = listener
         self._uniforms = Uniforms(request.seed, request.repetition, request.identity)
@@ -113,8 +116,12 @@ class Sequence:
         """The number of tokens that fit from `position` on."""
         return max(min(self.request.params.max_tokens, self.request.max_new_tokens) - position, 0)
 
-    def append(self, decision: Decision) -> None:
-        """Takes the sampled token; ends the sequence if it stops here."""
+    def append(self, decision: Decision, weight_version: int | str | None = None) -> None:
+        """Takes the sampled token; ends the sequence if it stops here.
+
+        Args:
+            weight_version: of the base whose row drew it; None while no version was ever set.
+        """
         if decision.error is not None:
             where = f"Request {self.request.index}, position {len(self.token_ids)}"
             self.fail(f"{where}: {decision.error}.", "request")
@@ -123,12 +130,22 @@ class Sequence:
         self.token_ids.append(decision.token_id)
         self.decisions.append(decision)
         self.token_times.append(time.monotonic())
+        if weight_version is not None:
+            self._note_version(weight_version)
 
         released, reason, stop_reason = self._advance_text(decision.token_id)
         if self.request.stream:
-            self._listener(self, self._token(decision, released, reason))
+            self._listener(self, self._token(decision, released, reason, weight_version))
         if reason is not None:
             self._end(reason, stop_reason)
+
+    def _note_version(self, version: int | str) -> None:
+        """Counts the last token for the weights that drew it."""
+        end = len(self.token_ids)
+        if self.weight_versions and self.weight_versions[-1].version == version:
+            self.weight_versions[-1] = self.weight_versions[-1]._replace(end=end)
+        else:
+            self.weight_versions.append(WeightVersion(version, end - 1, end))
 
     def _advance_text(self, token_id: int) -> tuple[str, FinishReason | None, int | str | None]:
         """Adds a token to the text.
@@ -196,6 +213,7 @@ class Sequence:
             support=self._support(),
             error=error,
             error_type=error_type,
+            weight_versions=self.weight_versions,
         )
         self._listener(self, self.completion)
 
@@ -204,7 +222,13 @@ class Sequence:
             return None
         return [d.support for d in self.decisions if d.support is not None]
 
-    def _token(self, decision: Decision, text: str, reason: FinishReason | None) -> Token:
+    def _token(
+        self,
+        decision: Decision,
+        text: str,
+        reason: FinishReason | None,
+        weight_version: int | str | None,
+    ) -> Token:
         return Token(
             index=self.request.index,
             sample=self.request.sample,
@@ -214,6 +238,7 @@ class Sequence:
             token=self._detokenizer.token(decision.token_id),
             decision=decision,
             finish_reason=reason,
+            weight_version=weight_version,
         )
 
 

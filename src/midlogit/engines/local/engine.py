@@ -6,6 +6,7 @@ and the decider.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -17,10 +18,19 @@ from midlogit.core.rejection import num_accepted
 from midlogit.decide import decider_for
 from midlogit.decide.array_decider import ArrayDecider
 from midlogit.decide.base import Decider, LogitRows
-from midlogit.engines.base import Scoring, SteppingEngine
+from midlogit.engines.base import Scoring, Weights
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.local.loading import Modules, load_models
 from midlogit.engines.local.model import SlotModel
+from midlogit.engines.stepping import SteppingEngine
+from midlogit.engines.weights import (
+    Layout,
+    NamedTensors,
+    check_weights,
+    shares_weights,
+    write_weights,
+)
+from midlogit.errors import InvalidRequest
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.outputs import Decision
 from midlogit.requests.scoring import Scored
@@ -79,6 +89,7 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
     ) -> None:
         super().__init__(draft_length, max_num_seqs)
         base_model, teacher_model = load_models(base, teacher, modules, devices, dtype)
+        self._shared = [module for module in modules if module is not None]
         self.base = SlotModel(base_model, base, is_shared=modules[0] is not None)
         self.teacher = SlotModel(teacher_model, teacher, is_shared=modules[1] is not None)
 
@@ -119,6 +130,42 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
             self._free_slot(self._running.index(job))
         else:
             self._waiting.remove(job)
+
+    def begun(self) -> list[Sequence | Scored]:
+        return [*self._running]
+
+    def check_weights(self, weights: Weights | None) -> NamedTensors | None:
+        if self._shared and shares_weights(self.base.model, self.teacher.model):
+            raise InvalidRequest(
+                "Base and teacher share their weights: both would change.",
+                "Give the teacher as a module of its own, or as a folder.",
+            )
+        if weights is not None:
+            return check_weights(weights, Layout.of(self.base.model))
+        if self.base.model not in self._shared:
+            raise InvalidRequest(
+                "No weights are given, and the base is no module that changes by itself.",
+                "Give named tensors or a folder, or open the pair over the trainer's module.",
+            )
+        return None
+
+    def load_weights(self, checked: NamedTensors | None) -> None:
+        if checked is None:
+            return
+        if self.base.model is self.teacher.model:  # loaded once, for both
+            self.base.model = copy.deepcopy(self.teacher.model)
+        write_weights(checked, self.base.model)
+
+    def settle(self) -> None:
+        """Does nothing: no step leaves anything behind."""
+
+    def recompute(self) -> None:
+        """The last token of each sequence is fed in the next step."""
+        fed = [[*s.request.base_ids, *s.token_ids[:-1]] for s in self._running]
+        self.base.refill(fed, PREFILL_TOKENS)
+
+    def forget_prefixes(self) -> None:
+        """Does nothing: no sequence takes anything from another one's cache."""
 
     def step(self) -> None:
         if self._unscored:
@@ -234,7 +281,7 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
         )
         for n, decision in zip(alive, decided.decisions(), strict=True):
             sequence = self._running[n]
-            sequence.append(decision)
+            sequence.append(decision, self.base_version)
             sampled[n].append(sequence.request.outcomes.outcome_of(decision.token_id))
 
     def _roll_back(self, surplus: list[int]) -> None:

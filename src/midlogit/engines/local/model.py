@@ -93,6 +93,20 @@ class SlotModel:
         """Forgets the last tokens of every slot in order."""
         self._lengths = [length - n for length, n in zip(self._lengths, tokens, strict=True)]
 
+    def refill(self, texts: Sequence[Sequence[int]], most: int) -> None:
+        """Computes the tokens of every slot in order anew, as many slots at once as have `most` padded tokens."""
+        self._lengths = [0] * len(self._lengths)
+        first = 0
+        while first < len(texts):
+            end, longest = first + 1, len(texts[first])
+            while end < len(texts):
+                longest = max(longest, len(texts[end]))
+                if longest * (end + 1 - first) > most:
+                    break
+                end += 1
+            self._feed(slice(first, end), texts[first:end])
+            first = end
+
     @property
     def cache_bytes(self) -> int:
         """Memory of the KV cache."""

@@ -13,20 +13,22 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from midlogit.decide.base import Decider, RowSettings
 from midlogit.decide.transfer import HostCopy, to_device
-from midlogit.engines.base import SteppingEngine
+from midlogit.engines.base import Weights
 from midlogit.engines.draft_length import DraftLength
+from midlogit.engines.stepping import SteppingEngine
 from midlogit.engines.vllm.core import Core
 from midlogit.engines.vllm.inputs import DeviceTokens
 from midlogit.engines.vllm.observer import Observer, StepClock, StepRecord
 from midlogit.engines.vllm.process import CorePair
 from midlogit.engines.vllm.rounds import Accept, InFlightStep, Round, TrackedSequence, num_accepted
 from midlogit.engines.vllm.steps import ExecutedStep, SampledStep
+from midlogit.errors import InvalidRequest
 from midlogit.requests.sequence import Sequence
 
 
@@ -108,6 +110,20 @@ class VllmEngine(SteppingEngine[Sequence]):
 
     def remove(self, job: Sequence) -> None:
         self._forget([key for key, tracked in self._tracked.items() if tracked.sequence is job])
+
+    def begun(self) -> list[Sequence]:
+        return []
+
+    def check_weights(self, weights: Weights | None) -> Any:
+        raise InvalidRequest("The vLLM engine's weights cannot be replaced yet.")
+
+    def load_weights(self, checked: Any) -> None: ...
+
+    def settle(self) -> None: ...
+
+    def recompute(self) -> None: ...
+
+    def forget_prefixes(self) -> None: ...
 
     def close(self) -> None:
         super().close()

@@ -1,0 +1,160 @@
+"""New weights by name: checks them in full against what a model takes, before any is written; knows no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from midlogit.engines.base import Weights
+from midlogit.errors import WeightMismatch, first_line
+
+STAYS = "The old weights stay."
+NAMED = 5  # names that a message holds
+
+Shape = tuple[int, ...]
+NamedTensors = Iterable[tuple[str, Tensor]]  # that can be read more than once
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The tensors that a model takes.
+
+    Attributes:
+        shapes: by name, those that may be left out among them.
+        optional: names that may be left out: tied weights beside the one that is kept, and buffers.
+    """
+
+    shapes: Mapping[str, Shape]
+    optional: frozenset[str]
+
+    @classmethod
+    def of(cls, module: torch.nn.Module) -> Layout:
+        """The layout of a module, by the names of its state."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        own = {name for name, _ in module.named_parameters()}  # of tied ones the first
+        return cls(shapes, frozenset(shapes.keys() - own))
+
+    def require_known(self, name: str, shape: Shape) -> None:
+        """Checks one tensor.
+
+        Raises:
+            WeightMismatch: an unknown name or another shape.
+        """
+        if name not in self.shapes:
+            raise WeightMismatch(
+                f"The base has no weight {name!r}.",
+                f"Its names are like {next(iter(self.shapes))!r}. {STAYS}",
+            )
+        if shape != self.shapes[name]:
+            raise WeightMismatch(
+                f"{name} has the shape {list(shape)}, in the base {list(self.shapes[name])}.", STAYS
+            )
+
+    def require_complete(self, names: Iterable[str]) -> None:
+        """Checks that no tensor is missing.
+
+        Raises:
+            WeightMismatch: names some of those that are.
+        """
+        missing = sorted(self.shapes.keys() - self.optional - set(names))
+        if missing:
+            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+            raise WeightMismatch(
+                f"Weights are missing: {', '.join(missing[:NAMED])}{more}.",
+                f"Give all of them. {STAYS}",
+            )
+
+
+class SafetensorsFolder:
+    """The tensors of a folder's safetensors files, read anew each time.
+
+    Raises:
+        WeightMismatch: no such file, or one that is torn.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files = sorted(folder.glob("*.safetensors"))
+        if not self._files:
+            raise WeightMismatch(f"{folder} holds no safetensors file.", STAYS)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for file in self._files:
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    for name in opened.keys():  # noqa: SIM118  # it is no mapping
+                        yield name, opened.get_tensor(name)
+            except (SafetensorError, OSError) as error:
+                raise WeightMismatch(
+                    f"{file} cannot be read: {first_line(error)}.", STAYS
+                ) from error
+
+
+def check_weights(weights: Weights, layout: Layout) -> NamedTensors:
+    """Checks every name, shape, dtype and value; writes nothing.
+
+    Args:
+        weights: an iterable is read once, and its tensors are kept until they are written.
+
+    Returns:
+        The weights, which can be read again.
+
+    Raises:
+        WeightMismatch: says which tensor does not fit, and how.
+    """
+    named = SafetensorsFolder(weights) if isinstance(weights, Path) else _as_named(weights)
+    names: set[str] = set()
+    finite: dict[str, Tensor] = {}
+    for name, tensor in named:
+        layout.require_known(name, tuple(tensor.shape))
+        if name in names:
+            raise WeightMismatch(f"{name} comes twice.", STAYS)
+        if not tensor.is_floating_point():
+            raise WeightMismatch(f"{name} holds {tensor.dtype}, no floating numbers.", STAYS)
+        names.add(name)
+        finite[name] = torch.isfinite(tensor).all()
+
+    layout.require_complete(names)
+    # On a GPU the answers are waited for once: by then the tensors themselves are computed as well.
+    for name, is_finite in zip(finite, _values(list(finite.values())), strict=True):
+        if not is_finite:
+            raise WeightMismatch(f"{name} holds NaN or infinite values.", STAYS)
+    return named
+
+
+def _as_named(weights: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    named = list(weights)
+    for pair in named:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], Tensor):
+            raise WeightMismatch(
+                f"Weights hold {type(pair).__name__}.", "Give (name, tensor) pairs, or a Path."
+            )
+    return named
+
+
+def _values(flags: list[Tensor]) -> list[Any]:
+    """The values of flags on any devices."""
+    if len({flag.device for flag in flags}) == 1:
+        values: list[Any] = torch.stack(flags).tolist()
+        return values
+    return [flag.item() for flag in flags]
+
+
+def write_weights(named: NamedTensors, module: torch.nn.Module) -> None:
+    """Copies checked weights into a module, in place; a tied weight is taken from the one name that is kept."""
+    state = module.state_dict()
+    kept = {state[name].data_ptr(): name for name, _ in module.named_parameters()}
+    with torch.no_grad():
+        for name, tensor in named:
+            if kept.get(state[name].data_ptr(), name) == name:
+                state[name].copy_(tensor)
+
+
+def shares_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether a weight of one module is a weight of the other."""
+    return not set(one.parameters()).isdisjoint(other.parameters())

@@ -1,0 +1,295 @@
+"""New weights for the local engine's base: what they draw, what becomes of running requests, what is refused."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from midlogit import Completion, InvalidRequest, Pair, SamplingParams
+from midlogit.errors import EngineFailure, WeightMismatch
+from midlogit.requests.prompts import Reading
+from tests.conftest import BASE, TEACHER
+from tests.questions import QUESTIONS
+
+PARAMS = SamplingParams.preset("exploratory", max_tokens=16, seed=3, ignore_eos=True)
+LONG = SamplingParams.preset("exploratory", max_tokens=200, seed=3, ignore_eos=True)
+READING = Reading(chat=True)
+Named = dict[str, torch.Tensor]
+
+
+def trained(seed: int, scale: float = 0.01) -> Any:
+    """The bundled base after a step of training."""
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += scale * torch.randn(weight.shape, generator=generator)
+    return model
+
+
+def named(model: torch.nn.Module) -> Named:
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+def opened(base: Any = BASE, teacher: Any = TEACHER, **options: Any) -> Pair:
+    return Pair.local(base, teacher, device="cpu", dtype="float32", **options)
+
+
+def base_logprobs(model: Any, completion: Completion, pair: Pair) -> list[float]:
+    """Log-probabilities of a completion's tokens under a plain model."""
+    ids = pair.mixing.base.encode_chat([{"role": "user", "content": completion.base_prompt}])
+    with torch.no_grad():
+        rows = model(torch.tensor([ids + completion.token_ids])).logits[0, len(ids) - 1 : -1]
+    picked = rows.log_softmax(-1)[range(len(completion.token_ids)), completion.token_ids]
+    return [float(x) for x in picked]
+
+
+class Breaks:
+    """Stops the engine after so many steps, until `go` or a call that it is to make next."""
+
+    def __init__(self, pair: Pair, after: int) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+        engine: Any = pair.engine
+        step, self._left = engine.step, after
+
+        def counted() -> None:
+            step()
+            self._left -= 1
+            if self._left == 0:
+                self.reached.set()
+                self.go.wait(60)
+
+        put = engine._put
+
+        def put_and_go(kind: str, content: list[Any]) -> None:
+            put(kind, content)
+            if kind == "call":
+                self.go.set()
+
+        engine.step, engine._put = counted, put_and_go
+
+
+def update_midway(
+    pair: Pair, update: Callable[[], None], count: int = 6, after: int = 5
+) -> list[Completion]:
+    """Completions of requests, whose engine is updated after some of its steps."""
+    breaks, done = Breaks(pair, after), []
+    prompts = [QUESTIONS[n % len(QUESTIONS)] for n in range(count)]
+    caller = threading.Thread(
+        target=lambda: done.extend(pair.generate(prompts, PARAMS, chat=True, progress=False))
+    )
+    caller.start()
+    assert breaks.reached.wait(60)
+    updater = threading.Thread(target=update)
+    updater.start()
+    updater.join()
+    breaks.go.set()
+    caller.join()
+    return done
+
+
+def test_each_update_draws_as_a_fresh_pair_does(tmp_path: Path) -> None:
+    with opened(max_num_seqs=4) as pair:
+        assert pair.base_version is None
+        assert not pair.generate(QUESTIONS[:1], PARAMS)[0].weight_versions
+        for n in range(1, 4):
+            model = trained(n)
+            model.save_pretrained(tmp_path / str(n))
+            pair.update_base(tmp_path / str(n) if n == 2 else named(model).items())
+            assert pair.base_version == n
+            with opened(model, base_tokenizer=pair.mixing.base.tokenizer) as fresh:  # type: ignore[attr-defined]
+                expected = fresh.generate(QUESTIONS[:4], PARAMS, chat=True)
+            for one, other in zip(
+                pair.generate(QUESTIONS[:4], PARAMS, chat=True), expected, strict=True
+            ):
+                assert one.token_ids == other.token_ids
+                assert one.diagnostics.logprobs == pytest.approx(
+                    other.diagnostics.logprobs, abs=1e-5
+                )
+                assert one.weight_versions == [(n, 0, 16)]
+                assert orjson.loads(orjson.dumps(one.to_dict()))["weight_versions"][0]["start"] == 0
+
+
+@pytest.mark.parametrize("speculation", ["off", 2])
+def test_running_requests_are_computed_anew(speculation: Any) -> None:
+    model, old = trained(1, 0.03), trained(0, 0.0)
+    with opened(speculation=speculation, max_num_seqs=4) as pair:
+        done = update_midway(
+            pair, lambda: pair.update_base(named(model).items(), version="new"), count=6
+        )
+        for completion in done:
+            versions = completion.weight_versions
+            start = versions[0].start
+            assert {span.version for span in versions} == {"new"} and versions[-1].end == 16
+            found = completion.diagnostics.base_logprobs
+            before = base_logprobs(old, completion, pair)
+            after = base_logprobs(model, completion, pair)
+            assert found[:start] == pytest.approx(before[:start], abs=1e-4)
+            assert found[start:] == pytest.approx(after[start:], abs=1e-4)
+        assert {c.weight_versions[0].start > 0 for c in done} == {True, False}
+
+
+def test_running_requests_may_keep_their_caches_or_be_aborted() -> None:
+    model = trained(1, 0.03)
+    with opened(speculation="off") as pair:
+        kept = update_midway(pair, lambda: pair.update_base(named(model).items(), running="keep"))
+        for completion in kept:
+            start = completion.weight_versions[0].start
+            assert 0 < start < 16 and completion.finish_reason == "length"
+            after = base_logprobs(model, completion, pair)[start:]
+            assert completion.diagnostics.base_logprobs[start:] != pytest.approx(after, abs=1e-3)
+
+        ended = update_midway(pair, lambda: pair.update_base(named(model).items(), running="abort"))
+        assert {c.finish_reason for c in ended} == {"abort"}
+        assert all(0 < len(c.token_ids) < 16 for c in ended)
+
+
+def torn(folder: Path) -> Path:
+    named(trained(1))
+    file = folder / "model.safetensors"
+    save_file({k: v.contiguous() for k, v in named(trained(1)).items()}, file)
+    file.write_bytes(file.read_bytes()[:-1000])
+    return folder
+
+
+def changed(**changes: torch.Tensor | None) -> Iterator[tuple[str, torch.Tensor]]:
+    weights: dict[str, torch.Tensor | None] = {**named(trained(1)), **changes}
+    return ((name, weight) for name, weight in weights.items() if weight is not None)
+
+
+NORM = "model.norm.weight"
+REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "torn": (torn, "cannot be read"),
+    "empty": (lambda folder: folder, "no safetensors file"),
+    "missing": (lambda _: changed(**{NORM: None}), f"missing: {NORM}"),
+    "unknown": (lambda _: changed(**{"module.x": torch.ones(2)}), "no weight 'module.x'"),
+    "nan": (lambda _: changed(**{NORM: torch.full((192,), torch.nan)}), "NaN or infinite"),
+    "inf": (lambda _: changed(**{NORM: torch.full((192,), torch.inf)}), "NaN or infinite"),
+    "shape": (lambda _: changed(**{NORM: torch.ones(191)}), r"the shape \[191\]"),
+    "integers": (
+        lambda _: changed(**{NORM: torch.ones(192, dtype=torch.long)}),
+        "no floating numbers",
+    ),
+    "names": (lambda _: named(trained(1)), "pairs"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_weights_that_do_not_fit_leave_everything_as_it_is(
+    case: str, tmp_path: Path, pair: Pair
+) -> None:
+    make, message = REFUSED[case]
+    weights = make(tmp_path)
+    expected = pair.generate(QUESTIONS[:3], PARAMS, chat=True)
+    with opened(speculation="off") as updated:
+
+        def update() -> None:
+            with pytest.raises(WeightMismatch, match=message):
+                updated.update_base(weights)
+
+        for one, other in zip(update_midway(updated, update, 3), expected, strict=True):
+            assert one.token_ids == other.token_ids and not one.weight_versions
+
+
+def test_a_tied_head_may_come_or_not() -> None:
+    model = trained(1)
+    head = {"lm_head.weight": model.lm_head.weight.detach()}
+    with opened() as pair:
+        pair.update_base(named(model).items())
+        expected = pair.generate(QUESTIONS[:2], PARAMS)
+        pair.update_base({**head, **named(model)}.items())
+        for one, other in zip(pair.generate(QUESTIONS[:2], PARAMS), expected, strict=True):
+            assert one.diagnostics.logprobs == pytest.approx(other.diagnostics.logprobs, abs=1e-6)
+
+
+def test_the_teacher_stays_where_both_came_from_one_folder() -> None:
+    with opened(BASE, BASE) as pair:
+        pair.update_base(named(trained(1)).items())
+        (completion,) = pair.generate(QUESTIONS[:1], PARAMS)
+        with opened(trained(1), BASE) as fresh:
+            (expected,) = fresh.generate(QUESTIONS[:1], PARAMS)
+        assert completion.diagnostics.logprobs == pytest.approx(
+            expected.diagnostics.logprobs, abs=1e-5
+        )
+
+
+def test_a_shared_module_says_that_it_has_changed() -> None:
+    model = trained(0, 0.0)
+    with opened(model, speculation="off") as pair:
+        new = named(trained(1, 0.03))
+
+        def update() -> None:
+            pair.pause()
+            with torch.no_grad():
+                for name, weight in model.named_parameters():
+                    weight.copy_(new[name])
+            pair.update_base(version=7)
+            pair.resume()
+
+        for completion in update_midway(pair, update, 3):
+            ((version, start, end),) = completion.weight_versions
+            assert version == 7 and 0 < start < end == 16
+            after = base_logprobs(model, completion, pair)
+            assert completion.diagnostics.base_logprobs[start:] == pytest.approx(
+                after[start:], abs=1e-4
+            )
+
+    with opened() as pair, pytest.raises(InvalidRequest, match="No weights are given"):
+        pair.update_base()
+    with opened(model, model) as pair, pytest.raises(InvalidRequest, match="share their weights"):
+        pair.update_base()
+
+
+def test_pause_and_resume() -> None:
+    with opened(max_num_seqs=2) as pair:
+        pair.pause()
+        batch = pair.start(pair.prepare(QUESTIONS[:3], PARAMS, READING))
+        assert batch.poll(0.2) is None
+        pair.resume()
+        assert [c.finish_reason for c in batch] == ["length"] * 3
+
+        batch = pair.start(pair.prepare(QUESTIONS[:3], PARAMS, READING))
+        pair.pause("wait")
+        later = pair.start(pair.prepare(QUESTIONS[:1], PARAMS, READING))
+        assert [c.finish_reason for c in batch] == ["length"] * 3
+        assert later.poll(0.1) is None
+        pair.update_base(named(trained(1)).items())
+        pair.resume()
+        assert [c.weight_versions for c in later] == [[(1, 0, 16)]]
+
+        batch = pair.start(pair.prepare(QUESTIONS[:3], PARAMS, READING))
+        pair.pause("abort")
+        later = pair.start(pair.prepare(QUESTIONS[:1], PARAMS, READING))
+        assert [c.finish_reason for c in batch] == ["abort"] * 3
+        later.abort()
+        assert [c.finish_reason for c in later] == ["abort"]
+        pair.resume()
+        pair.resume()
+        assert pair.generate(QUESTIONS[:1], PARAMS)[0].finish_reason == "length"
+    with pytest.raises(EngineFailure):
+        pair.pause()
+
+
+def test_two_hundred_updates_leak_nothing() -> None:
+    weights = named(trained(1))
+    with opened() as pair:
+        batch = pair.start(pair.prepare(QUESTIONS[:2], LONG, READING))
+        for n in range(220):
+            pair.update_base(weights.items(), running=("recompute", "keep")[n % 2])
+            if n == 20:
+                gc.collect()
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert grown < 40_000  # KB; the weights alone are 11 MB
+        assert pair.base_version == 220
+        batch.stop()

@@ -23,6 +23,12 @@ RULES: tuple[AlphaRule, ...] = (
     KLBudget(0.1),
 )
 
+OF_THE_TOKEN = (
+    "token_id", "logprob", "base_logprob", "teacher_logprob", "base_tempered_logprob", "teacher_tempered_logprob",
+    "base_support_logprob", "teacher_support_logprob",
+)  # fmt: skip
+OF_THE_SUPPORT = ("base_support_logmass", "teacher_support_logmass")
+
 
 def kernel_settings(**changes: Any) -> RowSettings:
     """Settings at the tolerance that requests have."""
@@ -39,6 +45,7 @@ def alphabets(vocabulary: int) -> list[Outcomes]:
         Outcomes(masked_ids=(150,), stop_ids=(150, 4, 151)),
         Outcomes(stop_ids=(7,), stop_token_ids=(9,)),
         Outcomes(stop_ids=(4, 150, 151), merge=False),
+        Outcomes(masked_ids=(5,), stop_ids=(10, last - 1, 200), stop_id="base"),
     ]
 
 
@@ -53,7 +60,7 @@ def mixed_settings(rows: int, vocabulary: int, rng: np.random.Generator) -> list
             top_p=[None, 0.5, 0.95, 0.999][rng.integers(4)],
             forced=bool(rng.random() < 0.15),
             may_end=bool(rng.random() < 0.7),
-            uniforms=TokenUniforms(*rng.random(3).tolist()),
+            uniforms=TokenUniforms(*rng.random(4).tolist()),
         )
         for _ in range(rows)
     ]
@@ -83,6 +90,6 @@ def assert_agree(found: Decision, truth: Decision, where: str = "") -> None:
         a, b = getattr(found, name), getattr(truth, name)
         assert math.isclose(a, b, rel_tol=1e-4, abs_tol=least), (where, name, found, truth)
     assert found.token_id == truth.token_id, (where, found, truth)
-    for name in ("logprob", "base_logprob", "teacher_logprob"):
+    for name in OF_THE_TOKEN[1:] + OF_THE_SUPPORT:
         a, b = getattr(found, name), getattr(truth, name)
         assert math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-4), (where, name, found, truth)

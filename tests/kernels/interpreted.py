@@ -200,10 +200,12 @@ def test_rows_of_larger_buffers() -> None:
         launcher = kernels.KernelLauncher(320, torch.device("cpu"))
         for top_p in (None, 0.9):
             for stops in ((), (10, 7, 330, 399), (10, 399)):
-                row = replace(
-                    PLAIN, outcomes=Outcomes(stop_ids=stops), top_p=top_p, temperature=0.8
-                )
-                settings = [replace(row, uniforms=TokenUniforms(u, u, u)) for u in (0.02, 0.4, 0.9)]
+                own = Outcomes(stop_ids=stops), Outcomes(stop_ids=stops, stop_id="base")
+                row = replace(PLAIN, top_p=top_p, temperature=0.8)
+                settings = [
+                    replace(row, outcomes=own[i], uniforms=TokenUniforms(u, u, u, u))
+                    for i, u in ((1, 0.02), (0, 0.4), (1, 0.9))
+                ]
                 decided = launcher.launch(
                     base_NV, teacher_NV, launcher.prepare(settings, base_rows, teacher_rows)
                 )
@@ -227,6 +229,27 @@ def test_rows_of_larger_buffers() -> None:
         assert_agree(
             decided.decisions()[0], decide(base_NV.double(), teacher_NV.double(), settings)[0]
         )
+
+
+def test_the_stop_id_of_the_base() -> None:
+    """Rows that most likely end: the id by the base's own conditional, or its most likely."""
+    base_NV, teacher_NV = torch.randn(12, 200), torch.randn(12, 203)
+    stops = (10, 150, 201)
+    base_NV[:, [10, 150]] = torch.tensor([9.0, 8.5])
+    teacher_NV[:, 201] = 9.0
+    base_NV[11, [10, 150]] = -torch.inf
+    outcomes = Outcomes(stop_ids=stops, stop_id="base")
+    settings = [
+        replace(
+            PLAIN, outcomes=outcomes, top_p=(None, 0.9)[i % 2], temperature=(0.7, 1.0, 0.0)[i % 3],
+            uniforms=TokenUniforms(0.5, 0.5, 0.5, i / 12), forced=i == 11,
+        )
+        for i in range(12)
+    ]  # fmt: skip
+    found = run(base_NV, teacher_NV, settings)
+    for a, b in zip(found, decide(base_NV.double(), teacher_NV.double(), settings), strict=True):
+        assert_agree(a, b)
+    assert {d.token_id for d in found[:11]} == {10, 150} and found[11].token_id == 10
 
 
 def test_what_cannot_be_drawn() -> None:

@@ -21,7 +21,14 @@ from midlogit.decide.array_decider import ArrayDecider
 from midlogit.decide.arrays import decide, draft
 from midlogit.decide.base import LogitRows
 from midlogit.decide.kernels import available
-from tests.kernels.cases import assert_agree, kernel_settings, make_batch, mixed_settings
+from tests.kernels.cases import (
+    OF_THE_TOKEN,
+    assert_agree,
+    kernel_settings,
+    make_batch,
+    mixed_settings,
+)
+from tests.law import chi_square_p
 from tests.rows import DoubleKL
 
 pytestmark = pytest.mark.gpu
@@ -58,8 +65,7 @@ def test_every_setting_agrees_with_arrays(device, dtype, vocabulary: int) -> Non
         if a.token_id != b.token_id and b.error is None:
             # A uniform fell between the two ends of a token as float32 and float64 see them, or greedy met a tie.
             moved += 1
-            of_the_token = ("token_id", "logprob", "base_logprob", "teacher_logprob")
-            a = replace(a, **{name: getattr(b, name) for name in of_the_token})
+            a = replace(a, **{name: getattr(b, name) for name in OF_THE_TOKEN})
         assert_agree(a, b, f"row {i}, {settings[i]}")
     assert moved <= 2 and strayed <= 2
 
@@ -121,8 +127,7 @@ def test_models_of_different_width(device, sizes: tuple[int, int]) -> None:
     for a, b in zip(decided.decisions(), truth, strict=True):
         if a.token_id != b.token_id and b.error is None:
             moved += 1
-            a = replace(a, token_id=b.token_id, logprob=b.logprob, base_logprob=b.base_logprob,
-                        teacher_logprob=b.teacher_logprob)  # fmt: skip
+            a = replace(a, **{name: getattr(b, name) for name in OF_THE_TOKEN})
         assert_agree(a, b)
     assert moved <= 1
     assert max(decided.tokens_N.tolist()) < vocabulary
@@ -143,6 +148,27 @@ def test_it_agrees_with_the_plain_reference(device) -> None:
         assert found.alpha == pytest.approx(truth.alpha, abs=1e-4) or truth.kl_base < 1e-10
         assert found.kl_base == pytest.approx(truth.kl_base, rel=1e-4, abs=1e-12)
         assert found.kl_teacher == pytest.approx(truth.kl_teacher, rel=1e-4, abs=1e-12)
+
+
+def test_stop_ids_follow_the_base(device) -> None:
+    """Ids of a drawn class by the base's own conditional, each with the ratio of the class."""
+    draws, vocabulary, stops = 20000, 5003, (7, 900, 4001)
+    base_NV, teacher_NV = (x.to(device, torch.float32) for x in make_batch(1, vocabulary, 3))
+    base_NV[0, list(stops)] = base_NV.max() + torch.tensor([1.0, 0.5, 0.0], device=device)
+    teacher_NV[0, 900] = teacher_NV.max() + 3
+    outcomes = Outcomes(stop_ids=stops, stop_id="base")
+    uniforms = np.random.default_rng(5).random((draws, 4)).tolist()
+    settings = [
+        kernel_settings(outcomes=outcomes, temperature=0.7, uniforms=TokenUniforms(*u))
+        for u in uniforms
+    ]
+    tiled = (x.expand(draws, -1).contiguous() for x in (base_NV, teacher_NV))
+    ended = [d for d in launched(*tiled, settings).decisions() if d.token_id in stops]
+    share = reference.softmax(base_NV[0, list(stops)].tolist(), 0.7)
+    assert len(ended) > draws / 10
+    assert chi_square_p([stops.index(d.token_id) for d in ended], share) > 1e-3
+    ratios = [d.base_tempered_logprob - d.logprob for d in ended]
+    assert max(ratios) - min(ratios) < 1e-4
 
 
 @pytest.mark.parametrize("top_p", [None, 0.95])

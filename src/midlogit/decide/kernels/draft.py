@@ -11,9 +11,9 @@ import triton.language as tl
 
 from midlogit.decide.kernels.layout import (  # isort: skip
     DRAFT_COLUMNS, DRAFT_LOG2_MASS, DRAFT_LOWEST, DRAFT_LSE, DRAFT_OUTCOME, DRAFT_PEAK, DRAFT_STOP,
-    DRAFT_STOP_RAW,
-    SETTING_ALPHABET, SETTING_BASE_ROW, SETTING_COLUMNS, SETTING_DRAFT_UNIFORM, SETTING_GREEDY,
-    SETTING_INV_TEMPERATURE,
+    DRAFT_STOP_ID, DRAFT_STOP_RAW, DRAFT_TEMPERED_LSE,
+    SETTING_ALPHABET, SETTING_BASE_ROW, SETTING_COLUMNS, SETTING_DRAFT_UNIFORM,
+    SETTING_ENDING_UNIFORM, SETTING_GREEDY, SETTING_INV_TEMPERATURE,
 )  # fmt: skip
 from midlogit.decide.kernels.tiles import (
     BASE,
@@ -26,33 +26,44 @@ from midlogit.decide.kernels.tiles import (
     columns,
     group_at,
     hidden_ids,
+    log_add,
     log_total,
     side_tile,
+    stop_place,
     stop_sums,
+    tempered_total,
     total,
 )
 
 
 @triton.jit
 def draft_sweep(
-    row, width, scale, tempered, R: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr
+    row,
+    width,
+    scale,
+    inv_temperature,
+    R: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUPS: tl.constexpr,
 ):
     """Sums over a row of the base.
 
     Args:
         row: a RowPair; its teacher is not read.
         width: the ids from row.length to here cannot be drawn and count only as mass of the model.
-        tempered: whether the temperature is not 1.
+        scale: log2(e) / temperature.
 
     Returns:
         Per group of GROUP tiles, of ids that are not hidden: the largest logit up to its end, and its mass relative to
-        that. Then the largest of these logits, LOWEST if there is none; the raw log-sum-exp of all ids; the smallest
-        logit that is not hidden, or 0.
+        that. Then the largest of these logits, LOWEST if there is none; the log-sum-exp of all ids, raw and tempered;
+        the smallest logit that is not hidden, or 0.
     """
+    tempered = inv_temperature != 1.0
     peak = tl.full((R,), LOWEST, tl.float32)
     raw = tl.zeros((R,), tl.float32)  # relative to peak, at temperature 1
     shut_peak = peak
     shut = raw  # the same for hidden ids
+    shut_tempered = raw
     lowest = raw
     peak_G = tl.full((GROUPS,), LOWEST, tl.float32)
     mass_G = tl.zeros((GROUPS,), tl.float64)
@@ -69,6 +80,9 @@ def draft_sweep(
                 new = tl.maximum(shut_peak, tl.max(x, axis=1))
                 shut = shut * tl.exp2((shut_peak - new) * LOG2E)
                 shut += tl.sum(tl.exp2((x - new[:, None]) * LOG2E), axis=1)
+                if tempered:
+                    shut_tempered = shut_tempered * tl.exp2((shut_peak - new) * scale)
+                    shut_tempered += tl.sum(tl.exp2((x - new[:, None]) * scale), axis=1)
                 shut_peak = new
                 b = tl.where(hide, float("-inf"), b)
             lowest = tl.minimum(lowest, low)
@@ -91,16 +105,23 @@ def draft_sweep(
         new = tl.maximum(shut_peak, tl.max(x, axis=1))
         shut = shut * tl.exp2((shut_peak - new) * LOG2E)
         shut += tl.sum(tl.exp2((x - new[:, None]) * LOG2E), axis=1)
+        if tempered:
+            shut_tempered = shut_tempered * tl.exp2((shut_peak - new) * scale)
+            shut_tempered += tl.sum(tl.exp2((x - new[:, None]) * scale), axis=1)
         shut_peak = new
     top = tl.max(peak)
     mass_G *= tl.exp2((peak_G - top) * scale)
-    open_lse = tl.log(tl.sum(mass_G)) + top
-    if tempered:
-        open_lse = log_total(peak, raw)
+    open_lse = tl.log(tl.sum(mass_G)) + top.to(tl.float64) * inv_temperature
     shut_lse = log_total(shut_peak, shut)
-    most = tl.maximum(open_lse, shut_lse)
-    raw_lse = most + tl.log(tl.exp(open_lse - most) + tl.exp(shut_lse - most))
-    return peak_G, mass_G, top, raw_lse, tl.min(lowest)
+    if tempered:
+        tempered_lse = log_add(
+            open_lse, tempered_total(shut_peak, shut_tempered, scale, inv_temperature)
+        )
+        raw_lse = log_add(log_total(peak, raw), shut_lse)
+    else:
+        raw_lse = log_add(open_lse, shut_lse)
+        tempered_lse = raw_lse
+    return peak_G, mass_G, top, raw_lse, tempered_lse, tl.min(lowest)
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -129,7 +150,11 @@ def draft_kernel(
 
     stop_ids = tl.load(stops + alphabet * STOPS + tl.arange(0, STOPS))
     stop_at = tl.load(stops + alphabet * STOPS)
-    stop_raw, stop, _ = stop_sums(base, stop_ids, width, inv_temperature)
+    stop_raw, stop, x = stop_sums(base, stop_ids, width, inv_temperature)
+    ending = tl.load(settings + SETTING_ENDING_UNIFORM)
+    stop_id = tl.load(
+        stops + alphabet * STOPS + stop_place(x, ending, greedy, inv_temperature, STOPS)
+    )
     stop32 = stop.to(tl.float32)
     row = RowPair(
         base=base, teacher=base, length=length,
@@ -142,8 +167,8 @@ def draft_kernel(
     # Masses of the groups, the stop class among them.
     SPAN: tl.constexpr = GROUP * R * 8
     groups_G = tl.arange(0, GROUPS)
-    peak_G, mass_G, top, raw_lse, lowest = draft_sweep(
-        row, width, scale, inv_temperature != 1.0, R, GROUP, GROUPS
+    peak_G, mass_G, top, raw_lse, tempered_lse, lowest = draft_sweep(
+        row, width, scale, inv_temperature, R, GROUP, GROUPS
     )
     peak = tl.maximum(top, stop32)
     mass_G *= tl.exp2((top - peak) * scale)
@@ -182,7 +207,9 @@ def draft_kernel(
     tl.store(drafts + DRAFT_PEAK, tl.where(some, peak, float("-inf")).to(tl.float64))
     tl.store(drafts + DRAFT_LOG2_MASS, tl.where(some, tl.log(tl.where(some, mass, 1.0)) / LN2, 0.0))
     tl.store(drafts + DRAFT_LSE, raw_lse)
+    tl.store(drafts + DRAFT_TEMPERED_LSE, tempered_lse)
     tl.store(drafts + DRAFT_LOWEST, lowest.to(tl.float64))
     tl.store(drafts + DRAFT_STOP, stop)
     tl.store(drafts + DRAFT_STOP_RAW, stop_raw)
+    tl.store(drafts + DRAFT_STOP_ID, stop_id.to(tl.float64))
     tl.store(tokens + n, column.to(tl.int64))

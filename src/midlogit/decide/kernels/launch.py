@@ -41,7 +41,6 @@ COARSE = {
     torch.float16: 13,
     torch.bfloat16: 16,
 }  # low bits of a float32 that a row's type lacks
-NOT_YET = (float("nan"),) * 6  # of a Decision: what the kernels do not report
 UNCONSTRAINED = 2.0  # top_p of a row without a support constraint
 
 
@@ -51,7 +50,6 @@ def handles(settings: RowSettings) -> bool:
         settings.top_logprobs == 0
         and settings.given is None
         and not settings.return_support
-        and not settings.outcomes.draws_stop_id
         and (not settings.outcomes.merged or len(settings.outcomes.stop_ids) <= STOPS)
         and settings.rule.kernel_code is not None
     )
@@ -130,7 +128,12 @@ def _decision(row: ResultRow, settings: RowSettings) -> Decision:
         row.logprob,
         row.base_logprob,
         row.teacher_logprob,
-        *NOT_YET,
+        row.base_tempered_logprob,
+        row.teacher_tempered_logprob,
+        row.base_support_logprob,
+        row.teacher_support_logprob,
+        row.base_support_logmass,
+        row.teacher_support_logmass,
         settings.forced,
         row.fallback > 0,
         settings.top_p is not None,
@@ -181,6 +184,8 @@ class KernelLauncher:
             draft_uniform=[s.uniforms.draft for s in settings],
             accept_uniform=[s.uniforms.accept for s in settings],
             redraw_uniform=[s.uniforms.redraw for s in settings],
+            ending_uniform=[s.uniforms.ending for s in settings],
+            base_stop=[s.outcomes.draws_stop_id for s in settings],
         )
         table_NC = torch.tensor(columns, dtype=torch.float64).T.contiguous()
         constrained = any(s.top_p is not None for s in settings)
@@ -275,8 +280,8 @@ class KernelLauncher:
             "tokens": tokens_N,
         }
 
-        scan = {"width": teacher_NV.shape[1], "CAPACITY": CAPACITY}
-        self._run(teacher_scan_kernel, rows, **whole, **few, **scan)
+        widths = {"base_width": base_NV.shape[1], "width": teacher_NV.shape[1]}
+        self._run(teacher_scan_kernel, rows, **whole, **few, **widths, CAPACITY=CAPACITY)
         groups = {"GROUP": GROUP, "GROUPS": _groups(self._vocabulary, LANES)}
         fusion = _aligned(base_NV, teacher_NV)
         self._run(

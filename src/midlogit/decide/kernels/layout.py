@@ -40,6 +40,8 @@ class SettingColumns(NamedTuple):
     draft_uniform: Sequence[float]
     accept_uniform: Sequence[float]
     redraw_uniform: Sequence[float]
+    ending_uniform: Sequence[float]
+    base_stop: Sequence[bool]  # whether a stop id is drawn from the base's own conditional
 
 
 SETTING_BASE_ROW = _offset(SettingColumns, "base_row")
@@ -55,6 +57,8 @@ SETTING_FORCED = _offset(SettingColumns, "forced")
 SETTING_DRAFT_UNIFORM = _offset(SettingColumns, "draft_uniform")
 SETTING_ACCEPT_UNIFORM = _offset(SettingColumns, "accept_uniform")
 SETTING_REDRAW_UNIFORM = _offset(SettingColumns, "redraw_uniform")
+SETTING_ENDING_UNIFORM = _offset(SettingColumns, "ending_uniform")
+SETTING_BASE_STOP = _offset(SettingColumns, "base_stop")
 SETTING_COLUMNS = _width(SettingColumns)
 
 
@@ -65,18 +69,22 @@ class DraftRow(NamedTuple):
     peak: float  # largest effective logit, −inf where nothing can be drawn
     log2_mass: float  # of what can be drawn, relative to the peak
     lse: float  # raw log-sum-exp of all ids
+    tempered_lse: float  # the same of the tempered logits
     lowest: float  # smallest logit of the ids that are not hidden, or 0
     stop: float  # the stop class as an effective logit
     stop_raw: float  # its raw log-sum-exp
+    stop_id: float  # the member that the base's own conditional draws
 
 
 DRAFT_OUTCOME = _offset(DraftRow, "outcome")
 DRAFT_PEAK = _offset(DraftRow, "peak")
 DRAFT_LOG2_MASS = _offset(DraftRow, "log2_mass")
 DRAFT_LSE = _offset(DraftRow, "lse")
+DRAFT_TEMPERED_LSE = _offset(DraftRow, "tempered_lse")
 DRAFT_LOWEST = _offset(DraftRow, "lowest")
 DRAFT_STOP = _offset(DraftRow, "stop")
 DRAFT_STOP_RAW = _offset(DraftRow, "stop_raw")
+DRAFT_STOP_ID = _offset(DraftRow, "stop_id")
 DRAFT_COLUMNS = _width(DraftRow)
 
 
@@ -84,10 +92,13 @@ class ScanRow(NamedTuple):
     """Results of the teacher scan for one decision."""
 
     lse: float  # raw log-sum-exp of all ids
+    tempered_lse: float  # the same of the tempered logits
     peak: float  # largest effective logit
     stop: float  # the stop class as an effective logit
     stop_raw: float  # its raw log-sum-exp
     stop_id: float  # the member of the stop class to emit
+    stop_base: float  # its tempered logit of the base
+    stop_teacher: float  # and of the teacher
     candidates: float  # of the nucleus, copied out; −1 where they are not copied
     low: float  # bracket of the threshold of the nucleus, as ordered bits
     high: float
@@ -98,10 +109,13 @@ class ScanRow(NamedTuple):
 
 
 SCAN_LSE = _offset(ScanRow, "lse")
+SCAN_TEMPERED_LSE = _offset(ScanRow, "tempered_lse")
 SCAN_PEAK = _offset(ScanRow, "peak")
 SCAN_STOP = _offset(ScanRow, "stop")
 SCAN_STOP_RAW = _offset(ScanRow, "stop_raw")
 SCAN_STOP_ID = _offset(ScanRow, "stop_id")
+SCAN_STOP_BASE = _offset(ScanRow, "stop_base")
+SCAN_STOP_TEACHER = _offset(ScanRow, "stop_teacher")
 SCAN_CANDIDATES = _offset(ScanRow, "candidates")
 SCAN_LOW = _offset(ScanRow, "low")
 SCAN_HIGH = _offset(ScanRow, "high")
@@ -125,6 +139,12 @@ class ResultRow(NamedTuple):
     logprob: float  # log q
     base_logprob: float  # raw
     teacher_logprob: float
+    base_tempered_logprob: float
+    teacher_tempered_logprob: float
+    base_support_logprob: float
+    teacher_support_logprob: float
+    base_support_logmass: float
+    teacher_support_logmass: float
     fallback: float
     error: float  # index into ERRORS
     draft: float  # the drafted outcome
@@ -140,6 +160,12 @@ RESULT_ESS_TEACHER = _offset(ResultRow, "ess_teacher")
 RESULT_LOGPROB = _offset(ResultRow, "logprob")
 RESULT_BASE_LOGPROB = _offset(ResultRow, "base_logprob")
 RESULT_TEACHER_LOGPROB = _offset(ResultRow, "teacher_logprob")
+RESULT_BASE_TEMPERED_LOGPROB = _offset(ResultRow, "base_tempered_logprob")
+RESULT_TEACHER_TEMPERED_LOGPROB = _offset(ResultRow, "teacher_tempered_logprob")
+RESULT_BASE_SUPPORT_LOGPROB = _offset(ResultRow, "base_support_logprob")
+RESULT_TEACHER_SUPPORT_LOGPROB = _offset(ResultRow, "teacher_support_logprob")
+RESULT_BASE_SUPPORT_LOGMASS = _offset(ResultRow, "base_support_logmass")
+RESULT_TEACHER_SUPPORT_LOGMASS = _offset(ResultRow, "teacher_support_logmass")
 RESULT_FALLBACK = _offset(ResultRow, "fallback")
 RESULT_ERROR = _offset(ResultRow, "error")
 RESULT_DRAFT = _offset(ResultRow, "draft")

@@ -13,16 +13,19 @@ from midlogit.decide.kernels.alpha import ROUNDING, Rule, first_guess, masses, n
 
 from midlogit.decide.kernels.layout import (  # isort: skip
     DRAFT_COLUMNS, DRAFT_LOG2_MASS, DRAFT_LOWEST, DRAFT_LSE, DRAFT_OUTCOME, DRAFT_PEAK, DRAFT_STOP,
-    DRAFT_STOP_RAW,
+    DRAFT_STOP_RAW, DRAFT_TEMPERED_LSE,
     ERROR_BROKEN, ERROR_EMPTY,
     KL_BUDGET,
-    RESULT_ALPHA, RESULT_BASE_LOGPROB, RESULT_COLUMNS, RESULT_DRAFT, RESULT_ENTROPY, RESULT_ERROR,
+    RESULT_ALPHA, RESULT_BASE_LOGPROB, RESULT_BASE_SUPPORT_LOGMASS, RESULT_BASE_SUPPORT_LOGPROB,
+    RESULT_BASE_TEMPERED_LOGPROB, RESULT_COLUMNS, RESULT_DRAFT, RESULT_ENTROPY, RESULT_ERROR,
     RESULT_ESS_BASE, RESULT_ESS_TEACHER, RESULT_FALLBACK, RESULT_KL_BASE, RESULT_KL_TEACHER,
-    RESULT_LOGPROB, RESULT_TEACHER_LOGPROB, RESULT_TOKEN_ID,
+    RESULT_LOGPROB, RESULT_TEACHER_LOGPROB, RESULT_TEACHER_SUPPORT_LOGMASS,
+    RESULT_TEACHER_SUPPORT_LOGPROB, RESULT_TEACHER_TEMPERED_LOGPROB, RESULT_TOKEN_ID,
     SCAN_CANDIDATES, SCAN_COLUMNS, SCAN_HIGH, SCAN_HIGH_MASS, SCAN_LOW, SCAN_LOW_MASS, SCAN_LOWEST,
-    SCAN_LSE, SCAN_PEAK, SCAN_STOP, SCAN_STOP_ID, SCAN_STOP_RAW, SCAN_TARGET_MASS,
-    SETTING_ACCEPT_UNIFORM, SETTING_ALPHABET, SETTING_BASE_ROW, SETTING_COLUMNS, SETTING_FORCED,
-    SETTING_GREEDY, SETTING_INV_TEMPERATURE, SETTING_REDRAW_UNIFORM, SETTING_RULE,
+    SCAN_LSE, SCAN_PEAK, SCAN_STOP, SCAN_STOP_BASE, SCAN_STOP_ID, SCAN_STOP_RAW, SCAN_STOP_TEACHER,
+    SCAN_TARGET_MASS, SCAN_TEMPERED_LSE,
+    SETTING_ACCEPT_UNIFORM, SETTING_ALPHABET, SETTING_BASE_ROW, SETTING_BASE_STOP, SETTING_COLUMNS,
+    SETTING_FORCED, SETTING_GREEDY, SETTING_INV_TEMPERATURE, SETTING_REDRAW_UNIFORM, SETTING_RULE,
     SETTING_RULE_PARAMETER, SETTING_TEACHER_ROW, SETTING_TOLERANCE, SETTING_TOP_P,
 )  # fmt: skip
 from midlogit.decide.kernels.moments import landmarks
@@ -166,7 +169,7 @@ def store_token(
     token_out,
     FULL: tl.constexpr,
 ):
-    """Stores the drawn token and both models' own logprobs of it."""
+    """Stores the drawn token and both models' own logprobs of it; returns whether it is the stop class."""
     token = column
     if not FULL:
         token = tl.load(ids + column)
@@ -186,11 +189,60 @@ def store_token(
     tl.store(results + RESULT_TOKEN_ID, token.to(tl.float64))
     tl.store(results + RESULT_BASE_LOGPROB, raw_base)
     tl.store(results + RESULT_TEACHER_LOGPROB, raw_teacher)
+    return stopped
 
 
 @triton.jit
-def store_report(results, report, q_log):
-    """Stores what follows from the sums over the pair, and from the token's log2 q."""
+def store_record(
+    # The drawn column, whether it is the stop class, the pair, both models' peaks, Masses and whether the base has any.
+    column,
+    stopped,
+    row,
+    b_peak,
+    t_peak,
+    mass,
+    drafted,
+    inv_temperature,
+    # What draft and scan found; results.
+    drafts,
+    scans,
+    results,
+):
+    """Stores what a trainer is told of the token (docs/theory.md (20a), (20c))."""
+    at_stop = column == row.stop_at
+    b = tl.where(at_stop, row.stop_base, tl.load(row.base + column).to(tl.float32))
+    t = tl.where(at_stop, row.stop_teacher, tl.load(row.teacher + column).to(tl.float32))
+    base = b.to(tl.float64) * inv_temperature
+    teacher = t.to(tl.float64) * inv_temperature
+    base_mass = b_peak.to(tl.float64) * inv_temperature + mass.log_p
+    teacher_mass = t_peak.to(tl.float64) * inv_temperature + tl.log(mass.t)
+    base_lse = tl.load(drafts + DRAFT_TEMPERED_LSE)
+    teacher_lse = tl.load(scans + SCAN_TEMPERED_LSE)
+
+    tl.store(results + RESULT_BASE_SUPPORT_LOGPROB, base - base_mass)
+    tl.store(results + RESULT_TEACHER_SUPPORT_LOGPROB, teacher - teacher_mass)
+    base_logmass = tl.where(drafted, base_mass - base_lse, float("-inf"))
+    tl.store(results + RESULT_BASE_SUPPORT_LOGMASS, base_logmass)
+    tl.store(results + RESULT_TEACHER_SUPPORT_LOGMASS, teacher_mass - teacher_lse)
+
+    base = tl.where(stopped, tl.load(scans + SCAN_STOP_BASE), base)
+    teacher = tl.where(stopped, tl.load(scans + SCAN_STOP_TEACHER), teacher)
+    tl.store(results + RESULT_BASE_TEMPERED_LOGPROB, base - base_lse)
+    tl.store(results + RESULT_TEACHER_TEMPERED_LOGPROB, teacher - teacher_lse)
+
+
+@triton.jit
+def stop_log_share(settings, inv_temperature, drafts, scans):
+    """log of the base's share of the stop class that the emitted id has; 0 where the teacher's is emitted."""
+    whole = tl.load(drafts + DRAFT_STOP) * inv_temperature
+    own = tl.load(scans + SCAN_STOP_BASE)
+    drawn = (tl.load(settings + SETTING_BASE_STOP) != 0) & (whole > float("-inf"))
+    return tl.where(drawn, own - tl.where(drawn, whole, 0.0), 0.0)
+
+
+@triton.jit
+def store_report(results, report, q_log, log_share):
+    """Stores what follows from the sums over the pair, and from the token's log2 q and its share of the outcome."""
     log_z = tl.log(report.z)
     kl_base = tl.where(
         report.missing > 0, float("inf"), report.kl_base / report.z + report.base_off
@@ -200,7 +252,7 @@ def store_report(results, report, q_log):
     tl.store(results + RESULT_ENTROPY, log_z - report.entropy * LN2 / report.z)
     tl.store(results + RESULT_ESS_BASE, 1 / (report.z * report.ess_base))
     tl.store(results + RESULT_ESS_TEACHER, 1 / (report.z * report.ess_teacher))
-    tl.store(results + RESULT_LOGPROB, q_log.to(tl.float64) * LN2 - log_z)
+    tl.store(results + RESULT_LOGPROB, q_log.to(tl.float64) * LN2 - log_z + log_share)
 
 
 @triton.jit
@@ -319,10 +371,15 @@ def solve_kernel(
         R, FULL, NUCLEUS, GROUP, GROUPS,
     )  # fmt: skip
 
-    store_token(
+    stopped = store_token(
         column, stop_at, vocabulary, base, teacher, ids, drafts, scans, results, tokens, FULL
     )
-    store_report(results, report, q_log)
+    store_record(
+        column, stopped, row, b_peak, t_peak, mass, sums.p0 + sums.p_off > 0, inv_temperature,
+        drafts, scans, results,
+    )  # fmt: skip
+    log_share = stop_log_share(settings, inv_temperature, drafts, scans)
+    store_report(results, report, q_log, tl.where(stopped, log_share, 0.0))
     tl.store(results + RESULT_ALPHA, alpha)
     tl.store(results + RESULT_FALLBACK, (to_teacher & ~forced).to(tl.float64))
     tl.store(results + RESULT_ERROR, 0.0)

@@ -10,11 +10,12 @@ import triton
 import triton.language as tl
 
 from midlogit.decide.kernels.layout import (  # isort: skip
-    DRAFT_COLUMNS, DRAFT_LSE, DRAFT_STOP,
+    DRAFT_COLUMNS, DRAFT_LSE, DRAFT_STOP, DRAFT_STOP_ID,
     SCAN_CANDIDATES, SCAN_COLUMNS, SCAN_HIGH, SCAN_HIGH_MASS, SCAN_LOW, SCAN_LOW_MASS, SCAN_LOWEST,
-    SCAN_LSE, SCAN_PEAK, SCAN_STOP, SCAN_STOP_ID, SCAN_STOP_RAW, SCAN_TARGET_MASS,
-    SETTING_ALPHABET, SETTING_BASE_ROW, SETTING_COLUMNS, SETTING_INV_TEMPERATURE,
-    SETTING_TEACHER_ROW, SETTING_TOP_P,
+    SCAN_LSE, SCAN_PEAK, SCAN_STOP, SCAN_STOP_BASE, SCAN_STOP_ID, SCAN_STOP_RAW, SCAN_STOP_TEACHER,
+    SCAN_TARGET_MASS, SCAN_TEMPERED_LSE,
+    SETTING_ALPHABET, SETTING_BASE_ROW, SETTING_BASE_STOP, SETTING_COLUMNS,
+    SETTING_INV_TEMPERATURE, SETTING_TEACHER_ROW, SETTING_TOP_P,
 )  # fmt: skip
 from midlogit.decide.kernels.nucleus import bucket_floor, compact, in_order, masses_above, narrow
 from midlogit.decide.kernels.tiles import (
@@ -27,26 +28,30 @@ from midlogit.decide.kernels.tiles import (
     hidden_ids,
     log_total,
     stop_sums,
+    tempered_total,
 )
 
 SLACK = tl.constexpr(3e-8)  # what float32 sums may miss of the nucleus' mass
 
 
 @triton.jit
-def scan_teacher(row, width, R: tl.constexpr):
+def scan_teacher(row, width, scale, inv_temperature, R: tl.constexpr):
     """Sums over a row of the teacher.
 
     Args:
         row: a RowPair.
         width: the ids from row.length to here cannot be drawn and count only as mass of the model.
+        scale: log2(e) / temperature.
 
     Returns:
-        The raw log-sum-exp of all ids, which is not finite for a row with NaN, +inf or nothing but −inf; of the ids
-        that are not hidden, the largest logit, and the smallest or 0.
+        The raw log-sum-exp of all ids, which is not finite for a row with NaN, +inf or nothing but −inf, and the
+        tempered one; of the ids that are not hidden, the largest logit, and the smallest or 0.
     """
+    is_tempered = inv_temperature != 1.0
     peak = tl.full((R,), LOWEST, tl.float32)
     top = tl.full((R,), float("-inf"), tl.float32)
     mass = tl.zeros((R,), tl.float32)
+    tempered = mass
     lowest = mass
     for start in range(0, row.length, R * 8):
         cols = columns(start, R)
@@ -57,6 +62,9 @@ def scan_teacher(row, width, R: tl.constexpr):
         mass = mass * tl.exp2((peak - new) * LOG2E) + tl.sum(
             tl.exp2((t - new[:, None]) * LOG2E), axis=1
         )
+        if is_tempered:
+            tempered = tempered * tl.exp2((peak - new) * scale)
+            tempered += tl.sum(tl.exp2((t - new[:, None]) * scale), axis=1)
         peak = new
         if tl.load(row.hidden_tiles + start // (R * 8)) != 0:
             hide = hidden_ids(row.hidden, start, R)
@@ -71,14 +79,21 @@ def scan_teacher(row, width, R: tl.constexpr):
         mass = mass * tl.exp2((peak - new) * LOG2E) + tl.sum(
             tl.exp2((t - new[:, None]) * LOG2E), axis=1
         )
+        if is_tempered:
+            tempered = tempered * tl.exp2((peak - new) * scale)
+            tempered += tl.sum(tl.exp2((t - new[:, None]) * scale), axis=1)
         peak = new
-    return log_total(peak, mass), tl.max(top), tl.min(lowest)
+    lse = log_total(peak, mass)
+    tempered_lse = lse
+    if is_tempered:
+        tempered_lse = tempered_total(peak, tempered, scale, inv_temperature)
+    return lse, tempered_lse, tl.max(top), tl.min(lowest)
 
 
 @triton.jit
 def teacher_scan_kernel(
-    # Logits of both models; `length` of the teacher's `width` ids can be drawn.
-    base, base_stride, teacher, teacher_stride, width, length,
+    # Logits of both models; `length` ids of the base's `base_width` and the teacher's `width` can be drawn.
+    base, base_stride, teacher, teacher_stride, base_width, width, length,
     # Settings and alphabets.
     settings, hidden, hidden_stride, hidden_tiles, hidden_tiles_stride, stops,
     # The table of drafts.
@@ -98,6 +113,7 @@ def teacher_scan_kernel(
     teacher += tl.load(settings + SETTING_TEACHER_ROW).to(tl.int64) * teacher_stride
     alphabet = tl.load(settings + SETTING_ALPHABET).to(tl.int32)
     inv_temperature = tl.load(settings + SETTING_INV_TEMPERATURE)
+    scale = (inv_temperature / LN2).to(tl.float32)
 
     places = tl.arange(0, STOPS)
     stop_ids = tl.load(stops + alphabet * STOPS + places)
@@ -106,6 +122,15 @@ def teacher_scan_kernel(
     stop_id = tl.sum(
         tl.where(places == tl.min(tl.where(x == tl.max(x), places, STOPS - 1)), stop_ids, 0)
     )
+    if tl.load(settings + SETTING_BASE_STOP) != 0:
+        stop_id = tl.load(drafts + DRAFT_STOP_ID).to(tl.int32)
+    some_stop = stop_id >= 0
+    stop_base = tl.load(
+        base + stop_id, mask=some_stop & (stop_id < base_width), other=float("-inf")
+    ).to(tl.float64)
+    stop_teacher = tl.load(
+        teacher + stop_id, mask=some_stop & (stop_id < width), other=float("-inf")
+    ).to(tl.float64)
 
     row = RowPair(
         base=base, teacher=teacher, length=length,
@@ -115,7 +140,7 @@ def teacher_scan_kernel(
         stop_teacher=stop.to(tl.float32),
         tau=float("-inf"), tie=FAR,
     )  # fmt: skip
-    lse, t_peak, lowest = scan_teacher(row, width, R)
+    lse, tempered_lse, t_peak, lowest = scan_teacher(row, width, scale, inv_temperature, R)
     t_peak = tl.maximum(t_peak, row.stop_teacher)
 
     # The bracket of the nucleus, and its candidates.
@@ -134,7 +159,6 @@ def teacher_scan_kernel(
             & (t_peak > float("-inf"))
         )
         if (top_p < 1.0) & sound:
-            scale = (inv_temperature / LN2).to(tl.float32)
             i = tl.arange(0, 8).to(tl.float32)
             depth = (0.7 + i * (0.75 + 0.195 * i)) / inv_temperature.to(
                 tl.float32
@@ -155,10 +179,13 @@ def teacher_scan_kernel(
                 count = tl.where(count > CAPACITY, -1, count)
 
     tl.store(scans + SCAN_LSE, lse)
+    tl.store(scans + SCAN_TEMPERED_LSE, tempered_lse)
     tl.store(scans + SCAN_PEAK, t_peak.to(tl.float64))
     tl.store(scans + SCAN_STOP, stop)
     tl.store(scans + SCAN_STOP_RAW, stop_raw)
     tl.store(scans + SCAN_STOP_ID, stop_id.to(tl.float64))
+    tl.store(scans + SCAN_STOP_BASE, stop_base * inv_temperature)
+    tl.store(scans + SCAN_STOP_TEACHER, stop_teacher * inv_temperature)
     tl.store(scans + SCAN_CANDIDATES, count.to(tl.float64))
     tl.store(scans + SCAN_LOW, (low << SHIFT).to(tl.float64))
     tl.store(scans + SCAN_HIGH, (high << SHIFT).to(tl.float64))

@@ -58,8 +58,23 @@ def total(lanes):
 @triton.jit
 def log_total(peaks, sums):
     """log Σ of lanes with a peak each, natural; NaN where a sum is."""
+    return tempered_total(peaks, sums, LOG2E, 1.0)
+
+
+@triton.jit
+def tempered_total(peaks, sums, scale, inv_temperature):
+    """`log_total` of sums of tempered masses; the peaks are of logits."""
     peak = tl.max(peaks)
-    return tl.log(total(sums * tl.exp2((peaks - peak) * LOG2E))) + peak.to(tl.float64)
+    spread = tl.exp2((peaks - peak) * scale)
+    return tl.log(total(sums * spread)) + peak.to(tl.float64) * inv_temperature
+
+
+@triton.jit
+def log_add(x, y):
+    """log (e^x + e^y), natural; −inf where both are."""
+    most = tl.maximum(x, y)
+    safe = tl.where(most > float("-inf"), most, 0.0)
+    return safe + tl.log(tl.exp(x - safe) + tl.exp(y - safe))
 
 
 @triton.jit
@@ -144,6 +159,22 @@ def stop_sums(logits, ids, width, inv_temperature):
     )
     some = peak > float("-inf")
     return tl.where(some, raw, float("-inf")), tl.where(some, mass, float("-inf")), x
+
+
+@triton.jit
+def stop_place(x, uniform, greedy, inv_temperature, STOPS: tl.constexpr):
+    """The member of a stop class that its own tempered masses draw (docs/theory.md (20b)); 0 where none has any.
+
+    Args:
+        x: the members' logits, float64.
+    """
+    places = tl.arange(0, STOPS)
+    peak = tl.max(x)
+    mass = tl.exp((x - tl.where(peak > float("-inf"), peak, 0.0)) * inv_temperature)
+    passed = tl.cumsum(mass, axis=0) > uniform * tl.sum(mass)
+    drawn = tl.where(greedy, (x == peak) & (mass > 0), passed & (mass > 0))
+    last = tl.max(tl.where(mass > 0, places, 0))
+    return tl.minimum(tl.min(tl.where(drawn, places, STOPS - 1)), last)
 
 
 @triton.jit

@@ -38,7 +38,7 @@ test-light: $(TESTS) $(VLLM_TESTS)
 test-vllm: $(VLLM_TESTS)
 	$(VLLM)/bin/pytest tests/vllm
 
-# Not part of `make test`: TRL, verl and axolotl take several GB below .cache.
+# Not part of `make test`: verl and axolotl take several GB below .cache.
 test-exports: $(TESTS)
 	$(BIN)/pytest tests/trainers
 

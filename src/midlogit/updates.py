@@ -5,8 +5,13 @@ Knows signatures; each engine's folder knows how weights are replaced.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from midlogit.engines.base import Engine, Pausing, Running, Updating, Weights
 from midlogit.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 
 class Updates:
@@ -18,6 +23,10 @@ class Updates:
     def base_version(self) -> int | str | None:
         """The version of the base's weights; None while they were never replaced."""
         return self._updating.base_version
+
+    def shares_base(self, module: Module) -> bool:
+        """Whether the base's weights are those of a module, or of what it wraps: such a base changes with it."""
+        return self._updating.shares_base(module)
 
     def update_base(
         self,

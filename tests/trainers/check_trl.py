@@ -1,4 +1,4 @@
-"""TRL's own trainers prepare the exports: run by TRL's Python, as `check_trl.py FOLDER MODEL`; imports no midlogit."""
+"""TRL's own trainers prepare the exports: run as `check_trl.py FOLDER MODEL`; imports no midlogit."""
 
 from __future__ import annotations
 

@@ -26,7 +26,6 @@ AXOLOTL = [
     "trl==1.9.0",
 ]
 STEPS = {
-    "trl": [TORCH, ["trl==1.16.0", "transformers==5.24.0"]],
     "verl": [TORCH, ["verl==0.9.1"]],
     "axolotl": [TORCH, ["--no-deps", "axolotl==0.19.0", "liger-kernel==0.8.1"], AXOLOTL],
 }

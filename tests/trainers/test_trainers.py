@@ -1,9 +1,10 @@
-"""Trainers read the exports made for them, each in an environment of its own below .cache: `make test-exports`."""
+"""Trainers read the exports made for them, verl and axolotl in environments below .cache: `make test-exports`."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def exports(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("library", STEPS)
+@pytest.mark.parametrize("library", ["trl", *STEPS])
 def test_reads(exports: Path, library: str) -> None:
     check = Path(__file__).with_name(f"check_{library}.py")
     environment = {
@@ -42,7 +43,7 @@ def test_reads(exports: Path, library: str) -> None:
         "WANDB_MODE": "disabled",
     }
     ran = subprocess.run(
-        [install(library), check, exports, TEACHER],
+        [install(library) if library in STEPS else sys.executable, check, exports, TEACHER],
         cwd=exports,
         env=environment,
         capture_output=True,

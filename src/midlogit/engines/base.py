@@ -16,6 +16,7 @@ from midlogit.requests.sequence import Sequence
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
 Weights = Iterable[tuple[str, "Tensor"]] | Path  # by name, or a folder of safetensors files
 Running = Literal["recompute", "keep", "abort"]  # what becomes of requests when weights change
@@ -79,6 +80,10 @@ class Updating(ABC):
 
     base_version: int | str | None = None
     num_updates: int = 0
+
+    def shares_base(self, module: Module) -> bool:
+        """Whether the base's weights are those of a module; an engine of its own weights shares none."""
+        return False
 
     @abstractmethod
     def update_base(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from midlogit.core.rejection import num_accepted
 from midlogit.decide import decider_for
@@ -133,6 +134,9 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
 
     def begun(self) -> list[Sequence | Scored]:
         return [*self._running]
+
+    def shares_base(self, module: Module) -> bool:
+        return shares_weights(self.base.model, module)
 
     def check_weights(self, weights: Weights | None) -> NamedTensors | None:
         if self._shared and shares_weights(self.base.model, self.teacher.model):

@@ -38,6 +38,7 @@ OTHERS |= {"theta", "t"}  # the older coordinator's words for the two models
 OTHERS |= {"null", "real_models", "Int64"}  # JSON, a marker of tests, a type of pandas
 OTHERS |= {"datasets.load_dataset", "custom_id"}  # datasets, OpenAI batch files
 OTHERS |= {"SFTTrainer", "GRPOTrainer", "ref_per_token_logps", "sampling_per_token_logps"}  # TRL
+OTHERS |= {"vllm_server_base_url"}  # TRL
 OTHERS |= {"MultiTurnSFTDataset", "RLHFDataset", "ref_log_prob", "rollout_log_probs"}  # verl
 OTHERS |= {"general", "ground_truth", "answer"}  # columns of verl's data
 VLLM_OPTIONS = {

@@ -146,9 +146,7 @@ NOTHING: dict[str, dict[str, tuple[Any, ...]]] = {
 # Fields of which null alone asks for nothing; with what each may ask for.
 SOMETHING: dict[str, dict[str, Any]] = {
     COMPLETIONS: {
-        **dict.fromkeys(
-            ("best_of", "frequency_penalty", "repetition_penalty", "prompt_logprobs", "top_k"), 2
-        ),
+        **dict.fromkeys(("best_of", "frequency_penalty", "repetition_penalty", "top_k"), 2),
         "truncate_prompt_tokens": 5,
         "top_p": 0.5,
         "min_p": 0.1,

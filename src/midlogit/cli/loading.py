@@ -31,6 +31,7 @@ class InProcess:
     Attributes:
         engine: auto, local (transformers) or vllm. device: auto, a device, or BASE,TEACHER.
         gpu_memory_utilization, max_model_len: for vLLM alone.
+        weight_transfer: how vLLM receives new weights of the base, such as nccl; None for not at all.
     """
 
     engine: str = "auto"
@@ -38,6 +39,7 @@ class InProcess:
     dtype: str = "auto"
     gpu_memory_utilization: float = 0.9
     max_model_len: int | None = None
+    weight_transfer: str | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -153,6 +155,8 @@ def source_of(options: PairOptions) -> PairSource:
     shared |= {"dtype": here.dtype, "chat_template": options.chat_templates}
     if here.engine == "vllm":
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        if here.weight_transfer is not None:
+            shared["weight_transfer_config"] = {"backend": here.weight_transfer}
         return PairSource(
             "vllm",
             options.base,

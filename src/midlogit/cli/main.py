@@ -44,6 +44,7 @@ from midlogit.cli.options import (
     TemplateKwargs,
     TopK,
 )
+from midlogit.cli.serve import serve
 from midlogit.errors import InvalidRequest, MidlogitError
 
 app = typer.Typer(
@@ -268,85 +269,7 @@ def doctor(
     raise typer.Exit(run_doctor(PairOptions(base, teacher, upstreams, top_k=top_k), dtype))
 
 
-@app.command()
-def serve(
-    base: Base = None,
-    teacher: Teacher = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="MIDLOGIT_API_KEY",
-            show_envvar=True,
-            help="An API key that the server accepts; may be repeated.",
-        ),
-    ] = None,
-    preset: Annotated[str, typer.Option(help="Preset of requests that name none.")] = "balanced",
-    base_chat_template: BaseTemplate = None,
-    teacher_chat_template: TeacherTemplate = None,
-    chat_template_kwargs: TemplateKwargs = None,
-    base_chat_template_kwargs: BaseTemplateKwargs = None,
-    max_num_seqs: MaxNumSeqs = None,
-    max_queued: Annotated[
-        int, typer.Option(help="Most sequences that wait; beyond them requests get 429.")
-    ] = 256,
-    max_body_bytes: Annotated[int, typer.Option(help="Largest body of a request.")] = 8 * 2**20,
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(help="A site whose pages may call the server (CORS); may be repeated."),
-    ] = None,
-    log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
-    engine: Engine = "auto",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    gpu_memory_utilization: Memory = 0.9,
-    max_model_len: Context = None,
-    speculation: Speculation = "auto",
-    top_k: TopK = "20",
-    base_model: BaseModel = None,
-    teacher_model: TeacherModel = None,
-    base_tokenizer: BaseTokenizer = None,
-    teacher_tokenizer: TeacherTokenizer = None,
-    base_api_key: BaseKey = None,
-    teacher_api_key: TeacherKey = None,
-) -> None:
-    """Serve q* as one model behind an OpenAI-compatible API, with a live page at /."""
-    from midlogit.cli.loading import (
-        InProcess,
-        PairOptions,
-        parse_speculation,
-        parse_template_kwargs,
-        upstream,
-    )
-    from midlogit.cli.serve import run_serve
-
-    options = PairOptions(
-        base,
-        teacher,
-        (
-            upstream(base, base_model, base_tokenizer, base_api_key, base_chat_template),
-            upstream(
-                teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template
-            ),
-        ),
-        InProcess(engine, device, dtype, gpu_memory_utilization, max_model_len),
-        top_k,
-        parse_speculation(speculation),
-        max_num_seqs,
-    )
-    run_serve(
-        options,
-        chat_template_kwargs=parse_template_kwargs(chat_template_kwargs, base_chat_template_kwargs),
-        log_format=log_format,
-        host=host.strip("[]"),
-        port=port,
-        api_keys=tuple(api_key or ()),
-        preset=preset,
-        max_queued=max_queued,
-        max_body_bytes=max_body_bytes,
-        allow_origins=tuple(allow_origin or ()),
-    )
+app.command()(serve)
 
 
 @app.command()

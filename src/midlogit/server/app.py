@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.resources import files
+from typing import get_args
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,7 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from midlogit.server import routes
+from midlogit.server import control, routes
+from midlogit.server.alone import Side
 from midlogit.server.boundary import Boundary
 from midlogit.server.chat import chat_completions
 from midlogit.server.completions import completions
@@ -60,6 +63,7 @@ def build_app(service: Service, load: Callable[[], None]) -> Starlette:
             Route("/tokenize", routes.tokenize, methods=["POST"]),
             Route("/detokenize", routes.detokenize, methods=["POST"]),
             Route("/tokenizer_info", routes.tokenizer_info),
+            *(training_routes() if service.settings.train else ()),
         ],
         middleware=middleware,
         exception_handlers={HTTPException: _to_the_boundary},
@@ -67,6 +71,18 @@ def build_app(service: Service, load: Callable[[], None]) -> Starlette:
     )
     app.state.service = service
     return app
+
+
+def training_routes() -> list[Route]:
+    """Routes that trainers call: the control plane, and each model alone under its own prefix."""
+    found = [*control.ROUTES]
+    for side in get_args(Side):
+        found += [
+            Route(f"/{side}/health", routes.health),
+            Route(f"/{side}/v1/models", partial(routes.models, side=side)),
+            Route(f"/{side}/v1/completions", partial(completions, side=side), methods=["POST"]),
+        ]
+    return found
 
 
 async def page(_: Request) -> Response:

@@ -5,11 +5,13 @@ Plain ASGI, so that a disconnect reaches the route at once.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import re
 import time
 import uuid
+from contextlib import suppress
 from urllib.parse import unquote
 
 import orjson
@@ -24,10 +26,18 @@ from midlogit.server.logs import logger, request_id, where
 from midlogit.server.service import Service
 from midlogit.server.streaming import ClientGone
 
-OPEN_PATHS = ("/", "/health", "/version", "/metrics", "/openapi.json")
+OPEN_PATHS = (
+    "/",
+    "/health",
+    "/base/health",
+    "/teacher/health",
+    "/version",
+    "/metrics",
+    "/openapi.json",
+)
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 API_PATHS = ("/chat/completions", "/completions", "/models")
-QUIET_PATHS = ("/health", "/metrics")
+QUIET_PATHS = ("/health", "/base/health", "/teacher/health", "/metrics")
 
 
 class Boundary:
@@ -90,10 +100,9 @@ class Boundary:
         if not self._keys or unquote(path) in OPEN_PATHS:
             return
 
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode()).digest()
+        digest = hashlib.sha256(_key_of(headers.get("authorization", "")).encode()).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._keys]
-        if scheme.lower() != "bearer" or not any(matches):
+        if not any(matches):
             raise ApiError(
                 401,
                 "invalid_api_key",
@@ -115,6 +124,18 @@ class Boundary:
             return error
         logger.error("%s at %s: %s", type(error).__name__, where(error), error)
         return ApiError(500, "server_error", "The server failed; its log says how.")
+
+
+def _key_of(authorization: str) -> str:
+    """The key of a header: a bearer's, or the password of a URL such as http://any:KEY@host:8000."""
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip()
+    if scheme.lower() != "basic":
+        return ""
+    with suppress(ValueError):  # no base64, no text
+        return base64.b64decode(given).decode().partition(":")[2]
+    return ""
 
 
 def _nothing_at(path: str) -> str:

@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -23,7 +24,7 @@ from midlogit.requests.sequence import Request
 from midlogit.server.errors import ApiError, from_midlogit
 from midlogit.server.gate import Pass
 from midlogit.server.logs import logger, request_id
-from midlogit.server.parameters import base_prompts
+from midlogit.server.parameters import base_prompts, teacher_prompts
 from midlogit.server.pieces import facts_of_completion, facts_of_token, usage_of
 from midlogit.server.service import MODEL, Service
 from midlogit.server.streaming import DONE, EventStream, event, while_connected
@@ -36,6 +37,10 @@ class Call(ABC):
     Attributes:
         prompts: one request per prompt. requests: one per completion; none where only the prompts are asked for.
         scores: of the prompts, where they are asked for; filled by `respond`.
+
+    Args:
+        scores: candidates for each token of the prompts; None where no prompt is to be scored.
+        model: its name in the answer.
 
     Raises:
         MidlogitError: something cannot be honoured.
@@ -51,7 +56,8 @@ class Call(ABC):
         prefix: str,
         reading: Reading,
         generates: bool = True,
-        scores: bool = False,
+        scores: int | None = None,
+        model: str = MODEL,
     ) -> None:
         self.service = service
         self.n = body.n
@@ -62,7 +68,7 @@ class Call(ABC):
         self._head = {
             "id": f"{prefix}-{request_id.get()}",
             "created": int(time.time()),
-            "model": MODEL,
+            "model": model,
         }
 
         service.gate.require_possible(len(prompts) * (body.n if generates else 1))
@@ -71,6 +77,7 @@ class Call(ABC):
             params,
             reading,
             base_prompts=base_prompts(body.midlogit, len(prompts)),
+            teacher_prompts=teacher_prompts(body.midlogit, len(prompts)),
             generates=generates,
             stream=body.stream,
         )
@@ -174,8 +181,10 @@ class Call(ABC):
             yield {**self._chunk([]), "usage": usage_of(self.prompts, tokens)}
 
     async def _score(self) -> None:
-        if self._scores:
-            self.scores = await self.service.score(self.prompts)
+        if self._scores is not None:
+            params = replace(self.prompts[0].params, top_logprobs=self._scores)
+            texts = [replace(prompt, params=params) for prompt in self.prompts]
+            self.scores = await self.service.score(texts)
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         usage = {"usage": None} if self._includes_usage else {}
@@ -191,14 +200,17 @@ class Call(ABC):
     def _add_completion_data(
         self, choice: dict[str, Any], completion: Completion, index: int
     ) -> None:
-        """Adds the ids and the diagnostics of a whole choice, where the body asks for them."""
+        """Adds the weights' versions of a whole choice, and its ids and diagnostics where the body asks for them."""
         if self._adds_ids:
             choice["token_ids"] = completion.token_ids
+        add_versions(choice, completion)
         if self._adds_facts:
             facts = facts_of_completion(completion, self.service.vocabulary)
             choice["midlogit"] = choice.get("midlogit", {}) | facts
             if self._adds_ids:
-                choice["midlogit"]["base_prompt_token_ids"] = list(self.prompt_of(index).base_ids)
+                prompt = self.prompt_of(index)
+                choice["midlogit"]["base_prompt_token_ids"] = list(prompt.base_ids)
+                choice["midlogit"]["teacher_prompt_token_ids"] = list(prompt.teacher_ids)
 
     def _index(self, happened: Token | Completion) -> int:
         return happened.index * self.n + happened.sample
@@ -206,6 +218,16 @@ class Call(ABC):
     def prompt_of(self, index: int) -> Request:
         """The prompt of choice number `index`."""
         return self.prompts[index // self.n]
+
+    def prompt_ids(self, request: Request) -> list[int]:
+        """The ids that answers call the prompt's: the teacher's, for a trainer the base's."""
+        return list(request.base_ids if self.service.settings.train else request.teacher_ids)
+
+
+def add_versions(choice: dict[str, Any], completion: Completion) -> None:
+    """Adds which weights of the base drew which tokens, once they have changed."""
+    if completion.weight_versions:
+        choice["weight_versions"] = [span._asdict() for span in completion.weight_versions]
 
 
 def _unbroken(completion: Completion) -> Completion:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from midlogit.outputs import Completion, Token
 from midlogit.requests.prompts import Reading
 from midlogit.server.body import read_body
-from midlogit.server.call import Call
+from midlogit.server.call import Call, add_versions
 from midlogit.server.parameters import sampling_params, template_kwargs
 from midlogit.server.pieces import chat_logprobs, tops_of
 from midlogit.server.service import Service
@@ -50,13 +50,13 @@ class ChatCall(Call):
             "choices": choices,
         }
         if self._body.return_token_ids and not chunk:
-            frame["prompt_token_ids"] = list(self.prompts[0].teacher_ids)
+            frame["prompt_token_ids"] = self.prompt_ids(self.prompts[0])
         return frame
 
     def opening(self, index: int) -> dict[str, Any] | None:
         choice = _chunk(index, {"role": "assistant", "content": ""}, None)
         if self._body.return_token_ids:
-            choice["prompt_token_ids"] = list(self.prompts[0].teacher_ids)
+            choice["prompt_token_ids"] = self.prompt_ids(self.prompts[0])
         return choice
 
     def delta(self, token: Token, index: int) -> dict[str, Any] | None:
@@ -77,9 +77,10 @@ class ChatCall(Call):
 
     def ending(self, completion: Completion, index: int, rest: str) -> dict[str, Any]:
         delta = {"content": rest} if rest else {}
-        return _chunk(index, delta, completion.finish_reason) | {
-            "stop_reason": completion.stop_reason
-        }
+        choice = _chunk(index, delta, completion.finish_reason)
+        choice["stop_reason"] = completion.stop_reason
+        add_versions(choice, completion)
+        return choice
 
     def choice(self, completion: Completion, index: int) -> dict[str, Any]:
         body = self._body

@@ -12,57 +12,65 @@ from midlogit.models.detokenize import REPLACEMENT
 from midlogit.outputs import Completion, Scores, Token
 from midlogit.requests.prompts import Prompt, Reading
 from midlogit.requests.sequence import Request
+from midlogit.server.alone import Side, alone, require_no_mixture
 from midlogit.server.body import read_body
-from midlogit.server.call import Call
+from midlogit.server.call import Call, add_versions
 from midlogit.server.errors import ApiError
 from midlogit.server.parameters import sampling_params, template_kwargs
 from midlogit.server.pieces import completion_logprobs, facts_of_scores, joined, tops_of
-from midlogit.server.service import Service
+from midlogit.server.prompt_logprobs import prompt_logprobs
+from midlogit.server.service import MODEL, Service
 from midlogit.server.vocabulary import Offsets
 from midlogit.server.wire.requests import CompletionBody
 from midlogit.server.wire.responses import CompletionLogprobs
 
 
-async def completions(http: HttpRequest) -> Response:
+async def completions(http: HttpRequest, side: Side | None = None) -> Response:
+    """Completions and scores of q*, or of one side alone."""
     service: Service = http.app.state.service
     body = await read_body(http, CompletionBody, service.settings.max_body_bytes)
-    service.require_model(body.model)
-    if body.max_tokens == 0 and not body.echo:
+    service.require_model(body.model, side or MODEL)
+    if side is not None:
+        require_no_mixture(body, side)
+    if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
         raise ApiError(
             400,
             "invalid_request",
             "max_tokens 0 asks for nothing without echo.",
             param="max_tokens",
         )
-    call = await service.read(lambda: CompletionCall(service, body), body.size)
+    call = await service.read(lambda: CompletionCall(service, body, side), body.size)
     return await call.respond(http)
 
 
 class CompletionCall(Call):
-    """A call of the legacy endpoint."""
+    """A call of the legacy endpoint, to q* or to one side alone."""
 
-    def __init__(self, service: Service, body: CompletionBody) -> None:
+    def __init__(self, service: Service, body: CompletionBody, side: Side | None) -> None:
         variables = template_kwargs(
             None, body.midlogit, service.settings.chat_template_kwargs, chat=False
         )
+        params = sampling_params(
+            body,
+            service.settings.preset,
+            max_tokens=max(body.max_tokens, 1),
+            top_logprobs=body.logprobs or 0,
+        )
+        scored = [body.prompt_logprobs, body.logprobs if body.echo else None]
         super().__init__(
             service,
             body,
             _as_list(body.prompt),
-            sampling_params(
-                body,
-                service.settings.preset,
-                max_tokens=max(body.max_tokens, 1),
-                top_logprobs=body.logprobs or 0,
-            ),
+            params if side is None else alone(params, side),
             prefix="cmpl",
             reading=Reading(
                 chat_template_kwargs=variables, add_special_tokens=body.add_special_tokens
             ),
             generates=body.max_tokens > 0,
-            scores=body.echo and body.logprobs is not None,
+            scores=max((count for count in scored if count is not None), default=None),
+            model=side or MODEL,
         )
-        self._body = body
+        self._body, self._side = body, side
         self._offsets: dict[int, Offsets] = {}
         self._unfinished: dict[
             int, list[int]
@@ -74,7 +82,7 @@ class CompletionCall(Call):
     def opening(self, index: int) -> dict[str, Any] | None:
         """The prompt, where it is echoed or its ids are returned."""
         body, prompt = self._body, self.prompt_of(index)
-        if not (body.echo or body.return_token_ids):
+        if not (body.echo or body.return_token_ids or self.scores):
             return None
 
         choice = _empty(index, None if self.requests else "length")
@@ -89,12 +97,9 @@ class CompletionCall(Call):
                 self._unfinished[index] = []
 
         if self.scores:
-            scores = self.scores[prompt.index]
-            choice["logprobs"] = self._prompt_logprobs(scores, index)
-            if body.midlogit.diagnostics:
-                choice["midlogit"] = facts_of_scores(scores)
+            self._add_scores(choice, self.scores[prompt.index], index)
         if body.return_token_ids:
-            choice |= {"prompt_token_ids": list(prompt.teacher_ids), "token_ids": []}
+            choice |= {"prompt_token_ids": self.prompt_ids(prompt), "token_ids": []}
         return choice
 
     def delta(self, token: Token, index: int) -> dict[str, Any] | None:
@@ -117,10 +122,10 @@ class CompletionCall(Call):
 
     def ending(self, completion: Completion, index: int, rest: str) -> dict[str, Any]:
         text = self._after_echo(index, rest, [], ends=True)
-        return _empty(index, completion.finish_reason) | {
-            "text": text,
-            "stop_reason": completion.stop_reason,
-        }
+        choice = _empty(index, completion.finish_reason)
+        choice |= {"text": text, "stop_reason": completion.stop_reason}
+        add_versions(choice, completion)
+        return choice
 
     def choice(self, completion: Completion, index: int) -> dict[str, Any]:
         body = self._body
@@ -179,7 +184,19 @@ class CompletionCall(Call):
             )
         return self._offsets[index]
 
-    def _prompt_logprobs(self, scores: Scores, index: int) -> CompletionLogprobs:
+    def _add_scores(self, choice: dict[str, Any], scores: Scores, index: int) -> None:
+        """Adds the scores of the prompt in the forms that the body asks for."""
+        body = self._body
+        if body.echo and body.logprobs is not None:
+            choice["logprobs"] = self._echoed_logprobs(scores, index)
+        if body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(
+                self.prompt_ids(self.prompt_of(index)), scores, self.service.vocabulary, self._side
+            )
+        if body.midlogit.diagnostics:
+            choice["midlogit"] = facts_of_scores(scores)
+
+    def _echoed_logprobs(self, scores: Scores, index: int) -> CompletionLogprobs:
         vocabulary = self.service.vocabulary
         # The ids may decode to more than the prompt's text: they begin with what the tokenizer adds.
         added = len(vocabulary.decode(scores.token_ids)) - len(self._text_of(self.prompt_of(index)))

@@ -11,7 +11,13 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from midlogit.errors import InvalidField, InvalidRequest, MidlogitError, PromptTooLong
+from midlogit.errors import (
+    InvalidField,
+    InvalidRequest,
+    MidlogitError,
+    PromptTooLong,
+    WeightMismatch,
+)
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -54,6 +60,8 @@ def from_midlogit(error: MidlogitError) -> ApiError:
     """The library's error as the client sees it; details only of the client's own mistakes."""
     if isinstance(error, PromptTooLong):
         return ApiError(400, "context_length_exceeded", str(error))
+    if isinstance(error, WeightMismatch):
+        return ApiError(400, "weight_mismatch", str(error))
     if isinstance(error, InvalidRequest):
         return ApiError(400, "invalid_request", str(error))
     return ApiError(500, "engine_failure", "The engine failed; the server's log says how.")

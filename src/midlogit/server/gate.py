@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from midlogit.server.errors import ApiError
 
 RETRY_AFTER = "1"
@@ -12,13 +14,13 @@ class Gate:
 
     Args:
         max_running: rows that the engine runs at once; further rows wait.
-        max_waiting: most rows that may wait.
+        max_waiting: most rows that may wait; None for no limit.
     """
 
-    def __init__(self, max_running: int, max_waiting: int) -> None:
+    def __init__(self, max_running: int, max_waiting: int | None) -> None:
         self._max_running = max_running
         self._max_waiting = max_waiting
-        self._most = max_running + max_waiting
+        self._most = math.inf if max_waiting is None else max_running + max_waiting
         self._rows = 0
 
     @property

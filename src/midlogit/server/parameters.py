@@ -28,6 +28,8 @@ def sampling_params(
         changes["force_first_token"] = options.force_first_token
     if options.alpha_rule is not None:
         changes["alpha_rule"] = parse_rule(options.alpha_rule)
+    if options.stop_id is not None:
+        changes["stop_id"] = options.stop_id
 
     return SamplingParams.preset(
         preset if options.preset is None else options.preset,
@@ -45,13 +47,43 @@ def sampling_params(
 
 
 def base_prompts(options: MixtureOptions, count: int) -> list[Prompt] | None:
-    """The base's own prompt for each of `count` requests; None when it has the teacher's."""
-    prompt = options.base_prompt
-    if prompt is None:
+    """The base's own prompt for each of `count` requests; None when it has the common one."""
+    return None if options.base_prompt is None else [_plain(options.base_prompt)] * count
+
+
+def teacher_prompts(options: MixtureOptions, count: int) -> list[Prompt] | None:
+    """The teacher's own prompt for each of `count` requests; None when it has the common one.
+
+    Raises:
+        ApiError: 400 for a list of another length.
+    """
+    given = options.teacher_prompt
+    if given is None:
         return None
+    if isinstance(given, str) or isinstance(given[0], int | Message):
+        return [_plain(given)] * count
+    if len(given) != count:
+        raise ApiError(
+            400,
+            "invalid_request",
+            f"There are {count} prompts and {len(given)} of the teacher. Give one for each.",
+            param="midlogit.teacher_prompt",
+        )
+    return [_plain(prompt) for prompt in given]
+
+
+def _plain(prompt: Any) -> Prompt:
+    """A prompt of a body as the library takes it."""
     if isinstance(prompt, list) and isinstance(prompt[0], Message):
-        return [[message.plain for message in prompt if isinstance(message, Message)]] * count
-    return [prompt] * count
+        return [message.plain for message in prompt]
+    return prompt  # type: ignore[no-any-return]
+
+
+def _is_chat(prompt: Any, common: bool) -> bool:
+    """Whether a side's own prompt, or the first of a list of them, is read as a chat; text as the common prompt is."""
+    while isinstance(prompt, list):
+        prompt = prompt[0]
+    return isinstance(prompt, Message) or (common and not isinstance(prompt, int))
 
 
 def template_kwargs(
@@ -65,13 +97,14 @@ def template_kwargs(
 
     Args:
         given: the request's for both sides; variables of the base's own replace them for the base.
-        chat: whether the teacher's prompt is a chat.
+        chat: whether the common prompt is a chat.
 
     Raises:
         ApiError: 400 for variables of the base's own where its prompt is not a chat.
     """
-    prompt, own = options.base_prompt, options.base_chat_template_kwargs
-    base_is_chat = isinstance(prompt[0], Message) if isinstance(prompt, list) else chat
+    own = options.base_chat_template_kwargs
+    base_is_chat = _is_chat(options.base_prompt, chat)
+    teacher_is_chat = _is_chat(options.teacher_prompt, chat)
     if own and not base_is_chat:
         name = "midlogit.base_chat_template_kwargs"
         raise ApiError(
@@ -79,4 +112,4 @@ def template_kwargs(
         )
     both = given or {}
     base = {**defaults[0], **(both if own is None else own)} if base_is_chat else {}
-    return base, {**defaults[1], **both} if chat else {}
+    return base, {**defaults[1], **both} if teacher_is_chat else {}

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from midlogit import __version__
 from midlogit.errors import InvalidRequest
+from midlogit.server.alone import Side
 from midlogit.server.body import read_body
 from midlogit.server.service import MODEL, Service, display_name
 from midlogit.server.wire.requests import DetokenizeBody, TokenizeBody
@@ -20,8 +21,9 @@ def as_json(data: Any) -> Response:
     return Response(orjson.dumps(data), media_type="application/json")
 
 
-async def models(http: Request) -> Response:
-    return as_json({"object": "list", "data": [_card(http.app.state.service)]})
+async def models(http: Request, side: Side | None = None) -> Response:
+    """The model served: q*, or one side alone."""
+    return as_json({"object": "list", "data": [_card(http.app.state.service, side)]})
 
 
 async def model(http: Request) -> Response:
@@ -30,10 +32,10 @@ async def model(http: Request) -> Response:
     return as_json(_card(service))
 
 
-def _card(service: Service) -> ModelCard:
+def _card(service: Service, side: Side | None = None) -> ModelCard:
     mixing = service.pair.mixing
     return {
-        "id": MODEL,
+        "id": side or MODEL,
         "object": "model",
         "created": service.started,
         "owned_by": "midlogit",

@@ -27,6 +27,7 @@ from midlogit.server.logs import Redaction, logger
 from midlogit.server.metrics import Metrics
 from midlogit.server.settings import ServerSettings
 from midlogit.server.vocabulary import Vocabulary
+from midlogit.server.weights import Transport, transport_of
 
 T = TypeVar("T")
 
@@ -40,6 +41,8 @@ class Service:
     Attributes:
         started: seconds since 1970.
         problem: why nothing can be served: "loading", "stopping" or "failed"; None when ready.
+        transport: how new weights of the base arrive; None where none can.
+        paused: whether a trainer has paused the pair.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
@@ -49,6 +52,8 @@ class Service:
         self.redact = Redaction()
         self.problem: str | None = "loading"
         self.started = int(time.time())
+        self.transport: Transport | None = None
+        self.paused = False
         self._pair: Pair | None = None
         self._vocabulary: Vocabulary | None = None
         self._files: Checkpoint | None = None
@@ -75,6 +80,8 @@ class Service:
                 self.redact.hide(checkpoint.name, f"the {side} model")
         pair.observer = self.metrics.sequence_ended
         self._vocabulary = Vocabulary(self._files)
+        if self.settings.train:
+            self.transport = transport_of(pair, self.settings.weights_root)
         self._pair = pair
         if self.problem == "loading":
             self.problem = None
@@ -111,17 +118,17 @@ class Service:
         mixing = self.pair.mixing
         return min(mixing.base.max_context, mixing.teacher.max_context)
 
-    def require_model(self, name: str | None) -> None:
+    def require_model(self, name: str | None, model: str = MODEL) -> None:
         """Checks the name of the model, which a request may leave out.
 
         Raises:
             ApiError: 404 for another name.
         """
-        if name and name != MODEL:
+        if name and name != model:
             raise ApiError(
                 404,
                 "model_not_found",
-                f"There is no model {name!r:.80} here. Use {MODEL!r}.",
+                f"There is no model {name!r:.80} here. Use {model!r}.",
                 param="model",
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from midlogit.errors import InvalidRequest
 from midlogit.messages import TemplateVariables
@@ -18,11 +19,13 @@ class ServerSettings:
     Attributes:
         host, port: where to listen; port 0 takes a free one.
         api_keys: keys that clients may use; without any, no key is needed.
-        max_num_seqs: rows that the engine runs at once. max_queued: most further rows, which wait.
+        max_num_seqs: rows that the engine runs at once. max_queued: most further rows, which wait; None for no limit.
         max_body_bytes: largest body of a request. allow_origins: other sites whose pages may call the server.
         preset: for requests that name none.
         chat_template_kwargs: variables of the chat templates of (base, teacher), for requests that do not set them.
         json_logs: log lines as JSON. grace_s: seconds that running requests get to finish when the server stops.
+        train: a trainer may change the base's weights; prompt ids of answers are the base's.
+        weights_root: the folder below which a trainer leaves the base's weights; None for weights by NCCL.
 
     Raises:
         InvalidRequest: a value out of range.
@@ -32,13 +35,15 @@ class ServerSettings:
     port: int = 8000
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     max_num_seqs: int = 16
-    max_queued: int = 256
+    max_queued: int | None = 256
     max_body_bytes: int = 8 * 2**20
     allow_origins: tuple[str, ...] = ()
     preset: str = DEFAULT_PRESET
     chat_template_kwargs: tuple[TemplateVariables, TemplateVariables] = ({}, {})
     json_logs: bool = False
     grace_s: float = GRACE_S
+    train: bool = False
+    weights_root: Path | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -48,10 +53,23 @@ class ServerSettings:
         if not 0 <= self.port < 2**16:
             raise InvalidRequest(f"port is {self.port}.", "It must lie in 0 to 65535.")
         for name, least in (("max_queued", 0), ("max_num_seqs", 1), ("max_body_bytes", 1)):
-            if getattr(self, name) < least:
-                raise InvalidRequest(
-                    f"{name} is {getattr(self, name)}.", f"It must be at least {least}."
-                )
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InvalidRequest(f"{name} is {value}.", f"It must be at least {least}.")
+        self._check_training()
+
+    def _check_training(self) -> None:
+        if self.train and not self.is_local and not self.api_keys:
+            raise InvalidRequest(
+                f"Whoever reaches {self.host} could change the base's weights.",
+                "Give --train an --api-key, or listen on 127.0.0.1.",
+            )
+        if self.weights_root is not None and not self.train:
+            raise InvalidRequest("--weights-root is of use with --train alone.", "Give both.")
+        if self.weights_root is not None and not self.weights_root.is_dir():
+            raise InvalidRequest(
+                f"--weights-root {self.weights_root} is not a folder.", "Make it first."
+            )
 
     @property
     def is_local(self) -> bool:

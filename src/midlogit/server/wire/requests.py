@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from midlogit.messages import ANY, Harmless, asks_for_nothing, plain_message, template_variables
+from midlogit.params import MOST_LOGPROBS
 from midlogit.server.errors import ApiError, from_validation
 
 MAX_INT = 2**31 - 1
@@ -116,7 +117,7 @@ INSTEAD = {
     "reasoning_effort": "Where the chat template has a switch for it, use chat_template_kwargs.",
     "chat_template": "Start the server with --teacher-chat-template and --base-chat-template.",
     "truncate_prompt_tokens": "Send a shorter prompt.",
-    "prompt_logprobs": "Use echo and logprobs of /v1/completions.",
+    "prompt_logprobs": "Use /v1/completions.",
 }
 
 
@@ -212,6 +213,8 @@ class Message(Body):
 Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=10_000)]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 Texts = Annotated[list[str], Field(fail_fast=True, min_length=1)]
+OnePrompt = str | Messages | TokenIds
+Prompts = Annotated[list[OnePrompt], Field(fail_fast=True, min_length=1)]
 TemplateKwargs = Annotated[dict[str, Any], AfterValidator(template_variables)]
 
 
@@ -234,9 +237,16 @@ class MixtureOptions(Body):
     alpha_rule: str | None = Field(
         default=None, description="equal-kl, fixed:ALPHA or kl-budget:NATS."
     )
-    base_prompt: str | Messages | TokenIds | None = Field(
+    stop_id: Literal["teacher", "base"] | None = Field(
+        default=None, description="Whose stop id ends a completion; the preset's."
+    )
+    base_prompt: OnePrompt | None = Field(
         default=None,
         description="The base's prompt in place of the common one: text, chat messages or token ids.",
+    )
+    teacher_prompt: OnePrompt | Prompts | None = Field(
+        default=None,
+        description="The teacher's in place of the common one, or a list of one for each prompt.",
     )
     base_chat_template_kwargs: TemplateKwargs | None = Field(
         default=None,
@@ -312,6 +322,20 @@ class CompletionBody(Sampling):
     logprobs: int | None = Field(
         default=None, ge=0, le=20, description="log q of each token and of this many candidates."
     )
+    prompt_logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=MOST_LOGPROBS,
+        description="log q of each token of the prompt and of this many candidates, in vLLM's form.",
+    )
+
+    @model_validator(mode="after")
+    def _prompt_logprobs_stand_alone(self) -> CompletionBody:
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs needs stream: false")
+        if self.prompt_logprobs is not None and self.echo and self.logprobs is not None:
+            raise ValueError("prompt_logprobs and an echo with logprobs say the same: ask for one")
+        return self
 
 
 class ChatBody(Sampling):

@@ -34,8 +34,25 @@ class MixtureFacts(TypedDict, total=False):
     tokens: dict[str, str]
     base_prompt_tokens: int
     base_prompt_token_ids: list[int]
+    teacher_prompt_token_ids: list[int]
     first_scored: int
     prompt_diagnostics: dict[str, list[Any]]
+
+
+class WeightVersion(TypedDict):
+    """A version of the base's weights, and the tokens start to end − 1 that it drew."""
+
+    version: int | str
+    start: int
+    end: int
+
+
+class PromptLogprob(TypedDict):
+    """A token at one position of a prompt; a rank beyond the candidates is that of none of them."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
 
 
 class CompletionLogprobs(TypedDict):
@@ -58,6 +75,8 @@ class _CompletionChoice(TypedDict):
 class CompletionChoice(_CompletionChoice, total=False):
     token_ids: list[int]
     prompt_token_ids: list[int]
+    prompt_logprobs: list[dict[str, PromptLogprob] | None]
+    weight_versions: list[WeightVersion]
     midlogit: MixtureFacts
 
 
@@ -104,6 +123,7 @@ class _ChatChoice(TypedDict):
 
 class ChatChoice(_ChatChoice, total=False):
     token_ids: list[int]
+    weight_versions: list[WeightVersion]
     midlogit: MixtureFacts
 
 

@@ -17,12 +17,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from midlogit import Pair
+from midlogit import KLBudget, Pair
 from midlogit.cli import main
 from midlogit.jobs import Job, PairSource
 from midlogit.jobs.claims import Presence
+from midlogit.jobs.manifest import SCHEMA_VERSION
 from midlogit.jobs.run_folder import RunFolder
+from tests.records import tempered
 
 Command = Callable[..., tuple[int, str, str]]
 SHORT = ("--max-tokens", "4", "--rows-per-part", "4")
@@ -135,18 +138,43 @@ def test_other_parameters_are_refused_by_name(batch: Command) -> None:
     assert not list(Path("RUN/data").iterdir())
 
 
-def test_a_newer_schema_is_refused(batch: Command) -> None:
+@pytest.mark.parametrize(("step", "advice"), [(1, "Upgrade midlogit"), (-1, "Use that version")])
+def test_another_schema_is_refused(batch: Command, step: int, advice: str) -> None:
     ten_rows()
     batch("plan", "in.jsonl", "--out", "RUN", *SHORT)
     manifest = Path("RUN/plan/manifest.json")
-    manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    number = '"schema_version": {}'
+    own, other = number.format(SCHEMA_VERSION), number.format(SCHEMA_VERSION + step)
+    manifest.write_text(manifest.read_text().replace(own, other))
     for command in (
         ("run", "in.jsonl", "--out", "RUN", *SHORT),
         ("status", "RUN"),
         ("verify", "RUN"),
     ):
         code, _, errors = batch(*command)
-        assert code == 2 and "Upgrade midlogit" in errors
+        assert code == 2 and advice in errors
+
+
+def test_rollouts_are_stored_with_the_trainers_log_probabilities(
+    batch: Command, models: tuple[torch.nn.Module, torch.nn.Module]
+) -> None:
+    """The preset reaches the job, and both models' tempered log-probabilities of each id its results."""
+    Path("in.jsonl").write_text(
+        '{"prompt": [5, 6, 7, 8]}\n{"prompt": [9, 6, 7], "max_tokens": 6}\n'
+    )
+    given = ("--preset", "rollout", "--max-tokens", 8, "--temperature", 0.7, "--n", 2)
+    assert batch("run", "in.jsonl", "--out", "RUN", *given)[0] == 0
+    params = Job.open("RUN").manifest.params
+    assert (params.stop_id, params.alpha_rule) == ("base", KLBudget(0.02))
+    for row in pq.read_table("RUN/data").to_pylist():
+        prompt = json.loads(row["prompt"])
+        for side, model in zip(("base", "teacher"), models, strict=True):
+            found = row[f"{side}_tempered_logprobs"]
+            truth = tempered(model, prompt, row["token_ids"], 0.7)
+            assert found == pytest.approx(truth, abs=2e-5)
+            assert row[f"sum_{side}_tempered_logprob"] == pytest.approx(sum(found), abs=1e-4)
+            assert row[f"{side}_support_logmass"] == pytest.approx([0.0] * len(found), abs=1e-5)
+            assert row[f"{side}_tempered_bound"] == [0.0] * len(found)
 
 
 def test_wrong_rows_are_named_before_anything_runs(batch: Command) -> None:

@@ -77,14 +77,16 @@ def test_trl_sft_has_conversations_and_log_probabilities(chats: Job, tmp_path: P
     for row, result in zip(rows_of(found.path), results(chats), strict=True):
         assert row["prompt"] == prompts[result["row_id"]]
         assert row["completion"] == [{"role": "assistant", "content": result["text"]}]
-        for name in ("row_id", "sample", "token_ids", "finish_reason", "answer", "base_logprobs"):
+        for name in ("row_id", "sample", "token_ids", "finish_reason", "answer"):
             assert row[name] == result[name]
         assert row["q_logprobs"] == result["logprobs"] and row["temperature"] == 1.0
-        assert row["teacher_logprobs"] == result["teacher_logprobs"]
+        for side in ("base", "teacher"):
+            assert row[f"{side}_logprobs"] == result[f"{side}_tempered_logprobs"]
+            assert row[f"{side}_bound"] == [0.0] * len(row["token_ids"])
 
     facts = read_metadata(found.path)
     assert facts["job"]["fingerprint"] == chats.manifest.fingerprint
-    assert "temperature 1" in facts["columns"]["base_logprobs"]
+    assert "the row's temperature" in facts["columns"]["base_logprobs"]
     assert pq.ParquetFile(found.path).num_row_groups == chats.manifest.parts
 
 
@@ -212,7 +214,8 @@ def test_openai_lines_are_read_by_the_client(chats: Job, texts: Job, tmp_path: P
                 text = choice["message"]["content"] if kind is ChatCompletion else choice["text"]
                 assert text == row["text"] and choice["token_ids"] == row["token_ids"]
                 assert choice["finish_reason"] == row["finish_reason"]
-                assert choice["midlogit"]["diagnostics"]["base_logprobs"] == row["base_logprobs"]
+                for name in ("base_logprobs", "base_tempered_logprobs"):
+                    assert choice["midlogit"]["diagnostics"][name] == row[name]
 
     first, row = of_chats[0]["response"]["body"]["choices"][0]["logprobs"], results(chats)[0]
     assert [entry["logprob"] for entry in first["content"]] == row["logprobs"]

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from midlogit.cli.options import (
+    AlphaRuleName,
     Base,
     BaseKey,
     BaseModel,
@@ -26,6 +27,7 @@ from midlogit.cli.options import (
     Memory,
     PresetName,
     Speculation,
+    StopIdName,
     Teacher,
     TeacherKey,
     TeacherModel,
@@ -105,9 +107,8 @@ def run(
     target_top_p: Annotated[
         float | None, typer.Option(help="Hold the support to the teacher's top-p.")
     ] = None,
-    alpha_rule: Annotated[
-        str, typer.Option(help="equal-kl, fixed:ALPHA or kl-budget:NATS.")
-    ] = "equal-kl",
+    alpha_rule: AlphaRuleName = None,
+    stop_id: StopIdName = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")
     ] = None,
@@ -157,18 +158,16 @@ def run(
     from midlogit.cli.loading import (
         InProcess,
         PairOptions,
+        mixture_changes,
         parse_speculation,
         parse_template_kwargs,
         upstream,
     )
-    from midlogit.core.rules import parse_rule
     from midlogit.jobs import Columns, JobOptions
     from midlogit.params import SamplingParams
     from midlogit.requests.prompts import Reading
 
-    changes: dict[str, object] = {}
-    if target_top_p is not None:
-        changes = {"constraint_to_target": True, "target_top_p": target_top_p}
+    changes = mixture_changes(target_top_p, alpha_rule, stop_id)
     params = SamplingParams.preset(
         preset,
         n=n,
@@ -177,7 +176,6 @@ def run(
         temperature=temperature,
         seed=seed,
         stop=tuple(stop or ()),
-        alpha_rule=parse_rule(alpha_rule),
         top_logprobs=top_logprobs,
         **changes,
     )

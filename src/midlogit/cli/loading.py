@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import orjson
 
+from midlogit.core.rules import parse_rule
 from midlogit.engines.draft_length import SpeculationOption, require_speculation
 from midlogit.engines.http.upstream import Upstream
 from midlogit.engines.http.urls import looks_like_server
@@ -210,6 +211,24 @@ def are_urls(base: str | None, teacher: str | None) -> bool:
             "One model is a server and one a folder.", "Name two servers or two folders."
         )
     return all(urls)
+
+
+def mixture_changes(
+    target_top_p: float | None, alpha_rule: str | None, stop_id: str | None
+) -> dict[str, Any]:
+    """Changes to a preset's parameters, of the options that are given.
+
+    Raises:
+        InvalidRequest: an unknown rule.
+    """
+    changes: dict[str, Any] = {}
+    if target_top_p is not None:
+        changes |= {"constraint_to_target": True, "target_top_p": target_top_p}
+    if alpha_rule is not None:
+        changes["alpha_rule"] = parse_rule(alpha_rule)
+    if stop_id is not None:
+        changes["stop_id"] = stop_id
+    return changes
 
 
 def parse_speculation(text: str) -> SpeculationOption:

@@ -19,6 +19,7 @@ from midlogit.cli.batch import batch
 from midlogit.cli.command import PromptCommand
 from midlogit.cli.console import complain, set_up_streams
 from midlogit.cli.options import (
+    AlphaRuleName,
     Base,
     BaseKey,
     BaseModel,
@@ -35,6 +36,7 @@ from midlogit.cli.options import (
     PresetName,
     Seed,
     Speculation,
+    StopIdName,
     Teacher,
     TeacherKey,
     TeacherModel,
@@ -157,9 +159,8 @@ def generate(
     target_top_p: Annotated[
         float | None, typer.Option(help="Hold the support to the teacher's top-p.")
     ] = None,
-    alpha_rule: Annotated[
-        str, typer.Option(help="equal-kl, fixed:ALPHA or kl-budget:NATS.")
-    ] = "equal-kl",
+    alpha_rule: AlphaRuleName = None,
+    stop_id: StopIdName = None,
     seed: Seed = None,
     n: Annotated[int, typer.Option(help="Completions for each prompt.")] = 1,
     stop: Annotated[
@@ -191,17 +192,15 @@ def generate(
     from midlogit.cli.loading import (
         InProcess,
         PairOptions,
+        mixture_changes,
         parse_speculation,
         parse_template_kwargs,
         upstream,
     )
-    from midlogit.core.rules import parse_rule
     from midlogit.jobs.inputs import Columns
     from midlogit.params import SamplingParams
 
-    changes: dict[str, object] = {}
-    if target_top_p is not None:
-        changes = {"constraint_to_target": True, "target_top_p": target_top_p}
+    changes = mixture_changes(target_top_p, alpha_rule, stop_id)
     params = SamplingParams.preset(
         preset,
         n=n,
@@ -210,7 +209,6 @@ def generate(
         temperature=temperature,
         seed=seed,
         stop=tuple(stop or ()),
-        alpha_rule=parse_rule(alpha_rule),
         **changes,
     )
     job = Job(

@@ -85,6 +85,16 @@ Seed = Annotated[
     int | None, typer.Option(help="The same prompt with the same seed draws the same tokens.")
 ]
 PresetName = Annotated[str, typer.Option(help="conservative, balanced, exploratory or rollout.")]
+AlphaRuleName = Annotated[
+    str | None,
+    typer.Option(
+        help="equal-kl, fixed:ALPHA or kl-budget:NATS; by default equal-kl, or the preset's budget."
+    ),
+]
+StopIdName = Annotated[
+    str | None,
+    typer.Option(help="Whose stop id ends a completion, teacher or base; by default the preset's."),
+]
 Temperature = Annotated[
     float, typer.Option(help="Temperature of both models; 0 takes the most likely token of q*.")
 ]

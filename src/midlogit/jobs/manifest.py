@@ -18,7 +18,7 @@ from midlogit.jobs.schema import DiagnosticsLevel
 from midlogit.params import SamplingParams
 from midlogit.requests.prompts import Reading
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHOWN_FIELDS = 8
 
 
@@ -77,7 +77,7 @@ class Manifest:
         """Reads a manifest.
 
         Raises:
-            InvalidRequest: not a manifest, or one of a newer schema.
+            InvalidRequest: not a manifest, or one of another schema.
         """
         try:
             data = json.loads(path.read_bytes())
@@ -86,11 +86,14 @@ class Manifest:
         except (ValueError, KeyError, TypeError):
             raise InvalidRequest(f"{path} is damaged.", "Plan the job again elsewhere.") from None
 
-        if version > SCHEMA_VERSION:
+        if version != SCHEMA_VERSION:
+            newer = version > SCHEMA_VERSION
             raise InvalidRequest(
                 f"{path} was written by midlogit {data.get('version')} in schema {version},"
                 f" and this one knows schema {SCHEMA_VERSION}.",
-                "Upgrade midlogit.",
+                "Upgrade midlogit."
+                if newer
+                else "Use that version; any reader of Parquet can read its data.",
             )
         return cls(**data)
 

@@ -45,6 +45,8 @@ class JobOptions:
             raise InvalidRequest(
                 f"diagnostics is {self.diagnostics!r}.", f"Use {', '.join(LEVELS)}."
             )
+        if self.params.return_support:
+            raise InvalidRequest("A job does not store supports.", "Leave return_support out.")
         allowed_errors(self.max_errors, 0)
 
     @property

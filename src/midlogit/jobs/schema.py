@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 DiagnosticsLevel = Literal["full", "compact", "none"]
 LEVELS: tuple[DiagnosticsLevel, ...] = ("full", "compact", "none")
 
-LOGPROBS = ("logprobs", "base_logprobs", "teacher_logprobs")
+LOGPROBS = (
+    "logprobs",
+    "base_logprobs",
+    "teacher_logprobs",
+    "base_tempered_logprobs",
+    "teacher_tempered_logprobs",
+)
 FLOAT_LISTS = (
     "alpha",
     "kl_base",
@@ -32,9 +38,13 @@ FLOAT_LISTS = (
     "ess_base",
     "ess_teacher",
     *LOGPROBS,
+    "base_support_logmass",
+    "teacher_support_logmass",
     "coverage",
     "alpha_bound",
     "tv_bound",
+    "base_tempered_bound",
+    "teacher_tempered_bound",
 )
 FLAG_LISTS = ("forced", "base_bounded", "teacher_bounded")
 SCALARS = (
@@ -46,6 +56,8 @@ SCALARS = (
     "sum_logprob",
     "sum_base_logprob",
     "sum_teacher_logprob",
+    "sum_base_tempered_logprob",
+    "sum_teacher_tempered_logprob",
     "sum_tv_bound",
     "min_coverage",
 )
@@ -306,6 +318,8 @@ def _scalars(matrix: np.ndarray[Any, Any]) -> Mapping[str, float | None]:
         "sum_logprob": sums["logprobs"],
         "sum_base_logprob": sums["base_logprobs"],
         "sum_teacher_logprob": sums["teacher_logprobs"],
+        "sum_base_tempered_logprob": sums["base_tempered_logprobs"],
+        "sum_teacher_tempered_logprob": sums["teacher_tempered_logprobs"],
         "sum_tv_bound": sums["tv_bound"],
         "min_coverage": float(rows["coverage"].min()),
     }

@@ -15,18 +15,18 @@ Columns = dict[str, "pa.Array"]
 IDENTITY = ("row_id", "sample", "finish_reason", "token_ids", TEMPERATURE)
 PER_TOKEN = {
     "q_logprobs": "logprobs",
-    "base_logprobs": "base_logprobs",
-    "teacher_logprobs": "teacher_logprobs",
-    "base_bounded": "base_bounded",
-    "teacher_bounded": "teacher_bounded",
+    "base_logprobs": "base_tempered_logprobs",
+    "teacher_logprobs": "teacher_tempered_logprobs",
+    "base_bound": "base_tempered_bound",
+    "teacher_bound": "teacher_tempered_bound",
 }
 MEANINGS = {
     TEMPERATURE: "divided the logits of both models before they were mixed",
     "q_logprobs": "log q of each id of token_ids, under the distribution that it was drawn from",
-    "base_logprobs": "log-probability of each id under the base alone, at temperature 1, whole vocabulary",
-    "teacher_logprobs": "log-probability of each id under the teacher alone, at temperature 1, whole vocabulary",
-    "base_bounded": "whether base_logprobs is only an upper bound there",
-    "teacher_bounded": "whether teacher_logprobs is only an upper bound there",
+    "base_logprobs": "log-probability of each id under the base alone, at the row's temperature, unmasked",
+    "teacher_logprobs": "log-probability of each id under the teacher alone, at the row's temperature, unmasked",
+    "base_bound": "how far base_logprobs may be off, as servers list only some ids; 0 where it is exact",
+    "teacher_bound": "how far teacher_logprobs may be off; 0 where it is exact",
 }
 
 

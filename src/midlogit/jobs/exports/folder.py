@@ -39,7 +39,9 @@ datasets.load_dataset("THIS FOLDER OR REPOSITORY")
 | `prompt`, `base_prompt` | the teacher's prompt, and the base's where it had one of its own |
 | `text`, `token_ids`, `finish_reason`, `stop_reason` | the completion; its ids include the one that ended it |
 | `logprobs` | log q of each id, under the distribution that it was drawn from |
-| `base_logprobs`, `teacher_logprobs` | log-probability of each id under one model alone, at temperature 1 |
+| `base_logprobs`, `teacher_logprobs` | log-probability under one model alone, at temperature 1 |
+| `base_tempered_logprobs`, `teacher_tempered_logprobs` | the same at the sampling temperature, of each id |
+| `base_support_logmass`, `teacher_support_logmass` | log of the mass of what could be drawn, under each model |
 | `alpha`, `kl_base`, `kl_teacher`, `entropy`, `ess_base`, `ess_teacher` | the mixture at each token |
 
 The job:

@@ -30,7 +30,13 @@ COLUMNS = (
     "base_prompt_tokens",
     "completion_tokens",
 )
-PER_TOKEN = ("logprobs", "base_logprobs", "teacher_logprobs", "top_q_ids", "top_q_logprobs")
+MODELS = (
+    "base_logprobs",
+    "teacher_logprobs",
+    "base_tempered_logprobs",
+    "teacher_tempered_logprobs",
+)
+PER_TOKEN = ("logprobs", *MODELS, "top_q_ids", "top_q_logprobs")
 
 Row = dict[str, Any]  # of the results
 
@@ -107,9 +113,7 @@ def _choice(sample: Row, is_chat: bool) -> dict[str, Any]:
         else {"text": text}
     )
     diagnostics = {
-        name: [_finite(value) for value in sample[name]]
-        for name in ("base_logprobs", "teacher_logprobs")
-        if name in sample
+        name: [_finite(value) for value in sample[name]] for name in MODELS if name in sample
     }
     return {
         "index": sample["sample"],

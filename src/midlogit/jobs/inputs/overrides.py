@@ -11,7 +11,7 @@ from typing import Any
 from midlogit.core.rules import parse_rule
 from midlogit.errors import InvalidRequest
 from midlogit.messages import of_each_side
-from midlogit.params import SamplingParams
+from midlogit.params import PRESETS, SamplingParams
 from midlogit.requests.prompts import Reading
 
 WHOLE = "a whole number"
@@ -28,6 +28,13 @@ KINDS = {
     "alpha_rule": TEXT,
     "target_top_p": NUMBER,
 }
+OF_PRESETS = (
+    "force_first_token",
+    "constraint_to_target",
+    "target_top_p",
+    "exclude_special_tokens",
+    "stop_id",
+)
 PARAMETERS = tuple(KINDS)  # columns of these names are parameters
 UNCHECKED = ("seed", "chat_template_kwargs")  # any will do for some job
 LENIENT = SamplingParams(max_tokens=2**31 - 1, top_logprobs=20)  # takes what some job takes
@@ -37,9 +44,9 @@ def with_overrides(params: SamplingParams, overrides: Mapping[str, Any]) -> Samp
     """The job's parameters with those of a row.
 
     Args:
-        overrides: fields of SamplingParams by name; `preset` sets those of the preset, `alpha_rule` is text as
-            `parse_rule` reads it, `target_top_p` also turns the constraint on. `top_logprobs` changes nothing, but the
-            job must report as many; `chat_template_kwargs` is for `require_reading`.
+        overrides: fields of SamplingParams by name; `preset` sets those of the preset, and its rule if it has a budget;
+            `alpha_rule` is text as `parse_rule` reads it; `target_top_p` also turns the constraint on. `top_logprobs`
+            changes nothing, but the job must report as many; `chat_template_kwargs` is for `require_reading`.
 
     Raises:
         InvalidRequest: a value that cannot be honoured.
@@ -52,10 +59,13 @@ def with_overrides(params: SamplingParams, overrides: Mapping[str, Any]) -> Samp
             f"Run the job with --top-logprobs {top}.",
         )
     if (name := changes.pop("preset", None)) is not None:
-        preset = SamplingParams.preset(name)
-        changes.setdefault("force_first_token", preset.force_first_token)
-        changes.setdefault("constraint_to_target", preset.constraint_to_target)
-        changes.setdefault("target_top_p", preset.target_top_p)
+        preset = SamplingParams.preset(
+            name, max_tokens=changes.get("max_tokens", params.max_tokens)
+        )
+        for field in OF_PRESETS:
+            changes.setdefault(field, getattr(preset, field))
+        if PRESETS[name].budget is not None:
+            changes.setdefault("alpha_rule", preset.alpha_rule.spec)
     if "target_top_p" in overrides:
         changes["constraint_to_target"] = True
     if "alpha_rule" in changes:

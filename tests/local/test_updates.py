@@ -2,100 +2,26 @@
 
 from __future__ import annotations
 
-import gc
-import resource
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
 
-from midlogit import Completion, InvalidRequest, Pair, SamplingParams
+from midlogit import InvalidRequest, Pair, SamplingParams
 from midlogit.errors import EngineFailure, WeightMismatch
 from midlogit.requests.prompts import Reading
 from tests.conftest import BASE, TEACHER
 from tests.questions import QUESTIONS
+from tests.updates import PARAMS, REFUSED, base_logprobs, named, resident_mb, trained, update_midway
 
-PARAMS = SamplingParams.preset("exploratory", max_tokens=16, seed=3, ignore_eos=True)
 LONG = SamplingParams.preset("exploratory", max_tokens=200, seed=3, ignore_eos=True)
 READING = Reading(chat=True)
-Named = dict[str, torch.Tensor]
-
-
-def trained(seed: int, scale: float = 0.01) -> Any:
-    """The bundled base after a step of training."""
-    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += scale * torch.randn(weight.shape, generator=generator)
-    return model
-
-
-def named(model: torch.nn.Module) -> Named:
-    return {name: weight.detach() for name, weight in model.named_parameters()}
 
 
 def opened(base: Any = BASE, teacher: Any = TEACHER, **options: Any) -> Pair:
     return Pair.local(base, teacher, device="cpu", dtype="float32", **options)
-
-
-def base_logprobs(model: Any, completion: Completion, pair: Pair) -> list[float]:
-    """Log-probabilities of a completion's tokens under a plain model."""
-    ids = pair.mixing.base.encode_chat([{"role": "user", "content": completion.base_prompt}])
-    with torch.no_grad():
-        rows = model(torch.tensor([ids + completion.token_ids])).logits[0, len(ids) - 1 : -1]
-    picked = rows.log_softmax(-1)[range(len(completion.token_ids)), completion.token_ids]
-    return [float(x) for x in picked]
-
-
-class Breaks:
-    """Stops the engine after so many steps, until `go` or a call that it is to make next."""
-
-    def __init__(self, pair: Pair, after: int) -> None:
-        self.reached, self.go = threading.Event(), threading.Event()
-        engine: Any = pair.engine
-        step, self._left = engine.step, after
-
-        def counted() -> None:
-            step()
-            self._left -= 1
-            if self._left == 0:
-                self.reached.set()
-                self.go.wait(60)
-
-        put = engine._put
-
-        def put_and_go(kind: str, content: list[Any]) -> None:
-            put(kind, content)
-            if kind == "call":
-                self.go.set()
-
-        engine.step, engine._put = counted, put_and_go
-
-
-def update_midway(
-    pair: Pair, update: Callable[[], None], count: int = 6, after: int = 5
-) -> list[Completion]:
-    """Completions of requests, whose engine is updated after some of its steps."""
-    breaks, done = Breaks(pair, after), []
-    prompts = [QUESTIONS[n % len(QUESTIONS)] for n in range(count)]
-    caller = threading.Thread(
-        target=lambda: done.extend(pair.generate(prompts, PARAMS, chat=True, progress=False))
-    )
-    caller.start()
-    assert breaks.reached.wait(60)
-    updater = threading.Thread(target=update)
-    updater.start()
-    updater.join()
-    breaks.go.set()
-    caller.join()
-    return done
 
 
 def test_each_update_draws_as_a_fresh_pair_does(tmp_path: Path) -> None:
@@ -152,36 +78,6 @@ def test_running_requests_may_keep_their_caches_or_be_aborted() -> None:
         ended = update_midway(pair, lambda: pair.update_base(named(model).items(), running="abort"))
         assert {c.finish_reason for c in ended} == {"abort"}
         assert all(0 < len(c.token_ids) < 16 for c in ended)
-
-
-def torn(folder: Path) -> Path:
-    named(trained(1))
-    file = folder / "model.safetensors"
-    save_file({k: v.contiguous() for k, v in named(trained(1)).items()}, file)
-    file.write_bytes(file.read_bytes()[:-1000])
-    return folder
-
-
-def changed(**changes: torch.Tensor | None) -> Iterator[tuple[str, torch.Tensor]]:
-    weights: dict[str, torch.Tensor | None] = {**named(trained(1)), **changes}
-    return ((name, weight) for name, weight in weights.items() if weight is not None)
-
-
-NORM = "model.norm.weight"
-REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "torn": (torn, "cannot be read"),
-    "empty": (lambda folder: folder, "no safetensors file"),
-    "missing": (lambda _: changed(**{NORM: None}), f"missing: {NORM}"),
-    "unknown": (lambda _: changed(**{"module.x": torch.ones(2)}), "no weight 'module.x'"),
-    "nan": (lambda _: changed(**{NORM: torch.full((192,), torch.nan)}), "NaN or infinite"),
-    "inf": (lambda _: changed(**{NORM: torch.full((192,), torch.inf)}), "NaN or infinite"),
-    "shape": (lambda _: changed(**{NORM: torch.ones(191)}), r"the shape \[191\]"),
-    "integers": (
-        lambda _: changed(**{NORM: torch.ones(192, dtype=torch.long)}),
-        "no floating numbers",
-    ),
-    "names": (lambda _: named(trained(1)), "pairs"),
-}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -284,12 +180,10 @@ def test_two_hundred_updates_leak_nothing() -> None:
     weights = named(trained(1))
     with opened() as pair:
         batch = pair.start(pair.prepare(QUESTIONS[:2], LONG, READING))
+        sizes = []
         for n in range(220):
             pair.update_base(weights.items(), running=("recompute", "keep")[n % 2])
-            if n == 20:
-                gc.collect()
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        assert grown < 40_000  # KB; the weights alone are 11 MB
-        assert pair.base_version == 220
+            sizes.append(resident_mb())
         batch.stop()
+        assert pair.base_version == 220
+        assert max(sizes[20:]) - sizes[20] < 40  # the weights alone are 11

@@ -23,9 +23,10 @@ from torch import Tensor
 from midlogit.decide.base import LogitRows
 from midlogit.engines.vllm.graphs import DecodeGraphs
 from midlogit.engines.vllm.inputs import DeviceTokens, InputTokens
+from midlogit.engines.vllm.internals import require_internals
 from midlogit.engines.vllm.observer import StepClock
 from midlogit.engines.vllm.steps import ExecutedStep, SampledStep, ScheduledStep
-from midlogit.errors import ModelUnavailable, UnsupportedVersion, first_line
+from midlogit.errors import ModelUnavailable, first_line
 
 PLACEHOLDER = (0,)  # sampled in place of a token whose id only the device knows
 
@@ -103,10 +104,11 @@ class Core:
         self._scheduler, self._pause_states = self._core.scheduler, PauseState
         self._executor = self._core.model_executor
         self._runner = self._executor.driver_worker.worker.model_runner
-        self._require_internals()
+        require_internals(self._core, self._runner)
 
         # vLLM keeps one workspace per process, and the engine that is made last replaces it.
         self._workspaces, self._workspace = workspace, workspace._manager
+        self._num_salts = 0  # what later requests share no prefix of earlier ones by
         self._sampled_RW: Tensor | None = None  # tokens for vLLM's sampler to return
         self._replace_sampler()
         self._inputs = InputTokens(self._runner)
@@ -118,38 +120,6 @@ class Core:
         further_lengths = [1 + n for n in (0, *draft_lengths)[:-1]]
         self._graphs = DecodeGraphs(self._runner, further_lengths, max_num_seqs)
         self.clock = StepClock()
-
-    def _require_internals(self) -> None:
-        """Checks by name all internals of vLLM that this folder uses.
-
-        Raises:
-            UnsupportedVersion: one is missing.
-        """
-        used = {
-            "EngineCore": (
-                self._core, "add_request", "abort_requests", "request_block_hasher", "shutdown",
-            ),
-            "Scheduler": (
-                self._scheduler, "schedule", "update_from_output", "requests", "running", "waiting",
-                "set_pause_state",
-            ),
-            "Executor": (self._executor, "execute_model", "sample_tokens"),
-            "GPUModelRunner": (
-                self._runner, "execute_model_state", "input_batch", "discard_request_mask", "_sample",
-                "_to_list", "_prepare_input_ids", "input_ids", "requests", "cudagraph_dispatcher",
-                "uniform_decode_query_len", "prepare_inputs_event", "num_computed_tokens", "seq_lens",
-                "positions", "req_indices", "query_start_loc", "use_async_spec_decode",
-            ),
-        }  # fmt: skip
-        missing = [
-            f"{owner}.{name}"
-            for owner, (thing, *names) in used.items()
-            for name in names
-            if not hasattr(thing, name)
-        ]
-        if missing or self._core.async_scheduling or self._core.batch_queue is not None:
-            found = ", ".join(missing) or "synchronous scheduling"
-            raise UnsupportedVersion(f"This vLLM lacks {found}.", "Run: pip install 'vllm==0.32.*'")
 
     def _replace_sampler(self) -> None:
         """Makes the model runner take its tokens from `sample`."""
@@ -197,6 +167,7 @@ class Core:
                 temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False
             ),
             pooling_params=None,
+            cache_salt=self._prefix_salt,
             block_hasher=self._core.request_block_hasher,
         )
         self._core.add_request(request)
@@ -348,6 +319,51 @@ class Core:
         """Tells the scheduler which tokens were sampled."""
         with self.clock.part("update"):
             self._scheduler.update_from_output(step.scheduled.scheduler_output, step.runner_output)
+
+    def discard(self, step: ExecutedStep) -> None:
+        """Ends an executed step without tokens: the last token of its ready requests is computed again."""
+        self.defer(step.rows)
+        self.update(self.sample(step, {}))
+
+    def preempt_all(self) -> None:
+        """Has all running requests computed from their first token on; comes while no step is under way."""
+        self._scheduler.reset_prefix_cache(reset_running_requests=True)
+
+    def forget_prefixes(self) -> None:
+        """Keeps later requests from blocks of earlier ones, which running requests may go on using."""
+        self._num_salts += 1
+
+    @property
+    def _prefix_salt(self) -> str | None:
+        return str(self._num_salts) if self._num_salts else None
+
+    @property
+    def transfer_backend(self) -> str | None:
+        """How the worker receives weights from a trainer; None where it does not."""
+        config = self._core.vllm_config.weight_transfer_config
+        return None if config is None else str(config.backend)
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether the worker is in an update that began and was not finished."""
+        return bool(self._executor.driver_worker.worker._weight_update_active)
+
+    def call_worker(self, method: str, **arguments: Any) -> None:
+        """Calls a method of the worker, under the configuration of this core."""
+        from vllm.config import set_current_vllm_config
+
+        with set_current_vllm_config(self._core.vllm_config):
+            self._executor.collective_rpc(method, kwargs=arguments)
+
+    def repack_head(self) -> None:
+        """Packs the head anew for the CPU: of a tied one vLLM's loader leaves the old packed copy in place."""
+        if self.device.type != "cpu":
+            return
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        for module in self._runner.get_model().modules():
+            if isinstance(module, ParallelLMHead):
+                module.quant_method.process_weights_after_loading(module)
 
     def close(self) -> None:
         """Frees the model."""

@@ -13,42 +13,36 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
 
 import torch
 
 from midlogit.decide.base import Decider, RowSettings
 from midlogit.decide.transfer import HostCopy, to_device
-from midlogit.engines.base import Weights
 from midlogit.engines.draft_length import DraftLength
-from midlogit.engines.stepping import SteppingEngine
 from midlogit.engines.vllm.core import Core
 from midlogit.engines.vllm.inputs import DeviceTokens
 from midlogit.engines.vllm.observer import Observer, StepClock, StepRecord
 from midlogit.engines.vllm.process import CorePair
-from midlogit.engines.vllm.rounds import Accept, InFlightStep, Round, TrackedSequence, num_accepted
+from midlogit.engines.vllm.rounds import (
+    Accept,
+    Arrived,
+    InFlightStep,
+    Round,
+    TrackedSequence,
+    num_accepted,
+)
 from midlogit.engines.vllm.steps import ExecutedStep, SampledStep
-from midlogit.errors import InvalidRequest
+from midlogit.engines.vllm.transfer import TransferEngine
+from midlogit.models.checkpoint import Checkpoint
 from midlogit.requests.sequence import Sequence
 
 
-class Arrived(NamedTuple):
-    """The tokens of the step before, now on the host.
-
-    Attributes:
-        tokens: of each sequence, up to its last.
-        ended: sequences that end by an id or by length; steps that are scheduled already still compute them.
-    """
-
-    tokens: Mapping[str, list[int]]
-    ended: set[str]
-
-
-class VllmEngine(SteppingEngine[Sequence]):
+class VllmEngine(TransferEngine):
     """Two models in this process, on one device, in two vLLM engine cores.
 
     Args:
         cores: base and teacher, on the same device; closed with the engine.
+        base: what the base was loaded from.
         decider: decides rows of logits on that device.
         draft_length: chooses γ among those that the teacher can verify.
         max_num_seqs: most sequences that the cores run at once.
@@ -59,16 +53,22 @@ class VllmEngine(SteppingEngine[Sequence]):
     """
 
     def __init__(
-        self, cores: CorePair, decider: Decider, draft_length: DraftLength, max_num_seqs: int
+        self,
+        cores: CorePair,
+        base: Checkpoint,
+        decider: Decider,
+        draft_length: DraftLength,
+        max_num_seqs: int,
     ) -> None:
-        super().__init__(draft_length, max_num_seqs)
-        self._cores, self._base, self._teacher = cores, cores.base, cores.teacher
+        super().__init__(cores.base, base, draft_length, max_num_seqs)
+        self._cores, self._teacher = cores, cores.teacher
         self._decider = decider
         self.accept: Accept = num_accepted
 
         self._keys = map(str, itertools.count())
         self._tracked: dict[str, TrackedSequence] = {}
         self._in_flight: InFlightStep | None = None  # None before the first step
+        self._is_settling = False  # whether no drafts are to be scheduled
         self._arrived_at: float | None = None  # when the last round's tokens were on the host
 
         self._observer: Observer | None = None
@@ -112,18 +112,12 @@ class VllmEngine(SteppingEngine[Sequence]):
         self._forget([key for key, tracked in self._tracked.items() if tracked.sequence is job])
 
     def begun(self) -> list[Sequence]:
-        return []
-
-    def check_weights(self, weights: Weights | None) -> Any:
-        raise InvalidRequest("The vLLM engine's weights cannot be replaced yet.")
-
-    def load_weights(self, checked: Any) -> None: ...
-
-    def settle(self) -> None: ...
-
-    def recompute(self) -> None: ...
-
-    def forget_prefixes(self) -> None: ...
+        running = self._base.running_keys | self._teacher.running_keys
+        return [
+            tracked.sequence
+            for key, tracked in self._tracked.items()
+            if tracked.num_tokens or key in running
+        ]
 
     def close(self) -> None:
         super().close()
@@ -153,6 +147,32 @@ class VllmEngine(SteppingEngine[Sequence]):
         observer = self._observer
         if observer is not None:
             observer(self._record(previous.round, arrived, time.perf_counter() - start))
+
+    @torch.inference_mode()
+    def settle(self) -> None:
+        """Gives sequences the tokens that are decided, and drops the forward passes that are ahead of them."""
+        ahead = self._in_flight
+        if ahead is not None and ahead.teacher_scheduled and ahead.teacher_scheduled.num_drafts:
+            self._is_settling = True
+            self.step()  # the round for whose drafts the teacher has slots already
+            self._is_settling = False
+
+        previous, self._in_flight = self._in_flight, None
+        if previous is None:
+            return
+        arrived = self._receive(previous.round)
+        teacher_sampled = self._sample_teacher(previous, arrived)
+        scheduled_ahead = previous.teacher_scheduled
+        teacher = None if scheduled_ahead is None else self._teacher.execute(scheduled_ahead)
+        self._update(self._teacher, teacher_sampled, arrived)
+        self._update_base(previous, arrived)
+
+        if teacher is not None:
+            self._teacher.discard(teacher)
+        self._base.discard(previous.base_executed)
+        if previous.round is not None:
+            self._publish(previous.round, arrived.tokens)
+        self._arrived_at = None
 
     def _first_step(self) -> InFlightStep:
         """Begins with the base, so that later steps always find a forward pass of it."""
@@ -293,7 +313,7 @@ class VllmEngine(SteppingEngine[Sequence]):
         """
         base, teacher = self._base, self._teacher
         keys = base.running_keys
-        if not keys or keys != teacher.running_keys - set(ended):
+        if self._is_settling or not keys or keys != teacher.running_keys - set(ended):
             return 0
         most = min(self._tracked[key].remaining_context for key in keys) - 1
         num_drafts = min(self.draft_length.next(len(keys)), most)
@@ -349,7 +369,7 @@ class VllmEngine(SteppingEngine[Sequence]):
                     continue
                 for decision in decisions[n :: len(last.keys)][: len(tokens[key])]:
                     if not tracked.sequence.is_finished:
-                        tracked.sequence.append(decision)
+                        tracked.sequence.append(decision, self.base_version)
             tracked_keys = [key for key in last.keys if key in self._tracked]
             self._forget([key for key in tracked_keys if self._tracked[key].sequence.is_finished])
 

@@ -74,7 +74,7 @@ def open_pair(
     )
     cores = CorePair(*checkpoints, shares, lengths.choices, options=options, **limits)
     decider = decider_for(mixing.alignment.size, cores.base.device)
-    engine = VllmEngine(cores, decider, lengths, max_num_seqs)
+    engine = VllmEngine(cores, checkpoints[0], decider, lengths, max_num_seqs)
     engine.start()
     return mixing, engine
 

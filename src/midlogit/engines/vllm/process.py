@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from midlogit.engines.vllm.core import Core
@@ -22,7 +22,8 @@ class CorePair:
         base, teacher: the models.
         shares: of the device.
         draft_lengths: the numbers of drafts above 0 that the teacher may verify per step.
-        options: further arguments of `Core`, for both.
+        options: further EngineArgs, for both; `weight_transfer_config` for the base alone.
+        limits: further arguments of `Core`, for both.
 
     Raises:
         InvalidRequest: another pair is open in this process.
@@ -36,7 +37,8 @@ class CorePair:
         teacher: Checkpoint,
         shares: Split,
         draft_lengths: Sequence[int],
-        **options: Any,
+        options: Mapping[str, Any],
+        **limits: Any,
     ) -> None:
         if not _process.acquire(blocking=False):
             raise InvalidRequest(
@@ -53,14 +55,16 @@ class CorePair:
                 kv_cache_bytes=shares.teacher_cache,
                 memory_share=shares.teacher_share,
                 draft_lengths=draft_lengths,
-                **options,
+                options={k: v for k, v in options.items() if k != "weight_transfer_config"},
+                **limits,
             )
             self.base = self._open(
                 base,
                 kv_cache_bytes=shares.base_cache,
                 memory_share=shares.base_share,
                 draft_lengths=(),
-                **options,
+                options=options,
+                **limits,
             )
         except BaseException:
             self.close()

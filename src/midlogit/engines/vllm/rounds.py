@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -106,6 +107,18 @@ class Round:
             return None
         rows_M = to_device([row_of[keys[n]] for n in sequences], self.bonus_logits_NV.device)
         return BonusRows(sequences, self.bonus_logits_NV[rows_M])
+
+
+class Arrived(NamedTuple):
+    """The tokens of the step before, now on the host.
+
+    Attributes:
+        tokens: of each sequence, up to its last.
+        ended: sequences that end by an id or by length; steps that are scheduled already still compute them.
+    """
+
+    tokens: Mapping[str, list[int]]
+    ended: set[str]
 
 
 @dataclass(frozen=True, slots=True)

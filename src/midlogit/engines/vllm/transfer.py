@@ -1,0 +1,183 @@
+"""New weights for the base's core alone: checks them, then has vLLM load or receive them. Knows no sequence.
+
+vLLM writes into the tensors that the model has, so CUDA graphs stay valid. Named tensors and folders are checked in
+full before. Tensors that come from a trainer's process, by NCCL say, are checked by name and shape before they are
+received; their values are not, and an update that ends early leaves a base of which nothing runs until another is
+complete.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from midlogit.engines.base import Running, Weights, WeightTransfer
+from midlogit.engines.draft_length import DraftLength
+from midlogit.engines.stepping import SteppingEngine
+from midlogit.engines.vllm.core import Core
+from midlogit.engines.weights import Layout, NamedTensors, check_weights
+from midlogit.errors import InvalidRequest, WeightMismatch, first_line
+from midlogit.models.checkpoint import Checkpoint
+from midlogit.requests.sequence import Sequence
+
+WAITS = "Requests wait until an update is complete: send the weights again, or call update_base."
+
+
+def layout_of(checkpoint: Checkpoint) -> Layout:
+    """The tensors of a checkpoint: of its safetensors files, or where they are not here, of its architecture."""
+    files = sorted(Path(checkpoint.name).glob("*.safetensors"))
+    if not files:
+        return _layout_of_architecture(checkpoint)
+
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  # it is no mapping
+                shapes[name] = tuple(opened.get_slice(name).get_shape())
+    if not checkpoint.config.tie_word_embeddings:
+        return Layout(shapes, frozenset())
+    embedding = next((shapes[name] for name in shapes if name.endswith("embed_tokens.weight")), ())
+    return Layout({"lm_head.weight": embedding, **shapes}, frozenset({"lm_head.weight"}))
+
+
+def _layout_of_architecture(checkpoint: Checkpoint) -> Layout:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(checkpoint.config)
+    model.tie_weights()
+    return Layout.of(model)
+
+
+class TransferEngine(SteppingEngine[Sequence], WeightTransfer):
+    """The part of the vLLM engine that replaces the base's weights.
+
+    Args:
+        base: the core that gets them. checkpoint: of the base.
+    """
+
+    def __init__(
+        self, base: Core, checkpoint: Checkpoint, draft_length: DraftLength, max_num_seqs: int
+    ) -> None:
+        super().__init__(draft_length, max_num_seqs)
+        self._base = base
+        self._layout = layout_of(checkpoint)
+        self._received: set[str] | None = None  # names that came since an update has begun
+
+    def check_weights(self, weights: Weights | None) -> NamedTensors:
+        if weights is None:
+            raise InvalidRequest(
+                "No weights are given, and vLLM's copy of the base does not change by itself.",
+                "Give named tensors or a folder.",
+            )
+        return check_weights(weights, self._layout)
+
+    def load_weights(self, checked: NamedTensors) -> None:
+        self._call_vllm("reload_weights", weights_iterator=iter(checked))
+        if self._base.is_receiving:  # an update that its trainer never finished
+            self._call_vllm("finish_weight_update")
+        self._base.repack_head()
+        self._received = None
+
+    def recompute(self) -> None:
+        self._base.preempt_all()
+
+    def forget_prefixes(self) -> None:
+        self._base.forget_prefixes()
+
+    @property
+    def transfer_backend(self) -> str | None:
+        return self._base.transfer_backend
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._require_backend()
+        self.between_steps(
+            partial(self._call_vllm, "init_weight_transfer_engine", init_info=init_info)
+        )
+
+    def start_weight_update(self) -> None:
+        self._require_backend()
+        self.between_steps(self._start)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self._require_backend()
+        self.between_steps(partial(self._receive_tensors, update_info))
+
+    def finish_weight_update(
+        self, *, version: int | str | None = None, running: Running = "recompute"
+    ) -> None:
+        self._require_backend()
+        self.between_steps(partial(self._finish, version, running))
+
+    def _require_backend(self) -> None:
+        if self.transfer_backend is None:
+            raise InvalidRequest(
+                "The engine was opened without weight transfer.",
+                "Open it with Pair.vllm(..., weight_transfer_config={'backend': 'nccl'}).",
+            )
+
+    def _start(self) -> None:
+        """Begins an update, and in the place of one that was never finished another."""
+        self.settle()
+        self._forget_finished()
+        if self._base.is_receiving:
+            self._call_vllm("finish_weight_update")
+        self._call_vllm("start_weight_update")
+        self._is_half_loaded = True
+        self._received = set()
+
+    def _receive_tensors(self, update_info: dict[str, Any]) -> None:
+        received = self._names_so_far()
+        names, shapes = update_info.get("names", ()), update_info.get("shapes", ())
+        try:
+            for name, shape in zip(names, shapes, strict=False):  # vLLM checks that they match
+                self._layout.require_known(name, tuple(shape))
+        except WeightMismatch as error:
+            self._refuse(error)
+        self._call_vllm("update_weights", update_info=update_info)
+        received.update(names)
+
+    def _finish(self, version: int | str | None, running: Running) -> None:
+        try:
+            self._layout.require_complete(self._names_so_far())
+        except WeightMismatch as error:
+            self._refuse(error)
+        self._call_vllm("finish_weight_update")
+        self._base.repack_head()
+        self._received = None
+        self._begin_version(version, running)
+
+    def _names_so_far(self) -> set[str]:
+        if self._received is None:
+            raise InvalidRequest("No update has begun.", "Call start_weight_update first.")
+        return self._received
+
+    def _refuse(self, error: WeightMismatch) -> NoReturn:
+        """Ends an update of which nothing has come, so that the old weights stay; of another, waits for the rest.
+
+        Raises:
+            WeightMismatch: always.
+        """
+        if self._received:
+            raise WeightMismatch(error.args[0], WAITS) from error
+        self._call_vllm("finish_weight_update")  # vLLM puts back what no tensor came for
+        self._received, self._is_half_loaded = None, False
+        raise error
+
+    def _call_vllm(self, method: str, **arguments: Any) -> None:
+        """Calls a method of the base's worker.
+
+        Raises:
+            InvalidRequest: what vLLM refuses.
+        """
+        try:
+            self._base.call_worker(method, **arguments)
+        except Exception as error:  # vLLM, NCCL and CUDA raise many kinds
+            if method == "update_weights":
+                self._received = None
+            hint = WAITS if self._is_half_loaded else ""
+            raise InvalidRequest(f"vLLM's {method} failed: {first_line(error)}", hint) from error

@@ -244,6 +244,16 @@ def test_a_file_under_the_port_of_a_trainer_that_names_none(live: Live, root: Pa
     assert not (root / "51216.safetensors").exists()
 
 
+def test_both_sides_see_the_same_weights(live: Live, root: Path) -> None:
+    weights = changed(2)
+    save_file(weights, root / "good.safetensors")
+    assert update(live, "good.safetensors").status_code == 200
+    told = post(live, "/weight_checker", {"action": "checksum"})["checksums"]["base"]
+    assert int(told) == sum(
+        int(weight.view(torch.int32).sum(dtype=torch.int64)) for weight in weights.values()
+    )
+
+
 def test_pauses(live: Live) -> None:
     post(live, "/pause?mode=keep")
     assert live.http.get("/is_paused").json() == {"is_paused": True}

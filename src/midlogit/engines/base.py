@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from midlogit.engines.draft_length import DraftLength
+from midlogit.errors import InvalidRequest
 from midlogit.requests.scoring import Scored
 from midlogit.requests.sequence import Sequence
 
@@ -90,6 +91,14 @@ class Updating(ABC):
         self, weights: Weights | None, *, version: int | str | None, running: Running
     ) -> None:
         """See `midlogit.Pair.update_base`."""
+
+    def base_checksum(self) -> int:
+        """The sum of the bits of the base's weights, of which names, order and fused layers change nothing.
+
+        Raises:
+            InvalidRequest: the weights are not in this process.
+        """
+        raise InvalidRequest("The base's weights are not in this process.")
 
     @abstractmethod
     def pause(self, running: Pausing) -> None:

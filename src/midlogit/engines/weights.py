@@ -155,6 +155,15 @@ def write_weights(named: NamedTensors, module: torch.nn.Module) -> None:
                 state[name].copy_(tensor)
 
 
+def checksum(weights: Iterable[Tensor]) -> int:
+    """The sum of the bits of weights, each number's as an integer of its size."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return sum(
+        int(weight.detach().view(integers[weight.element_size()]).sum(dtype=torch.int64))
+        for weight in weights
+    )
+
+
 def shares_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     """Whether a weight of one module is a weight of the other."""
     return not set(one.parameters()).isdisjoint(other.parameters())

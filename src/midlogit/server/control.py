@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from midlogit.engines.base import Pausing
+from midlogit.engines.base import Pausing, Updating
 from midlogit.server.body import read_body
 from midlogit.server.errors import ApiError
 from midlogit.server.routes import as_json
@@ -23,6 +23,7 @@ from midlogit.server.streaming import while_connected
 from midlogit.server.weights import FileTransport, Transport, Version
 from midlogit.server.wire.control import (
     AbortBody,
+    CheckBody,
     DiskBody,
     FinishBody,
     InitBody,
@@ -93,6 +94,15 @@ async def finish(http: Request, service: Service) -> Any:
 
 async def weight_info(http: Request, service: Service) -> Any:
     return {"weight_version": service.pair.base_version}
+
+
+async def weight_checker(http: Request, service: Service) -> Any:
+    """A checksum of the base's weights, which a trainer can make of its own to see that all have come."""
+    await _body(http, CheckBody, service)
+    engine = service.pair.engine
+    if not isinstance(engine, Updating):
+        raise ApiError(400, "unsupported_option", "This engine's weights cannot be read.")
+    return {"checksums": {"base": str(await asyncio.to_thread(engine.base_checksum))}}
 
 
 async def reset_prefix_cache(http: Request, service: Service) -> Any:
@@ -178,6 +188,7 @@ ROUTES = [
     _route("POST", "/update_weights_from_disk", update_from_disk),
     _route("POST", "/finish_weight_update", finish),
     _route("GET", "/weight_info", weight_info),
+    _route("POST", "/weight_checker", weight_checker),
     _route("POST", "/reset_prefix_cache", reset_prefix_cache),
     _route("POST", "/pause", pause),
     _route("POST", "/resume", resume),

@@ -28,6 +28,7 @@ from midlogit.engines.weights import (
     Layout,
     NamedTensors,
     check_weights,
+    checksum,
     shares_weights,
     write_weights,
 )
@@ -159,6 +160,9 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
         if self.base.model is self.teacher.model:  # loaded once, for both
             self.base.model = copy.deepcopy(self.teacher.model)
         write_weights(checked, self.base.model)
+
+    def base_checksum(self) -> int:
+        return self.between_steps(lambda: checksum(self.base.model.parameters()))
 
     def settle(self) -> None:
         """Does nothing: no step leaves anything behind."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -48,6 +48,10 @@ class FinishBody(Body):
     weight_version: int | str | None = Field(
         default=None, description="The version of the new weights; without one, the next number."
     )
+
+
+class CheckBody(Body):
+    action: Literal["checksum"]
 
 
 class AbortBody(Body):

@@ -13,7 +13,7 @@ has them. The verifying core schedules draft slots, as in vLLM's own speculative
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -354,6 +354,10 @@ class Core:
 
         with set_current_vllm_config(self._core.vllm_config):
             self._executor.collective_rpc(method, kwargs=arguments)
+
+    def weights(self) -> Iterable[Tensor]:
+        """The model's weights as vLLM holds them, fused ones among them."""
+        return self._runner.get_model().parameters()  # type: ignore[no-any-return]
 
     def repack_head(self) -> None:
         """Packs the head anew for the CPU: of a tied one vLLM's loader leaves the old packed copy in place."""

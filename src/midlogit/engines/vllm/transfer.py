@@ -16,7 +16,7 @@ from midlogit.engines.base import Running, Weights, WeightTransfer
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.stepping import SteppingEngine
 from midlogit.engines.vllm.core import Core
-from midlogit.engines.weights import Layout, NamedTensors, check_weights
+from midlogit.engines.weights import Layout, NamedTensors, check_weights, checksum
 from midlogit.errors import InvalidRequest, WeightMismatch, first_line
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.requests.sequence import Sequence
@@ -82,6 +82,9 @@ class TransferEngine(SteppingEngine[Sequence], WeightTransfer):
             self._call_vllm("finish_weight_update")
         self._base.repack_head()
         self._received = None
+
+    def base_checksum(self) -> int:
+        return self.between_steps(lambda: checksum(self._base.weights()))
 
     def recompute(self) -> None:
         self._base.preempt_all()

@@ -253,7 +253,9 @@ class Delivery:
 
     def _scoring_engine(self) -> Scoring:
         if not isinstance(self._engine, Scoring):
-            raise InvalidRequest("This engine cannot score given text.", "Pair.local can.")
+            raise InvalidRequest(
+                "This engine cannot score given text.", "Pair.local and Pair.vllm can."
+            )
         return self._engine
 
     def _submit_all(

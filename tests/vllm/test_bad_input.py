@@ -144,11 +144,6 @@ def test_prompts_beyond_the_context(crowded: Pair) -> None:
     assert (one.finish_reason, len(one.token_ids)) == ("length", 1)
 
 
-def test_text_cannot_be_scored_here(crowded: Pair) -> None:
-    with pytest.raises(InvalidRequest, match=r"Pair\.local can"):
-        crowded.score(QUESTIONS[:1])
-
-
 def test_one_pair_per_process(crowded: Pair) -> None:
     with pytest.raises(InvalidRequest, match="open in this process already"):
         open_pair()

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
+from tests.conftest import TEACHER
 from tests.updates import Named, named, trained
 from tests.vllm.conftest import open_pair
 from tests.vllm.test_transfer import info, register_file_backend
@@ -88,7 +90,15 @@ def test_weights_that_do_not_fit_and_trainers_that_die(live: Live, tmp_path: Pat
     assert largest_error(live, after) < 1e-4
 
 
-def test_this_engine_scores_no_given_text(live: Live) -> None:
-    body = {"prompt": [[5, 6, 7]], "max_tokens": 1, "prompt_logprobs": 1}
-    for path in ("/v1/completions", "/teacher/v1/completions"):
-        assert live.post(path, body).status_code == 400
+def test_the_teacher_alone_scores(live: Live) -> None:
+    row = [5, 300, 7, 42, 1, 9]
+    body = {"prompt": [row], "max_tokens": 1, "prompt_logprobs": 2, "temperature": 0.8}
+    answer = live.post("/teacher/v1/completions", body).json()
+    model = AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.float32)
+    with torch.inference_mode():
+        logprobs = (model(torch.tensor([row])).logits[0] / 0.8).log_softmax(-1)
+    for k, position in enumerate(answer["choices"][0]["prompt_logprobs"][1:]):
+        assert str(row[k + 1]) in position
+        for token_id, entry in position.items():
+            wanted = float(logprobs[k, int(token_id)])
+            assert entry["logprob"] == pytest.approx(wanted, abs=1e-3)

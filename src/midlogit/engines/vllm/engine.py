@@ -20,6 +20,7 @@ from midlogit.decide.base import Decider, RowSettings
 from midlogit.decide.transfer import HostCopy, to_device
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.vllm.core import Core
+from midlogit.engines.vllm.given import Run
 from midlogit.engines.vllm.inputs import DeviceTokens
 from midlogit.engines.vllm.observer import Observer, StepClock, StepRecord
 from midlogit.engines.vllm.process import CorePair
@@ -31,13 +32,13 @@ from midlogit.engines.vllm.rounds import (
     TrackedSequence,
     num_accepted,
 )
+from midlogit.engines.vllm.scoring import ScoringEngine
 from midlogit.engines.vllm.steps import ExecutedStep, SampledStep
-from midlogit.engines.vllm.transfer import TransferEngine
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.requests.sequence import Sequence
 
 
-class VllmEngine(TransferEngine):
+class VllmEngine(ScoringEngine):
     """Two models in this process, on one device, in two vLLM engine cores.
 
     Args:
@@ -99,19 +100,19 @@ class VllmEngine(TransferEngine):
         self._take([sequence])
 
     def abort(self, sequences: list[Sequence]) -> None:
-        self._drop(sequences)
+        self._drop([*sequences])
 
-    def add(self, job: Sequence) -> None:
+    def add(self, job: Run) -> None:
         request = job.request
         key = next(self._keys)
         self._base.add(key, request.base_ids, request.max_new_tokens)
         self._teacher.add(key, request.teacher_ids, request.max_new_tokens)
         self._tracked[key] = TrackedSequence(job)
 
-    def remove(self, job: Sequence) -> None:
+    def remove(self, job: Run) -> None:
         self._forget([key for key, tracked in self._tracked.items() if tracked.sequence is job])
 
-    def begun(self) -> list[Sequence]:
+    def begun(self) -> list[Run]:
         running = self._base.running_keys | self._teacher.running_keys
         return [
             tracked.sequence

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from midlogit.decide.base import BonusRows, Decided, RowSettings
 from midlogit.decide.transfer import HostCopy, to_device
+from midlogit.engines.vllm.given import Run
 from midlogit.engines.vllm.steps import ExecutedStep, SampledStep, ScheduledStep
-from midlogit.requests.sequence import Sequence as SequenceState
 
 # Counts the accepted drafts of each sequence: (drafted_PN, sampled_PN, bonus_sequences) -> [N], on their device.
 Accept = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
@@ -35,7 +35,7 @@ class TrackedSequence:
     The sequence itself learns of its tokens later, while the device works.
     """
 
-    sequence: SequenceState
+    sequence: Run
     num_tokens: int = 0
 
     @property

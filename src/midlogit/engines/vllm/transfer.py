@@ -16,10 +16,10 @@ from midlogit.engines.base import Running, Weights, WeightTransfer
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.stepping import SteppingEngine
 from midlogit.engines.vllm.core import Core
+from midlogit.engines.vllm.given import Run
 from midlogit.engines.weights import Layout, NamedTensors, check_weights, checksum
 from midlogit.errors import InvalidRequest, WeightMismatch, first_line
 from midlogit.models.checkpoint import Checkpoint
-from midlogit.requests.sequence import Sequence
 
 WAITS = "Requests wait until an update is complete: send the weights again, or call update_base."
 
@@ -53,7 +53,7 @@ def _layout_of_architecture(checkpoint: Checkpoint) -> Layout:
     return Layout.of(model)
 
 
-class TransferEngine(SteppingEngine[Sequence], WeightTransfer):
+class TransferEngine(SteppingEngine[Run], WeightTransfer):
     """The part of the vLLM engine that replaces the base's weights.
 
     Args:

@@ -25,6 +25,7 @@ from tests.rows import row_pairs, row_settings
 SIZE, VOCABULARY, K = 60, 58, 8
 MERGED = Outcomes(masked_ids=(3, 11, 59), stop_ids=(0, 1, 20), stop_token_ids=(7,))
 OWN = Outcomes(masked_ids=(3,), stop_ids=(0, 20, 59))  # 59 is of one model alone
+BASES = replace(OWN, stop_id="base")
 APART = Outcomes(masked_ids=(3,), stop_ids=(0, 1), merge=False)
 BARE = Outcomes()
 
@@ -60,13 +61,13 @@ def lists(rng: np.random.Generator, settings: RowSettings) -> tuple[TopLogprobs,
 def some_settings(rng: np.random.Generator) -> RowSettings:
     return row_settings(
         rule=[EqualKL(), FixedAlpha(0.4), KLBudget(0.05)][rng.integers(3)],
-        outcomes=[MERGED, OWN, APART, BARE][rng.integers(4)],
+        outcomes=[MERGED, OWN, BASES, APART, BARE][rng.integers(5)],
         temperature=float(rng.choice([0.0, 0.3, 1.0, 1.0, 1.6])),
         top_p=[None, 0.5, 0.9, 0.99, 1.0][rng.integers(5)],
         alpha_tol=1e-9,
         forced=rng.random() < 0.1,
         may_end=rng.random() < 0.7,
-        uniforms=TokenUniforms(*rng.random(3).tolist()),
+        uniforms=TokenUniforms(*rng.random(4).tolist()),
     )
 
 

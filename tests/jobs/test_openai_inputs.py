@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from midlogit import SamplingParams
+from midlogit import KLBudget, SamplingParams
 from midlogit.jobs.inputs import require_reading, with_overrides
 from midlogit.requests.prompts import Reading
 from tests.jobs.test_inputs import CHAT, read, refused
@@ -21,6 +21,22 @@ def batch_line(body: object, url: str = "/v1/chat/completions", **others: Any) -
     return json.dumps(
         {"custom_id": "r1", "method": "POST", "url": url, "body": body} | others
     ).encode()
+
+
+def test_whose_stop_id_and_prompts(tmp_path: Path) -> None:
+    """A trainer's line: the prompt is the base's, the teacher has its own."""
+    mixture = {"preset": "rollout", "stop_id": "teacher", "teacher_prompt": CHAT}
+    (row,) = read(tmp_path, batch_line({"prompt": [5, 6], "midlogit": mixture}, TEXT))
+    assert row.error is None and (row.prompt, row.base_prompt) == (CHAT, [5, 6])
+    params = with_overrides(SamplingParams(max_tokens=100), row.overrides)
+    assert params.stop_id == "teacher" and not params.exclude_special_tokens
+    assert params.alpha_rule == KLBudget(0.0025) and not params.constraint_to_target
+    for body, said in (
+        ({"prompt": "A", "midlogit": {"teacher_prompt": ["A", "B"]}}, "1 prompts and 2"),
+        ({"prompt": "A", "prompt_logprobs": 1}, "prompt_logprobs"),
+    ):
+        (row,) = read(tmp_path, batch_line(body, TEXT))
+        assert row.error is not None and said in row.error
 
 
 def test_a_file_for_run_batch(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from midlogit.errors import InvalidRequest
 from midlogit.requests.prompts import Prompt
 from midlogit.server.errors import ApiError
-from midlogit.server.parameters import base_prompts
+from midlogit.server.parameters import base_prompts, teacher_prompts
 from midlogit.server.wire.requests import ChatBody, CompletionBody, Sampling, validated
 
 KINDS: dict[str, type[ChatBody | CompletionBody]] = {
@@ -18,7 +18,7 @@ KINDS: dict[str, type[ChatBody | CompletionBody]] = {
     "/v1/completions": CompletionBody,
 }
 SAME_NAMES = ("n", "seed", "temperature", "stop", "stop_token_ids", "min_tokens", "ignore_eos")
-OF_THE_MIXTURE = ("preset", "target_top_p", "force_first_token", "alpha_rule")
+OF_THE_MIXTURE = ("preset", "target_top_p", "force_first_token", "alpha_rule", "stop_id")
 OF_THE_JOB = "It is one for all rows of a job: leave it out here."
 
 
@@ -45,14 +45,15 @@ def read_request(method: Any, url: Any, body: Any) -> BatchRequest:
 
     try:
         read = validated(body, KINDS[url])
+        base_own, teacher_own = base_prompts(read.midlogit, 1), teacher_prompts(read.midlogit, 1)
     except ApiError as error:
         raise InvalidRequest(f"Its body cannot be honoured. {error.message}") from None
 
-    base_prompt = base_prompts(read.midlogit, 1)
     prompt, overrides = _of_chat(read) if isinstance(read, ChatBody) else _of_completion(read)
-    return BatchRequest(
-        prompt, base_prompt[0] if base_prompt else None, _sampling(read) | overrides
-    )
+    base_prompt = base_own[0] if base_own else None
+    if teacher_own is not None:
+        prompt, base_prompt = teacher_own[0], prompt if base_prompt is None else base_prompt
+    return BatchRequest(prompt, base_prompt, _sampling(read) | overrides)
 
 
 def _of_chat(body: ChatBody) -> tuple[Prompt, dict[str, Any]]:
@@ -66,6 +67,11 @@ def _of_chat(body: ChatBody) -> tuple[Prompt, dict[str, Any]]:
 
 def _of_completion(body: CompletionBody) -> tuple[Prompt, dict[str, Any]]:
     _refuse("echo", body.echo, "The prompt is written beside the text: leave it out.")
+    _refuse(
+        "prompt_logprobs",
+        body.prompt_logprobs is not None,
+        "Completions are written: leave it out.",
+    )
     _refuse("add_special_tokens", not body.add_special_tokens, OF_THE_JOB)
     overrides = {
         "max_tokens": body.max_tokens if "max_tokens" in body.model_fields_set else None,

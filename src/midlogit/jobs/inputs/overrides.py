@@ -26,6 +26,7 @@ KINDS = {
     "stop": TEXTS,
     "preset": TEXT,
     "alpha_rule": TEXT,
+    "stop_id": TEXT,
     "target_top_p": NUMBER,
 }
 OF_PRESETS = (

@@ -23,6 +23,7 @@ from midlogit.requests.sequence import Sequence
 from tests.http.conftest import FLAGS, WHOLE, Urls
 from tests.http.proxy import Proxy, from_elsewhere
 from tests.http.servers import VERSION, serving
+from tests.records import PRECISION, assert_recomputed, tempered
 from tests.wider import with_own_stop
 
 WORDS = [
@@ -82,6 +83,21 @@ def test_whole_vocabulary_equals_the_local_engine(pair: Pair, whole: Pair) -> No
         )
         assert set(served.diagnostics.tv_bound) == {0.0} == set(served.diagnostics.alpha_bound)
         assert set(served.diagnostics.coverage) == {1.0}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_rollouts_against_the_models(whole: Pair, http: Pair, models, temperature: float) -> None:
+    """Whole lists give what a trainer recomputes; short ones are off by no more than their bounds."""
+    params = SamplingParams.preset("rollout", temperature=temperature, max_tokens=10, seed=3)
+    for completion in both(whole, params)[:6]:
+        assert_recomputed(completion.rollout(), models, temperature)
+    for completion in both(http, params)[:6]:
+        rollout, bounds = completion.rollout(), completion.diagnostics.base_tempered_bound
+        truth = tempered(models[0], rollout.prompt_token_ids, rollout.token_ids, temperature)
+        for found, true, bound in zip(rollout.base_logprobs, truth, bounds, strict=True):
+            assert abs(found - true) <= bound + PRECISION
+        if rollout.finish_reason == "stop":
+            assert rollout.token_ids[-1] in http.mixing.base.stop_ids
 
 
 def test_top_20_keeps_its_word_against_the_local_engine(pair: Pair, http: Pair) -> None:

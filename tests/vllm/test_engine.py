@@ -12,6 +12,7 @@ import pytest
 from midlogit import Completion, KLBudget, Pair, SamplingParams, Token
 from midlogit.engines.vllm.observer import StepRecord
 from tests.questions import QUESTIONS
+from tests.records import assert_recomputed
 from tests.vllm.conftest import engine_of, open_crowded, require_empty, schedulers_of
 
 # 32 requests; the two sides' prompts differ in text and in length, from a few tokens to more than one step takes.
@@ -66,6 +67,16 @@ def require_equal(found: list[Completion], expected: list[Completion]) -> None:
             assert getattr(ours.diagnostics, name) == pytest.approx(
                 getattr(theirs.diagnostics, name), abs=1e-3
             )
+
+
+def test_rollouts_equal_the_local_engine_and_a_trainer(pair: Pair, crowded: Pair, models) -> None:
+    """At a seed; the local engine reads the same prompts, so the ids are the same until rounding parts them."""
+    asked = SamplingParams.preset("rollout", temperature=0.7, max_tokens=12, seed=4)
+    found = crowded.generate(PROMPTS[:6], asked, base_prompts=BASE_PROMPTS[:6])
+    local = pair.generate(PROMPTS[:6], asked, base_prompts=BASE_PROMPTS[:6])
+    assert sum(a.token_ids == b.token_ids for a, b in zip(found, local, strict=True)) >= 5
+    for completion in found:
+        assert_recomputed(completion.rollout(), models, 0.7)
 
 
 @pytest.mark.parametrize("preset", ["balanced", "exploratory"])

@@ -158,6 +158,8 @@ class WholeRows(Rows):
             tempered_NW = temper(logits_NW, self.settings)
             lse_N = raw_lse_N if tempered_NW is logits_NW else log_sum_exp(tempered_NW)
             size = logits_NW.shape[-1]
+            if all(i < size for i in self.outcomes.stop_ids):
+                return float64(xp, take_columns(tempered_NW, ids_N[:, None])[:, 0]) - lse_N, lse_N
             places_N = xp.minimum(ids_N, xp.full_like(ids_N, size - 1))
             logit_N = float64(xp, take_columns(tempered_NW, places_N[:, None])[:, 0])
             return xp.where(ids_N < size, logit_N - lse_N, -xp.inf), lse_N

@@ -74,11 +74,10 @@ def describe(sampled: Sampled) -> list[Decision]:
     certificate = rows.certify(sampled)
     raw = rows.raw_logprobs(sampled.columns_N, sampled.outcomes_N)
     tempered = rows.tempered(sampled.tokens_N)
-    base_in_N, teacher_in_N = (
-        on_support(x_NV, sampled.support, sampled.columns_N)
-        for x_NV in (sampled.pair.base_NV, sampled.pair.teacher_NV)
+    pair = sampled.pair
+    base_in_N, teacher_in_N, logprob_N = on_support(
+        (pair.base_NV, pair.teacher_NV, sampled.log_q_NV), sampled.support, sampled.columns_N
     )
-    logprob_N = on_support(sampled.log_q_NV, sampled.support, sampled.columns_N)
     if rows.outcomes.draws_stop_id:
         logprob_N = logprob_N + _stop_log_share(sampled)
 

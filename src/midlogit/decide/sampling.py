@@ -158,7 +158,9 @@ def _draw(rows: Rows, log_q_NV: Array, support: Nucleus | None, base_NV: Array) 
     draft = rows.draft(base_NV)
     accept_uniform_N = to_column([s.uniforms.accept for s in settings], log_q_NV)
     accepted_N = accepted(
-        xp.exp(on_support(log_q_NV, support, draft.columns_N)), draft.prob_N, accept_uniform_N
+        xp.exp(on_support((log_q_NV,), support, draft.columns_N)[0]),
+        draft.prob_N,
+        accept_uniform_N,
     )
 
     columns_N = draft.columns_N
@@ -190,14 +192,16 @@ def _columns_of(support: Nucleus | None, places_N: Array) -> Array:
     )
 
 
-def on_support(log_NV: Array, support: Nucleus | None, columns_N: Array) -> Array:
-    """The entry of one column per row, −inf off the support.
+def on_support(
+    rows: Sequence[Array], support: Nucleus | None, columns_N: Array
+) -> tuple[Array, ...]:
+    """The entry of one column per row in each of some arrays, −inf off the support.
 
     Args:
-        log_NV: rows on the support.
+        rows: arrays of rows on the support.
     """
     if support is None:
-        return take_columns(log_NV, columns_N[:, None])[:, 0]
-    xp = array_namespace(log_NV)
+        return tuple(take_columns(log_NV, columns_N[:, None])[:, 0] for log_NV in rows)
+    xp = array_namespace(columns_N)
     found_NK = (support.columns_NK == columns_N[:, None]) & support.valid_NK
-    return xp.max(xp.where(found_NK, log_NV, xp.full_like(log_NV, -xp.inf)), axis=-1)
+    return tuple(xp.max(xp.where(found_NK, log_NK, -xp.inf), axis=-1) for log_NK in rows)

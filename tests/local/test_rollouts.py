@@ -80,6 +80,24 @@ def test_samples_of_one_seed_differ_and_so_do_seeds(pair: Pair) -> None:
     assert [completion.token_ids for completion in again] == seen[4:]
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_scores_are_the_log_probabilities_of_the_draw(pair: Pair, temperature: float) -> None:
+    """The same ids given as text: log q again, of ending ids too."""
+    asked = rollout_params(temperature=temperature, n=2)
+    done = [c.rollout() for c in pair.generate(QUESTIONS[:3], asked, chat=True)]
+    scored = pair.score(
+        base_prompts=[r.prompt_token_ids + r.token_ids for r in done],
+        teacher_prompts=[r.teacher_prompt_token_ids + r.token_ids for r in done],
+        params=asked,
+    )
+    assert any(r.finish_reason == "stop" for r in done)
+    for rollout, scores in zip(done, scored, strict=True):
+        count = len(rollout.token_ids)
+        assert scores.diagnostics.logprobs[-count:] == pytest.approx(rollout.logprobs, abs=2e-5)
+        base = scores.diagnostics.base_tempered_logprobs[-count:]
+        assert base == pytest.approx(rollout.base_logprobs, abs=2e-5)
+
+
 def test_no_rollout_of_an_error(pair: Pair) -> None:
     (completion,) = pair.generate(["What?"], rollout_params(max_tokens=1))
     for error_type, kind in (("engine", EngineFailure), ("request", InvalidRequest)):

@@ -115,7 +115,8 @@ class Mixing:
         stop_id: StopId,
     ) -> Outcomes:
         size = self.alignment.size
-        if stop_id == "base" and self.stop_ids and not self.base.stop_ids and not ignore_eos:
+        has_own = any(i < self.base.logit_size for i in self.base.stop_ids)
+        if stop_id == "base" and self.stop_ids and not has_own and not ignore_eos:
             raise InvalidRequest(
                 "stop_id is 'base', and the base has no stop id.",
                 "Set eos_token_id in its generation_config.json, or use stop_id 'teacher'.",

@@ -21,6 +21,7 @@ from midlogit import (
 )
 from midlogit.engines.vllm.core import Core
 from midlogit.engines.vllm.inputs import DeviceTokens
+from midlogit.engines.vllm.internals import require_internals
 from midlogit.engines.vllm.memory import GIB, Need, split
 from midlogit.engines.vllm.options import require_vllm
 from midlogit.engines.vllm.steps import ExecutedStep, ScheduledStep
@@ -80,7 +81,7 @@ def test_a_vllm_without_the_internals_is_refused(
     monkeypatch.delattr(type(core._runner).__mro__[1], "_to_list")
     monkeypatch.delattr(core._runner, "_to_list")
     with pytest.raises(UnsupportedVersion, match=r"lacks GPUModelRunner\._to_list"):
-        core._require_internals()
+        require_internals(core._core, core._runner)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ async def _apply(service: Service, path: str, version: Version) -> None:
     transport = _transport(service)
     if not isinstance(transport, FileTransport):
         raise ApiError(400, "unsupported_option", "Start the server with --weights-root FOLDER.")
-    await transport.apply(await asyncio.to_thread(transport.read, path), version)
+    await transport.apply([await asyncio.to_thread(transport.read, path)], version)
 
 
 def _transport(service: Service) -> Transport:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midlogit.engines.base import WeightTransfer
+from midlogit.engines.base import Weights, WeightTransfer
 from midlogit.errors import first_line
 from midlogit.pair import Pair
 from midlogit.server.errors import ApiError
@@ -65,7 +66,7 @@ class FileTransport(Transport):
         self._pair = pair
         self._root = root.resolve()
         self._port: int | None = None
-        self._parts: list[WeightFile] | None = None
+        self._parts: list[Part] | None = None
 
     async def init(self, info: dict[str, Any]) -> None:
         port = info.get("master_port")
@@ -79,7 +80,7 @@ class FileTransport(Transport):
         if parts is None:
             raise ApiError(409, "no_update", "No weight update was started.")
         if info.get("path") is not None:
-            parts += await asyncio.to_thread(self.read, info["path"])
+            parts.append(await asyncio.to_thread(self.read, info["path"]))
             return
 
         file = await self._announced()
@@ -87,7 +88,7 @@ class FileTransport(Transport):
             raise ApiError(
                 400, "weight_mismatch", "The file holds other names than were announced."
             )
-        parts.append(file)
+        parts.append(Part([file]))
 
     async def finish(self, version: Version) -> None:
         parts, self._parts = self._parts, None
@@ -95,10 +96,12 @@ class FileTransport(Transport):
             raise ApiError(409, "no_update", "No weight update was started.")
         await self.apply(parts, version)
 
-    async def apply(self, parts: list[WeightFile], version: Version) -> None:
-        """Gives the base the weights of these files."""
-        tensors = (named for part in parts for named in part)
-        await asyncio.to_thread(self._pair.update_base, tensors, version=version)
+    async def apply(self, parts: list[Part], version: Version) -> None:
+        """Gives the base the weights of these parts; of one that is a folder, the folder, which servers can read."""
+        weights: Weights = (named for part in parts for file in part.files for named in file)
+        if len(parts) == 1 and parts[0].folder is not None:
+            weights = parts[0].folder
+        await asyncio.to_thread(self._pair.update_base, weights, version=version)
 
     async def _announced(self) -> WeightFile:
         """The file that the trainer writes under its port's number, as soon as it is there."""
@@ -122,7 +125,7 @@ class FileTransport(Transport):
         finally:
             path.unlink()
 
-    def read(self, name: Any) -> list[WeightFile]:
+    def read(self, name: Any) -> Part:
         """The files of a path: it alone, or all of a folder.
 
         Raises:
@@ -134,7 +137,8 @@ class FileTransport(Transport):
         paths = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         if not paths or not path.exists():
             raise ApiError(404, "no_weights", f"No safetensors file is at {name!r:.200}.")
-        return [WeightFile(self._inside(path)) for path in paths]
+        files = [WeightFile(self._inside(path)) for path in paths]
+        return Part(files, path if path.is_dir() else None)
 
     def _inside(self, path: Path) -> Path:
         """The path without links.
@@ -149,6 +153,14 @@ class FileTransport(Transport):
         if not resolved.is_relative_to(self._root) or resolved == Path("/"):
             raise ApiError(400, "outside_root", "Weights must lie below --weights-root.")
         return resolved
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of an update: open files, and the folder that holds them if all of it is meant."""
+
+    files: list[WeightFile]
+    folder: Path | None = None
 
 
 class EngineTransport(Transport):

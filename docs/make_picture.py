@@ -5,12 +5,12 @@ python docs/make_picture.py
 
 from __future__ import annotations
 
-from colorsys import hls_to_rgb
 from html import escape
-from math import copysign, exp
+from math import exp
 from pathlib import Path
 
 from midlogit import Completion, Pair, SamplingParams, Token
+from midlogit.look import lean, tone
 
 PICTURE = Path(__file__).parent / "demo.svg"
 PROMPT = "Tell me a short story about a fox."
@@ -145,19 +145,6 @@ def furthest(tokens: list[Token]) -> list[Token]:
     """The three tokens with the largest KL, in the order of the text."""
     free = [token for token in tokens if not token.decision.forced]
     return sorted(sorted(free, key=lambda t: -t.decision.kl_base)[:3], key=lambda t: t.position)
-
-
-def lean(alpha: float) -> float:
-    """−1 for the base, 1 for the teacher; steep near ½, where most α are (as on the live page)."""
-    return copysign(abs(2 * alpha - 1) ** 0.6, alpha - 0.5)
-
-
-def tone(alpha: float) -> str:
-    """The colour of an α, blue for the base, orange for the teacher."""
-    red, green, blue = hls_to_rgb(
-        (301 + 85 * lean(alpha)) % 360 / 360, 0.6, 0.48 + 0.42 * abs(lean(alpha))
-    )
-    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
 
 def small(words: str, x: float, y: float, colour: str) -> str:

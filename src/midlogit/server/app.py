@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from midlogit.look import filled
 from midlogit.server import control, routes
 from midlogit.server.alone import Side
 from midlogit.server.boundary import Boundary
@@ -87,7 +88,7 @@ def training_routes() -> list[Route]:
 
 async def page(_: Request) -> Response:
     """The live page: one file that loads nothing from any other site."""
-    content = (files("midlogit.server") / "page.html").read_bytes()
+    content = filled((files("midlogit.server") / "page.html").read_text(encoding="utf-8"))
     headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
     return Response(content, headers=headers, media_type="text/html")
 

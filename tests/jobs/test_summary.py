@@ -51,16 +51,20 @@ def test_the_summary_says_what_the_rows_say(results: pa.Table) -> None:
 
     positions = summary["positions"].values()
     assert sum(bin_["tokens"] for bin_ in positions) == len(alpha)
-    assert sum(bin_["sums"]["alpha"] for bin_ in positions) == pytest.approx(alpha.sum(), rel=1e-5)
+    forced = sum(row[0] for row in results.column("forced").to_pylist() if row)
+    sums = [bin_["sums"]["alpha"] for bin_ in positions]
+    assert sum(entry["sum"] for entry in sums) == pytest.approx(alpha.sum() - forced, rel=1e-5)
     for name in ("alpha", "log10_kl_base", "entropy"):
-        assert sum(sum(bin_["histograms"][name].values()) for bin_ in positions) == len(alpha)
+        counted = sum(sum(bin_["histograms"][name].values()) for bin_ in positions)
+        assert counted == len(alpha) - forced
 
     lengths = summary["metrics"]["completion_tokens"]
     assert (lengths["count"], lengths["clusters"]) == ((ROWS - 1) * N, ROWS - 1)
     assert lengths["cluster_sizes"] == (ROWS - 1) * N**2
 
-    kl = np.concatenate([row for row in results.column("kl_base").to_pylist() if row])
-    kl = np.maximum(kl, np.concatenate([r for r in results.column("kl_teacher").to_pylist() if r]))
+    lists = (results.column(name).to_pylist() for name in ("kl_base", "kl_teacher", "forced"))
+    base, teacher, is_forced = (np.concatenate([row for row in rows if row]) for rows in lists)
+    kl = np.maximum(base, teacher)[~is_forced]
     found = [place["kl"] for place in summary["highest_kl"]]
     np.testing.assert_allclose(found, np.sort(kl)[::-1][: len(found)])
 

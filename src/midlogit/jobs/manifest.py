@@ -32,6 +32,8 @@ class Manifest:
         error_rows: rows that the plan found wrong.
         rows_per_part: rows of each part but the last.
         created: when it was planned, ISO 8601. version: of midlogit that planned it.
+        base, teacher: the models' names as they were given, for readers; results depend on the digests in `parameters`.
+            Empty in jobs of older versions.
     """
 
     parameters: dict[str, Any]
@@ -43,6 +45,8 @@ class Manifest:
     created: str
     version: str
     schema_version: int = SCHEMA_VERSION
+    base: str = ""
+    teacher: str = ""
 
     @property
     def fingerprint(self) -> str:

@@ -26,7 +26,7 @@ from midlogit.jobs.schema import (
     records_of,
     results_table,
 )
-from midlogit.jobs.summary import summarize
+from midlogit.jobs.summary import SUMMARY_VERSION, summarize
 from midlogit.params import SamplingParams
 from midlogit.requests.prompts import Prompt
 
@@ -122,6 +122,7 @@ class OpenPart:
             "part": self.number,
             "started": self._started,
             "ended": time.time(),
+            "summary_version": SUMMARY_VERSION,
             "summary": summarize(table),
         }
         path = self._folder.results_file(self.number)

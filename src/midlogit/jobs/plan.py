@@ -99,6 +99,8 @@ def write_plan(
         rows_per_part=options.part_size,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
+        base=mixing.base.name,
+        teacher=mixing.teacher.name,
     )
     draft = run / f"plan.{unique_name()}"
     draft.mkdir(parents=True)

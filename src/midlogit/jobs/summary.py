@@ -1,34 +1,44 @@
-"""Summaries of results that merge by addition, one in the footer of each part; knows the columns of results.
+"""Summaries of results that merge, one in the footer of each part; knows the columns of results and how to add.
 
-They hold counts, sums and squares by clusters of prompts, histograms by position, the positions where the models
-disagree most, and a few rows by hash. A report of any number of rows reads footers alone, of a running job as well.
+They hold counts, sums and squares by clusters of prompts, histograms by position, weights of sequences, the positions
+where the models disagree most, and a few rows by hash and at the extremes. A report of any number of rows reads footers
+alone, of a running job as well. `midlogit.jobs.measures` makes the numbers; this module merges them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from midlogit.jobs.schema import SCALARS
+from midlogit.jobs.measures import (
+    METRICS,
+    Flat,
+    cluster_sums,
+    clusters_of,
+    completion_values,
+    counted,
+    histogram,
+    length_bins,
+    log10,
+    position_measures,
+    sequence_weights,
+    token_measures,
+)
+from midlogit.jobs.schema import TOP_SIDES
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-METRICS = ("completion_tokens", *SCALARS)
-POSITION_SUMS = ("alpha", "kl_base", "kl_teacher", "entropy", "tv_bound", "coverage")
-BINS = 200
-RANGES = {  # of the values of a histogram; of logarithms to base 10 where the name says so
-    "alpha": (0.0, 1.0),
-    "log10_kl_base": (-8.0, 2.0),
-    "log10_kl_teacher": (-8.0, 2.0),
-    "entropy": (0.0, 12.0),
-    "log10_tv_bound": (-8.0, 0.0),
-}
-HIGHEST, EXAMPLES, CONTEXT = 50, 20, 16
+SUMMARY_VERSION = 2  # of what a summary holds; readers make an older one again from its rows
+HIGHEST, EXAMPLES, CONTEXT, CANDIDATES = 50, 20, 16, 4
+EXTREMES = 3  # rows at each end
+KINDS, MESSAGES = 50, 5  # most kinds of errors of a part, and messages of each
 
 Summary = dict[str, Any]
 
@@ -37,6 +47,9 @@ def summarize(table: pa.Table) -> Summary:
     """The summary of a table of results."""
     done = table.filter(table.column("error").is_null())
     errors = [e for e in table.column("error").to_pylist() if e is not None]
+    values, flat = completion_values(done), Flat(done)
+    cluster = clusters_of(done)
+    lengths = values["completion_tokens"]
     return {
         "completions": len(table),
         "rows": len(set(table.column("row_id").to_pylist())),
@@ -44,11 +57,21 @@ def summarize(table: pa.Table) -> Summary:
         "completion_tokens": _total(table, "completion_tokens"),
         "finish_reasons": dict(Counter(table.column("finish_reason").to_pylist())),
         "errors": len(errors),
-        "error_examples": list(dict.fromkeys(errors))[:5],
-        "metrics": _metrics(done),
-        "positions": _positions(done),
-        "highest_kl": _highest_kl(done),
+        "error_examples": list(dict.fromkeys(errors))[:MESSAGES],
+        "error_kinds": _error_kinds(table),
+        "metrics": {name: cluster_sums(values[name], cluster) for name in METRICS},
+        "histograms": {
+            "lengths": counted(length_bins(lengths[lengths > 0])),
+            "log10_max_kl": histogram(log10(_given(values["max_kl"])), "log10_max_kl"),
+            "repetition": histogram(_given(values["repetition"]), "repetition"),
+        },
+        "identical": _identical(done),
+        "weights": sequence_weights(values),
+        "tokens": token_measures(done, flat),
+        "positions": position_measures(done, flat),
+        "highest_kl": _highest_kl(done, flat),
         "examples": _examples(done),
+        "extremes": _extremes(done, values),
     }
 
 
@@ -56,120 +79,116 @@ def merge(summaries: Iterable[Summary]) -> Summary:
     """The summary of all results together."""
     total: Summary = {}
     for summary in summaries:
-        total = _added(total, summary) if total else summary
-        total["error_examples"] = total["error_examples"][:5]
+        add(total, summary)
+        total["error_examples"] = list(dict.fromkeys(total["error_examples"]))[:MESSAGES]
         total["highest_kl"] = sorted(total["highest_kl"], key=lambda p: -p["kl"])[:HIGHEST]
         total["examples"] = sorted(total["examples"], key=lambda e: e["hash"])[:EXAMPLES]
+        for name, rows in total["extremes"].items():
+            total["extremes"][name] = _furthest(name, rows)
+        for kind in total["error_kinds"].values():
+            kind["examples"] = kind["examples"][:MESSAGES]
     return total
 
 
-def _added(one: Any, other: Any) -> Any:
-    """Sums of numbers, concatenations of lists, unions of mappings."""
-    if isinstance(one, dict):
-        return {
-            key: _added(one[key], other[key])
-            if key in one and key in other
-            else one.get(key, other.get(key))
-            for key in {**one, **other}
-        }
-    return one + other
+def add(total: Summary, other: Summary) -> None:
+    """Adds a summary to a total in place, as `midlogit.jobs.measures` says."""
+    for name, value in other.items():
+        if isinstance(value, dict):
+            add(total.setdefault(name, {}), value)
+        elif isinstance(value, list):
+            total[name] = total.get(name, []) + value
+        elif name.startswith("max_"):
+            total[name] = max(total.get(name, value), value)
+        elif name.startswith("log_"):
+            total[name] = _log_add(total[name], value) if name in total else value
+        else:
+            total[name] = total.get(name, 0) + value
+
+
+def _log_add(one: float, other: float) -> float:
+    larger, smaller = max(one, other), min(one, other)
+    return larger + math.log1p(math.exp(smaller - larger))
 
 
 def _total(table: pa.Table, column: str) -> int:
     return int(np.sum(table.column(column).to_numpy()))
 
 
-def _metrics(done: pa.Table) -> dict[str, dict[str, float]]:
-    """Per metric sums over completions and over clusters, the samples of one row, for cluster-robust errors.
-
-    Of values x in clusters c of n_c with the sum s_c: count, sum, sum of squares, clusters, Σ s_c², Σ n_c s_c, Σ n_c².
-    """
-    _, cluster = np.unique(np.asarray(done.column("row_id").to_pylist(), str), return_inverse=True)
-    found = {}
-    for name in METRICS:
-        x = done.column(name).to_numpy().astype(float)
-        is_given = np.isfinite(x)
-        sums = np.bincount(cluster[is_given], x[is_given])
-        counts = np.bincount(cluster[is_given]).astype(float)
-        found[name] = {
-            "count": float(counts.sum()),
-            "sum": float(sums.sum()),
-            "squares": float(np.square(x[is_given]).sum()),
-            "clusters": float((counts > 0).sum()),
-            "cluster_squares": float(np.square(sums).sum()),
-            "cluster_products": float((counts * sums).sum()),
-            "cluster_sizes": float(np.square(counts).sum()),
-        }
-    return found
+def _given(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    given: np.ndarray[Any, Any] = values[~np.isnan(values)]
+    return given
 
 
-def _positions(done: pa.Table) -> dict[str, dict[str, Any]]:
-    """Per bin of positions: tokens, sums of the diagnostics, and their histograms as {bin: count}."""
-    if "alpha" not in done.column_names:
-        return {}
-
-    columns = {name: _flat(done, name) for name in POSITION_SUMS}
-    lengths = done.column("alpha").combine_chunks().value_lengths().to_numpy()
-    positions = np.concatenate([np.arange(n) for n in lengths]) if len(lengths) else np.empty(0)
-    bins = np.frexp(positions)[1]  # 0, 1, 2 to 3, 4 to 7 and so on: the bit length of a position
-    values = {
-        "alpha": columns["alpha"],
-        "log10_kl_base": _log10(columns["kl_base"]),
-        "log10_kl_teacher": _log10(columns["kl_teacher"]),
-        "entropy": columns["entropy"],
-        "log10_tv_bound": _log10(columns["tv_bound"]),
+def _identical(done: pa.Table) -> dict[str, int]:
+    """Of rows with several completions: how many these are, and how many say what another of the row says."""
+    texts: dict[str, list[str]] = {}
+    names, written = done.column("row_id").to_pylist(), done.column("text").to_pylist()
+    for name, text in zip(names, written, strict=True):
+        texts.setdefault(name, []).append(text)
+    several = [row for row in texts.values() if len(row) > 1]
+    return {
+        "rows": len(several),
+        "completions": sum(map(len, several)),
+        "repeated": sum(len(row) - len(set(row)) for row in several),
     }
-    forced = _flat(done, "forced")
-    found = {}
-    for number in np.unique(bins):
-        inside = bins == number
-        found[str(number)] = {
-            "tokens": int(inside.sum()),
-            "forced": int(forced[inside].sum()),
-            "sums": {name: float(column[inside].sum()) for name, column in columns.items()},
-            "histograms": {
-                name: _histogram(value[inside], RANGES[name]) for name, value in values.items()
-            },
-        }
+
+
+def _error_kinds(table: pa.Table) -> dict[str, Any]:
+    """Errors by kind: messages that are equal but for numbers and quoted parts, the place in the input left out."""
+    wrong = table.filter(table.column("error").is_valid()).select(["row_id", "sample", "error"])
+    found: dict[str, Any] = {}
+    for row in wrong.to_pylist():
+        kind = re.sub(r"^\S+:\d+: ", "", row["error"])
+        kind = re.sub(r"\d[\d,.]*\d|\d", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", kind))[:200]
+        if kind not in found and len(found) == KINDS:
+            kind = "other errors"
+        entry = found.setdefault(kind, {"count": 0, "examples": []})
+        entry["count"] += 1
+        entry["examples"] += [row][: MESSAGES - len(entry["examples"])]
     return found
 
 
-def _histogram(values: np.ndarray[Any, Any], bounds: tuple[float, float]) -> dict[str, int]:
-    """Counts by the number of the bin, values outside counted in the first and the last."""
-    low, high = bounds
-    scaled = (np.nan_to_num(values, nan=low) - low) / (high - low) * BINS
-    counts = np.bincount(np.clip(scaled, 0, BINS - 1).astype(int))
-    return {str(number): int(count) for number, count in enumerate(counts) if count}
-
-
-def _highest_kl(done: pa.Table) -> list[dict[str, Any]]:
-    """The positions where the models disagree most, with the tokens before them."""
-    if "alpha" not in done.column_names or not len(done):
+def _highest_kl(done: pa.Table, flat: Flat) -> list[dict[str, Any]]:
+    """The unforced positions where the models disagree most, with the tokens before them and candidates."""
+    if "alpha" not in done.column_names:
         return []
 
-    kl = np.maximum(_flat(done, "kl_base"), _flat(done, "kl_teacher"))
-    starts = np.concatenate(
-        ([0], np.cumsum(done.column("alpha").combine_chunks().value_lengths().to_numpy()))
-    )
-    found = []
-    for at in np.argsort(-kl, kind="stable")[:HIGHEST]:
-        row = int(np.searchsorted(starts, at, side="right")) - 1
-        position = int(at - starts[row])
-        ids = done.column("token_ids")[row].as_py()
-        found.append(
-            {
-                "row_id": done.column("row_id")[row].as_py(),
-                "sample": done.column("sample")[row].as_py(),
-                "position": position,
-                "kl": float(kl[at]),
-                "alpha": done.column("alpha")[row][position].as_py(),
-                "logprob": done.column("logprobs")[row][position].as_py(),
-                "base_logprob": done.column("base_logprobs")[row][position].as_py(),
-                "teacher_logprob": done.column("teacher_logprobs")[row][position].as_py(),
-                "token_ids": ids[max(position - CONTEXT, 0) : position + 1],
-            }
-        )
-    return found
+    kl = np.maximum(flat.column("kl_base"), flat.column("kl_teacher"))
+    kl = np.where(flat.column("forced") | ~np.isfinite(kl), -1.0, kl)
+    most = np.argpartition(-kl, HIGHEST)[:HIGHEST] if len(kl) > HIGHEST else np.arange(len(kl))
+    most = most[kl[most] >= 0]
+    return [
+        _place(done, int(flat.row[at]), int(flat.position[at]), float(kl[at]))
+        for at in most[np.argsort(-kl[most], kind="stable")]
+    ]
+
+
+def _place(done: pa.Table, row: int, position: int, kl: float) -> dict[str, Any]:
+    ids = done.column("token_ids")[row].as_py()
+    place = {
+        "row_id": done.column("row_id")[row].as_py(),
+        "sample": done.column("sample")[row].as_py(),
+        "position": position,
+        "kl": kl,
+        "alpha": done.column("alpha")[row][position].as_py(),
+        "token_ids": ids[max(position - CONTEXT, 0) : position + 1],
+    }
+    for name in ("logprob", "base_logprob", "teacher_logprob"):
+        value = done.column(f"{name}s")[row][position].as_py()
+        place[name] = value if math.isfinite(value) else None
+    if "top_q_ids" in done.column_names:
+        place["top"] = {
+            side: [
+                list(pair)
+                for pair in zip(
+                    done.column(f"top_{side}_ids")[row][position].as_py()[:CANDIDATES],
+                    done.column(f"top_{side}_logprobs")[row][position].as_py()[:CANDIDATES],
+                    strict=True,
+                )
+            ]
+            for side in TOP_SIDES
+        }
+    return place
 
 
 def _examples(done: pa.Table) -> list[dict[str, Any]]:
@@ -183,13 +202,37 @@ def _examples(done: pa.Table) -> list[dict[str, Any]]:
     return [{"hash": hashes[row], "row_id": names[row], "sample": samples[row]} for row in chosen]
 
 
-def _flat(table: pa.Table, name: str) -> np.ndarray[Any, Any]:
-    """The values of a column of lists, one after another."""
-    column = table.column(name).combine_chunks()
-    values: np.ndarray[Any, Any] = column.flatten().to_numpy(zero_copy_only=False)
-    return values
+def _extremes(done: pa.Table, values: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Completions with the highest mean KL, and those that one model finds likelier than the other, per token."""
+    tokens = np.maximum(values["completion_tokens"], 1)
+    towards = (values["sum_teacher_logprob"] - values["sum_base_logprob"]) / tokens
+    kl = np.fmax(values["mean_kl_base"], values["mean_kl_teacher"])
+    measured = {"highest_kl": kl, "nearest_base": towards, "nearest_teacher": towards}
+    return {
+        name: _furthest(
+            name,
+            [
+                {
+                    "value": float(measure[row]),
+                    "row_id": done.column("row_id")[int(row)].as_py(),
+                    "sample": done.column("sample")[int(row)].as_py(),
+                }
+                for row in _ends(measure)
+            ],
+        )
+        for name, measure in measured.items()
+    }
 
 
-def _log10(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    logarithms: np.ndarray[Any, Any] = np.log10(np.maximum(values, 1e-30))
-    return logarithms
+def _ends(values: np.ndarray[Any, Any]) -> list[int]:
+    """The rows with the smallest and the largest finite values."""
+    given = np.flatnonzero(np.isfinite(values))
+    order = given[np.argsort(values[given], kind="stable")]
+    return sorted({*order[:EXTREMES].tolist(), *order[-EXTREMES:].tolist()})
+
+
+def _furthest(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    sign = 1 if name == "nearest_base" else -1
+    return sorted(rows, key=lambda row: (sign * row["value"], row["row_id"], row["sample"]))[
+        :EXTREMES
+    ]

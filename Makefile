@@ -81,7 +81,7 @@ $(RUNS): pyproject.toml constraints.txt
 
 $(TESTS): $(RUNS)
 	@echo "Installing what the tests need ..."
-	@$(PIP) --editable '.[batch,local,http,server,dev]'
+	@$(PIP) --editable '.[batch,local,http,report,server,dev]'
 	@touch $@
 
 $(VLLM_TESTS): $(TESTS) tests/http/servers.py

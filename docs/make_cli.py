@@ -12,7 +12,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).parent / "cli.md"
 BATCH = [f"batch {name}" for name in ("run", "plan", "status", "retry", "verify", "export")]
-COMMANDS = ("", "demo", "generate", "batch", *BATCH, "serve", "doctor", "presets")
+COMMANDS = ("", "demo", "generate", "batch", *BATCH, "report", "serve", "doctor", "presets")
 HEAD = """# The command line
 
 Written by `python docs/make_cli.py` from the commands' own help; `make check` fails when it is out of date.

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text()
-LOCAL, HTTP, VLLM, SPECULATION, BATCH = (
+LOCAL, HTTP, VLLM, SPECULATION, BATCH, REPORT = (
     (ROOT / "docs" / f"{page}.md").read_text()
-    for page in ("local", "http", "vllm", "speculation", "batch")
+    for page in ("local", "http", "vllm", "speculation", "batch", "report")
 )
 
 
@@ -208,3 +208,16 @@ def test_batch_jobs() -> None:
 
     for cells, row in zip(table(BATCH, "| rows |"), sections["memory"]["rows"], strict=True):
         assert_row(cells, row["rows"], row["tokens_per_completion"], row["peak_mb"])
+
+
+def test_reports_of_a_million_rows() -> None:
+    said = re.search(
+        r"take ([\d.]+) s of one\sprocessor and ([\d.]+) GB, two such runs compared ([\d.]+) s and ([\d.]+)",
+        REPORT,
+    )
+    assert said
+    one, two = results("report")["rows"]
+    assert_row(
+        list(said.groups()),
+        *(row[name] for row in (one, two) for name in ("processor_s", "peak_gb")),
+    )

@@ -10,27 +10,35 @@ import sys
 import time
 from dataclasses import replace
 from math import exp
+from pathlib import Path
 from statistics import fmean
 
 from midlogit.cli.loading import PairOptions, open_pair
 from midlogit.core.rules import FixedAlpha
+from midlogit.look import rgb
 from midlogit.messages import TemplateOptions
 from midlogit.outputs import Candidates, Completion, Token
 from midlogit.pair import Pair
 from midlogit.params import SamplingParams
 
-BASE_COLOUR, TEACHER_COLOUR = (66, 135, 245), (245, 140, 40)
 TRACED = 12
 CONTEXT_CHARACTERS = 44
 
 
 def run_demo(
-    prompt: str, params: SamplingParams, options: PairOptions, chat_template_kwargs: TemplateOptions
+    prompt: str,
+    params: SamplingParams,
+    options: PairOptions,
+    chat_template_kwargs: TemplateOptions,
+    page: Path | None,
 ) -> None:
     """Runs and prints the demo.
 
+    Args:
+        page: file of the text as a page.
+
     Raises:
-        MidlogitError: as `Pair.local` and `Pair.stream`.
+        MidlogitError: as `Pair.local` and `Pair.stream`. OSError: the page cannot be written.
     """
     with open_pair(options) as pair:
         print(f"base     {options.base or 'the bundled base'}")
@@ -46,6 +54,7 @@ def run_demo(
             raise SystemExit(1)
 
         print("\n\nEach model alone, same prompt and seed:")
+        written = {}
         for name, alpha in (("base", 0.0), ("teacher", 1.0)):
             alone = replace(
                 params,
@@ -57,11 +66,19 @@ def run_demo(
             text = pair.generate(
                 [prompt], alone, chat=True, chat_template_kwargs=chat_template_kwargs
             )[0].text
+            written[name] = text
             print(f"  {_paint(f'{name:<8}', alpha)} {' '.join(text.split())}")
 
         _print_trace(pair, tokens)
         _print_figures(completion, seconds)
         _print_disagreements(pair, tokens)
+        if page is not None:
+            from midlogit.report.text_page import text_page
+            from midlogit.report.tokens import TokenTexts
+
+            names = TokenTexts(pair.mixing.teacher.detokenizer)
+            page.write_text(text_page(prompt, tokens, completion, names, written), encoding="utf-8")
+            print(f"\n{page}")
 
 
 def _write(
@@ -149,5 +166,4 @@ def _paint(text: str, alpha: float) -> str:
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
 
-    mixed = (round(b + alpha * (t - b)) for b, t in zip(BASE_COLOUR, TEACHER_COLOUR, strict=True))
-    return f"\x1b[38;2;{';'.join(map(str, mixed))}m{text}\x1b[0m"
+    return f"\x1b[38;2;{';'.join(map(str, rgb(alpha)))}m{text}\x1b[0m"

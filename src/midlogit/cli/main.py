@@ -46,6 +46,7 @@ from midlogit.cli.options import (
     TemplateKwargs,
     TopK,
 )
+from midlogit.cli.report import report
 from midlogit.cli.serve import serve
 from midlogit.errors import InvalidRequest, MidlogitError
 
@@ -59,6 +60,7 @@ app = typer.Typer(
 
 
 app.add_typer(batch, name="batch")
+app.command()(report)
 
 
 @app.callback(invoke_without_command=True)
@@ -87,6 +89,10 @@ def demo(
     teacher_chat_template: TeacherTemplate = None,
     chat_template_kwargs: TemplateKwargs = None,
     base_chat_template_kwargs: BaseTemplateKwargs = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the coloured text as a page, with a hover."),
+    ] = None,
 ) -> None:
     """Watch two models write one text: α, both KLs, and what each alone would have said."""
     from midlogit.cli.demo import run_demo
@@ -106,6 +112,7 @@ def demo(
         params,
         options,
         parse_template_kwargs(chat_template_kwargs, base_chat_template_kwargs),
+        html,
     )
 
 

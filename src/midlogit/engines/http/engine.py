@@ -8,21 +8,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from midlogit.core.rejection import num_accepted
 from midlogit.decide.base import Draft, RowSettings
-from midlogit.engines.base import Engine
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.http.client import CallFailed, Client
 from midlogit.engines.http.paired_sides import PairedSides, SlotPair
 from midlogit.engines.http.replicas import PendingRow
+from midlogit.engines.http.rounds import ListWidth, PendingDrafts, PendingRound
 from midlogit.engines.http.rows import DraftRequest, DraftStep
 from midlogit.engines.http.sampler import SampledToken, Sampler
+from midlogit.engines.http.updates import UpdatedServers
 from midlogit.errors import EngineFailure
 from midlogit.outputs import ErrorType
 from midlogit.requests.sequence import Sequence
@@ -33,61 +33,12 @@ WIDEN = 4  # factor by which an adaptive list grows when its bound is too wide
 SHRINK_BELOW = 0.25  # share of the tolerance below which it shrinks again
 
 
-@dataclass(frozen=True, slots=True)
-class ListWidth:
-    """Numbers of log-probabilities to request from each side.
-
-    Attributes:
-        start: for the first row. maximum: the most that the servers allow.
-        drafting: from both sides where the base drafts; ids listed beyond `start` need not be scored.
-        tolerance: on the certified bound, above which a row is requested again wider; None to stay at `start`.
-    """
-
-    start: int
-    maximum: int
-    drafting: int
-    tolerance: float | None
-
-    def at_least(self, listed: int) -> ListWidth:
-        """The width where this many candidates are to be reported."""
-        return replace(self, start=max(self.start, listed), drafting=max(self.drafting, listed))
-
-
-class PendingDrafts(NamedTuple):
-    """Drafts that the base's server is making."""
-
-    request: DraftRequest
-    steps: asyncio.Future[list[DraftStep]]
-
-
-@dataclass(frozen=True, slots=True)
-class PendingRound:
-    """The requests of a sequence's next round.
-
-    Attributes:
-        started: time of the requests. batch: sequences that ran then.
-        rows: of base and teacher, in a lock-step round. drafts: in a speculative one.
-    """
-
-    started: float
-    batch: int
-    rows: tuple[PendingRow, ...] = ()
-    drafts: PendingDrafts | None = None
-
-    @property
-    def num_drafts(self) -> int:
-        return 0 if self.drafts is None else self.drafts.request.num_drafts
-
-    def cancel(self) -> None:
-        for future in self.rows if self.drafts is None else (self.drafts.steps,):
-            future.cancel()
-
-
-class HttpEngine(Engine):
+class HttpEngine(UpdatedServers):
     """Two servers, or several replicas of each.
 
     Args:
         client: in whose loop everything runs; closed with the engine.
+        served: what the base's servers were started with, a folder or hub id.
         draft_length: how many tokens the base's server drafts; none while `width` adapts.
         max_num_seqs: most sequences that run at once.
         blocking_text: whether a server makes the sequences' text, so that it must be made off the loop.
@@ -103,20 +54,16 @@ class HttpEngine(Engine):
         width: ListWidth,
         draft_length: DraftLength,
         *,
+        served: str,
         max_num_seqs: int,
         blocking_text: bool,
     ) -> None:
-        super().__init__(draft_length, max_num_seqs)
-        self.client = client
-        self.sides = sides
+        super().__init__(client, sides, served, draft_length, max_num_seqs)
         self._width = width
         self._blocking_text = blocking_text
-        self._waiting: deque[Sequence] = deque()
-        self._running: dict[int, asyncio.Task[None]] = {}
         self._sampler = Sampler(
             client.loop, sides.vocabulary, self._running, at_once=width.tolerance is not None
         )
-        self._closed = False
         self._warned = False
 
     def submit(self, sequence: Sequence) -> None:
@@ -137,6 +84,9 @@ class HttpEngine(Engine):
             self.client.close()
 
     def _add(self, sequence: Sequence) -> None:
+        if self._is_paused:
+            self._held.append(sequence)
+            return
         self._waiting.append(sequence)
         self._admit()
 
@@ -155,18 +105,16 @@ class HttpEngine(Engine):
         self._admit()
 
     def _cancel(self, keys: Collection[int]) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        for sequence in waiting:
-            if id(sequence) in keys:
+        for queued in (self._waiting, self._held):
+            for sequence in [sequence for sequence in queued if id(sequence) in keys]:
+                queued.remove(sequence)
                 sequence.abort()
-            else:
-                self._waiting.append(sequence)
 
         for key in self._running.keys() & keys:
             self._running[key].cancel()
 
     async def _abort_all(self) -> None:
-        self._cancel({id(sequence) for sequence in self._waiting})
+        self._cancel({id(sequence) for sequence in (*self._waiting, *self._held)})
         running = list(self._running.values())
         for task in running:
             task.cancel()
@@ -203,9 +151,11 @@ class HttpEngine(Engine):
         """
         k = self._width_of(sequence).start
         position = 0
+        await self._gate.wait()
         pending = self._start_round(sequence, slots, position, k)
         try:
             while not sequence.is_finished:
+                version = pending.weight_version
                 if pending.drafts is None:
                     token, k = await self._sample_next(
                         slots, sequence.settings_at(position), pending.rows, k
@@ -214,38 +164,49 @@ class HttpEngine(Engine):
                 else:
                     sampled = await self._verify(sequence, slots, position, pending.drafts)
                 self._record(pending, position, sampled)
+                self._gate.leave(pending)
 
                 token_ids = [token.token_id for token in sampled if token.token_id is not None]
                 for slot in slots:
                     slot.prefix += token_ids
                 position += len(sampled)
-                if len(token_ids) == len(sampled) and not sequence.ends_with(
+                goes_on = len(token_ids) == len(sampled) and not sequence.ends_with(
                     token_ids[-1], position - 1
-                ):
+                )
+                is_early = goes_on and self._gate.is_open
+                if is_early:
                     pending = self._start_round(sequence, slots, position, k)
 
                 for token in sampled:
-                    await self._update(sequence.append, await token.decision)
+                    await self._update(sequence.append, await token.decision, version)
                     if sequence.is_finished:
                         break
+                if goes_on and not is_early and not sequence.is_finished:
+                    await self._gate.wait()
+                    pending = self._start_round(sequence, slots, position, k)
         finally:
             pending.cancel()  # of no use when a stop string was met
+            self._gate.leave(pending)
 
     def _start_round(
         self, sequence: Sequence, slots: SlotPair, position: int, k: int
     ) -> PendingRound:
         """Requests drafts from the base, or in lock-step a row from each side."""
+        rows: tuple[PendingRow, ...] = ()
+        drafts: PendingDrafts | None = None
         started, batch = time.perf_counter(), len(self._running)
         num_drafts = self._num_drafts(sequence, position)
-        if not num_drafts:
-            return PendingRound(started, batch, rows=self.sides.request_top(slots, k))
-
-        request = DraftRequest.near(
-            sequence.request.params.temperature, num_drafts + 1, sequence.draft_seed(position)
-        )
-        width = self._width_of(sequence).drafting
-        steps = self.sides.base.replicas.draft(slots[0], width, request)
-        return PendingRound(started, batch, drafts=PendingDrafts(request, steps))
+        if num_drafts:
+            request = DraftRequest.near(
+                sequence.request.params.temperature, num_drafts + 1, sequence.draft_seed(position)
+            )
+            width = self._width_of(sequence).drafting
+            drafts = PendingDrafts(
+                request, self.sides.base.replicas.draft(slots[0], width, request)
+            )
+        else:
+            rows = self.sides.request_top(slots, k)
+        return self._gate.enter(PendingRound(started, batch, self.base_version, rows, drafts))
 
     def _width_of(self, sequence: Sequence) -> ListWidth:
         return self._width.at_least(sequence.request.params.top_logprobs)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from midlogit.engines.draft_length import DraftLength, SpeculationOption
 from midlogit.engines.http.client import CallFailed, Client, Endpoint, unavailable
-from midlogit.engines.http.engine import HttpEngine, ListWidth
+from midlogit.engines.http.engine import HttpEngine
 from midlogit.engines.http.handshake import (
     DEFAULT_LOGPROBS,
     PROBE_TEXTS,
@@ -29,6 +29,7 @@ from midlogit.engines.http.handshake import (
 )
 from midlogit.engines.http.paired_sides import PairedSides, ServedSide
 from midlogit.engines.http.replicas import ReplicaPool
+from midlogit.engines.http.rounds import ListWidth
 from midlogit.engines.http.served import ServedModel
 from midlogit.engines.http.upstream import SIDES, Upstream
 from midlogit.errors import InvalidRequest, ModelUnavailable, PairMismatch, ServerUnavailable
@@ -203,7 +204,13 @@ def open_engine(
     paired = PairedSides(served[0], served[1], mixing.alignment.size)
     blocking_text = isinstance(sides[1].model, ServedModel)
     return HttpEngine(
-        client, paired, width, draft_length, max_num_seqs=max_num_seqs, blocking_text=blocking_text
+        client,
+        paired,
+        width,
+        draft_length,
+        served=sides[0].facts[0].root,
+        max_num_seqs=max_num_seqs,
+        blocking_text=blocking_text,
     )
 
 

@@ -21,11 +21,11 @@ from midlogit.decide.array_decider import ArrayDecider
 from midlogit.decide.base import Decider, LogitRows
 from midlogit.engines.base import Scoring, Weights
 from midlogit.engines.draft_length import DraftLength
+from midlogit.engines.layout import Layout
 from midlogit.engines.local.loading import Modules, load_models
 from midlogit.engines.local.model import SlotModel
 from midlogit.engines.stepping import SteppingEngine
 from midlogit.engines.weights import (
-    Layout,
     NamedTensors,
     check_weights,
     checksum,

@@ -14,10 +14,11 @@ from typing import Any, NoReturn
 
 from midlogit.engines.base import Running, Weights, WeightTransfer
 from midlogit.engines.draft_length import DraftLength
+from midlogit.engines.layout import Layout
 from midlogit.engines.stepping import SteppingEngine
 from midlogit.engines.vllm.core import Core
 from midlogit.engines.vllm.given import Run
-from midlogit.engines.weights import Layout, NamedTensors, check_weights, checksum
+from midlogit.engines.weights import NamedTensors, check_weights, checksum
 from midlogit.errors import InvalidRequest, WeightMismatch, first_line
 from midlogit.models.checkpoint import Checkpoint
 

@@ -1,0 +1,165 @@
+"""New weights for the base's servers, and pauses; knows vLLM's control calls and the gate, draws nothing.
+
+vLLM serves these calls where it was started with VLLM_SERVER_DEV_MODE=1. A server computes each row from a prefix of
+tokens, so after its prefix cache is reset the running sequences are computed anew by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Collection, Coroutine
+from pathlib import Path
+from typing import Any
+
+from midlogit.engines.base import Engine, Pausing, Running, Updating, Weights
+from midlogit.engines.draft_length import DraftLength
+from midlogit.engines.http.client import CallFailed, Client, Endpoint
+from midlogit.engines.http.paired_sides import PairedSides
+from midlogit.engines.http.rounds import Gate
+from midlogit.engines.http.weights import check_folder
+from midlogit.errors import EngineFailure, InvalidRequest, ServerUnavailable
+from midlogit.requests.sequence import Sequence
+
+DEV_MODE = "Start the base's servers with VLLM_SERVER_DEV_MODE=1."
+WAITS = "Its weights may be half new: requests wait until an update succeeds."
+
+
+class UpdatedServers(Engine, Updating):
+    """The part of the HTTP engine that replaces the base's weights.
+
+    Args:
+        served: what the base's servers were started with, a folder or hub id.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        sides: PairedSides,
+        served: str,
+        draft_length: DraftLength,
+        max_num_seqs: int,
+    ) -> None:
+        super().__init__(draft_length, max_num_seqs)
+        self.client = client
+        self.sides = sides
+        self._served = Path(served)
+        self._gate = Gate()
+        self._updates = asyncio.Lock()
+        self._is_paused = False
+        self._is_half_loaded = False
+        self._held: deque[Sequence] = deque()  # that came during a pause
+        self._waiting: deque[Sequence] = deque()
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._closed = False
+
+    @abstractmethod
+    def _admit(self) -> None:
+        """Starts waiting sequences while there is room."""
+
+    @abstractmethod
+    def _cancel(self, keys: Collection[int]) -> None:
+        """Ends sequences by their ids."""
+
+    def update_base(
+        self,
+        weights: Weights | None,
+        *,
+        version: int | str | None = None,
+        running: Running = "recompute",
+    ) -> None:
+        if running == "keep":
+            raise InvalidRequest(
+                "Servers cannot keep what they cached for running requests alone.",
+                'Use running="recompute" or "abort".',
+            )
+        if weights is not None and not isinstance(weights, Path):
+            raise InvalidRequest(
+                "Servers take no tensors from here.",
+                "Give a folder that they can read, or None once they have new weights.",
+            )
+        if weights is not None:
+            check_folder(weights, self._served)
+        self._run_in_loop(self._update_base(weights, version, running))
+
+    def pause(self, running: Pausing) -> None:
+        self._run_in_loop(self._pause(running))
+
+    def resume(self) -> None:
+        self._run_in_loop(self._resume())
+
+    def _run_in_loop(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._closed:
+            work.close()
+            raise EngineFailure("The engine is closed.", "Open the pair again.")
+        self.client.run(work)
+
+    async def _update_base(
+        self, folder: Path | None, version: int | str | None, running: Running
+    ) -> None:
+        async with self._updates:
+            await self._gate.shut()
+            try:
+                if running == "abort":
+                    self._cancel(set(self._running))
+                servers = [replica.endpoint for replica in self.sides.base.replicas.replicas]
+                await self._load(servers, folder)
+                self._count_update(version)
+            finally:
+                self._open_gate()
+
+    async def _load(self, servers: list[Endpoint], folder: Path | None) -> None:
+        """Has servers load a folder, None where they have new weights already, and forget what they cached."""
+        try:
+            for server in servers:
+                await self._control(server, "/pause?mode=keep")
+            if folder is not None:
+                self._is_half_loaded = True
+                path = {"weights_path": str(folder.resolve())}
+                reload = {"method": "reload_weights", "kwargs": path}
+                calls = [self._control(server, "/collective_rpc", reload) for server in servers]
+                await asyncio.gather(*calls)
+            for server in servers:
+                await self._control(server, "/reset_prefix_cache?reset_running_requests=true")
+            self._is_half_loaded = False
+        finally:
+            for server in servers:
+                await self._control(server, "/resume")
+
+    async def _control(
+        self, server: Endpoint, path: str, body: dict[str, Any] | None = None
+    ) -> None:
+        """Makes one of vLLM's control calls.
+
+        Raises:
+            InvalidRequest: the server does not serve it. ServerUnavailable: it failed.
+        """
+        try:
+            await self.client.call_once(server, "/" + path, body or {})
+        except CallFailed as failure:
+            where = f"The {server.name} cannot be updated: {failure.message} from {path}."
+            if failure.status == 404:
+                raise InvalidRequest(where, DEV_MODE) from failure
+            raise ServerUnavailable(where, WAITS if self._is_half_loaded else "") from failure
+
+    async def _pause(self, running: Pausing) -> None:
+        self._is_paused = True
+        if running == "abort":
+            self._cancel({id(sequence) for sequence in self._waiting} | self._running.keys())
+        while running == "wait" and self._is_paused and (self._running or self._waiting):
+            await asyncio.wait(list(self._running.values()))
+            await asyncio.sleep(0)  # what has ended makes room for what waits
+        if self._is_paused:
+            await self._gate.shut()
+
+    async def _resume(self) -> None:
+        self._is_paused = False
+        self._waiting += self._held
+        self._held.clear()
+        self._open_gate()
+        self._admit()
+
+    def _open_gate(self) -> None:
+        if not self._is_paused and not self._is_half_loaded:
+            self._gate.open()

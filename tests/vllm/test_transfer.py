@@ -114,6 +114,9 @@ def test_a_trainer_that_dies_leaves_requests_waiting_for_the_next(
     with pytest.raises(WeightMismatch, match="Requests wait until an update is complete"):
         send(engine, part, file)
 
+    with pytest.raises(WeightMismatch, match="NaN"):
+        send(engine, new | {"model.norm.weight": torch.full((192,), torch.nan)}, file)
+
     stream = received.stream(QUESTIONS[0], PARAMS, chat=True)
     send(engine, new, file)  # another trainer
     *_, completion = stream

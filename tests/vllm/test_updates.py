@@ -98,7 +98,7 @@ def test_only_the_teacher_keeps_its_prefixes(updated: Pair, running: Any) -> Non
         updated.update_base(named(trained(1)).items(), running=running)
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", ["torn", "missing", "unknown", "nan", "shape"])
 def test_weights_that_do_not_fit_leave_everything_as_it_is(
     case: str, tmp_path: Path, updated: Pair
 ) -> None:

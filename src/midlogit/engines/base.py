@@ -159,6 +159,6 @@ class WeightTransfer(ABC):
         """Ends an update, and lets requests run on.
 
         Raises:
-            WeightMismatch: tensors are missing; requests wait until an update is complete.
+            WeightMismatch: tensors are missing, or NaN or infinite; requests wait until an update is complete.
             InvalidRequest: no update has begun.
         """

@@ -101,6 +101,16 @@ def write_weights(named: NamedTensors, module: torch.nn.Module) -> None:
                 state[name].copy_(tensor)
 
 
+def are_finite(weights: Iterable[Tensor]) -> bool:
+    """Whether no weight is NaN or infinite; formats of fewer than 16 bits are not looked at."""
+    flags = [
+        torch.isfinite(weight).all()
+        for weight in weights
+        if weight.is_floating_point() and weight.element_size() > 1
+    ]
+    return all(_values(flags))
+
+
 def checksum(weights: Iterable[Tensor]) -> int:
     """The sum of the bits of weights, each number's as an integer of its size."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

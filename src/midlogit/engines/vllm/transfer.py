@@ -2,8 +2,8 @@
 
 vLLM writes into the tensors that the model has, so CUDA graphs stay valid. Named tensors and folders are checked in
 full before. Tensors that come from a trainer's process, by NCCL say, are checked by name and shape before they are
-received; their values are not, and an update that ends early leaves a base of which nothing runs until another is
-complete.
+received, and by value only once they are written: after NaN, and after an update that ends early, nothing runs until
+another update is complete.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from midlogit.engines.layout import Layout
 from midlogit.engines.stepping import SteppingEngine
 from midlogit.engines.vllm.core import Core
 from midlogit.engines.vllm.given import Run
-from midlogit.engines.weights import NamedTensors, check_weights, checksum
+from midlogit.engines.weights import NamedTensors, are_finite, check_weights, checksum
 from midlogit.errors import InvalidRequest, WeightMismatch, first_line
 from midlogit.models.checkpoint import Checkpoint
 
@@ -153,6 +153,8 @@ class TransferEngine(SteppingEngine[Run], WeightTransfer):
         self._call_vllm("finish_weight_update")
         self._base.repack_head()
         self._received = None
+        if not are_finite(self._base.weights()):
+            raise WeightMismatch("The weights that came hold NaN or infinite values.", WAITS)
         self._begin_version(version, running)
 
     def _names_so_far(self) -> set[str]:

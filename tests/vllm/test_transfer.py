@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from tests.updates import PARAMS, Named, base_logprobs, named, resident_mb, trai
 from tests.vllm.conftest import engine_of, open_pair, require_empty
 
 
+@functools.cache  # vLLM registers a name once per process
 def register_file_backend() -> None:
     """As NCCL's engine of vLLM 0.32, but what it receives comes from a file."""
     from vllm.distributed.weight_transfer.base import WeightTransferEngine

@@ -9,6 +9,7 @@ import sys
 
 import midlogit
 from midlogit import errors
+from midlogit.report import make_report
 
 SIGNATURES = {
     "local": "(base: 'str | Path | Module | None' = None, teacher: 'str | Path | Module | None' = None, *, "
@@ -61,6 +62,13 @@ def test_signatures_and_fields_stay() -> None:
         assert str(inspect.signature(getattr(midlogit.Pair, name))) == signature
     for name, fields in FIELDS.items():
         assert tuple(inspect.signature(getattr(midlogit, name)).parameters) == fields
+
+
+def test_the_signature_of_reports_stays() -> None:
+    assert str(inspect.signature(make_report)) == (
+        "(run: 'str | Path', other: 'str | Path | None' = None, *, deep: 'bool' = False, "
+        "tokenizer: 'str | Path | None' = None) -> 'Report'"
+    )
 
 
 def test_presets() -> None:

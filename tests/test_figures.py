@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text()
-LOCAL, HTTP, VLLM, SPECULATION, BATCH, REPORT = (
+LOCAL, HTTP, VLLM, SPECULATION, BATCH, REPORT, TRAINING = (
     (ROOT / "docs" / f"{page}.md").read_text()
-    for page in ("local", "http", "vllm", "speculation", "batch", "report")
+    for page in ("local", "http", "vllm", "speculation", "batch", "report", "training")
 )
 
 
@@ -220,4 +220,41 @@ def test_reports_of_a_million_rows() -> None:
     assert_row(
         list(said.groups()),
         *(row[name] for row in (one, two) for name in ("processor_s", "peak_gb")),
+    )
+
+
+def test_gradients_of_trl() -> None:
+    rows = table(TRAINING, "| rollouts, TRL's weights |")
+    for (arm, *cells), (name, row) in zip(rows, results("trl_gradient").items(), strict=True):
+        assert arm == name
+        assert_row(cells, row["length"], row["cosine"], row["z"])
+
+
+def test_learning_curves() -> None:
+    curves = results("training")
+
+    def at(arm: str, curve: str, step: int) -> float:
+        points = curves[arm][curve]
+        return points["values"][points["steps"].index(step)]
+
+    arms = ("own", "quarter-nat", "nat", "token")
+    for cells, arm in zip(table(TRAINING, "| rollouts | TRL's weights |"), arms, strict=True):
+        places = [(seed, step) for step in (10, 20, 40) for seed in (0, 1)]
+        values = [at(f"grpo-{arm}-{seed}", "policy/success", step) for seed, step in places]
+        assert_row(cells[2:], *values)
+
+    for cells, arm in zip(
+        table(TRAINING, "| states of |"), ("own", "middle", "teacher"), strict=True
+    ):
+        per_token = [at(f"distill-{arm}", "student/kl_per_token", n) for n in (0, 20, 40, 80)]
+        assert_row(cells[1:], *per_token, at(f"distill-{arm}", "student/kl_per_text", 80))
+
+
+def test_trainer_and_server_on_two_gpus() -> None:
+    row = results("two_gpus")
+    assert row["syncs_equal"]
+    said = re.search(r"take ([\d.]+) s, and the server gives ([\d,]+) tokens/s", TRAINING)
+    assert said
+    assert_row(
+        list(said.groups()), sum(row["sync_s"]) / row["steps"], row["tokens_per_s_of_rollouts"]
     )

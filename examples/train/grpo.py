@@ -137,7 +137,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--mode", default="sequence_mask", help="TRL's importance sampling")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--evaluate", type=int, default=64, help="held-out requests, at most 256")
     parser.add_argument("--every", type=int, default=10, help="steps between two evaluations")
     parser.add_argument("--device", default="cpu")

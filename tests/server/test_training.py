@@ -319,8 +319,9 @@ def test_completions_end_with_an_id_of_the_base(live: Live, root: Path) -> None:
         answer = live.complete("Question: What do cats like?\nAnswer:", **body)
         return {c["token_ids"][-1] for c in answer["choices"] if c["finish_reason"] == "stop"}
 
-    own = last_ids()
-    assert own and own <= set(mixing.base.stop_ids)
+    for options in ({}, {"preset": "exploratory"}):
+        own = last_ids(midlogit=options)
+        assert own and own <= set(mixing.base.stop_ids)
     theirs = last_ids(midlogit={"stop_id": "teacher"})
     assert theirs and theirs <= set(mixing.teacher.stop_ids)
 

@@ -37,7 +37,7 @@ class ChatCall(Call):
             body,
             [[message.plain for message in body.messages]],
             sampling_params(
-                body, service.settings.preset, max_tokens=most, top_logprobs=body.top_logprobs
+                body, service.settings, max_tokens=most, top_logprobs=body.top_logprobs
             ),
             prefix="chatcmpl",
             reading=Reading(chat=True, chat_template_kwargs=variables),

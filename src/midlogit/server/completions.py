@@ -52,7 +52,7 @@ class CompletionCall(Call):
         )
         params = sampling_params(
             body,
-            service.settings.preset,
+            service.settings,
             max_tokens=max(body.max_tokens, 1),
             top_logprobs=body.logprobs or 0,
         )

@@ -9,13 +9,14 @@ from midlogit.messages import TemplateVariables
 from midlogit.params import SamplingParams
 from midlogit.requests.prompts import Prompt
 from midlogit.server.errors import ApiError
+from midlogit.server.settings import ServerSettings
 from midlogit.server.wire.requests import Message, MixtureOptions, Sampling
 
 
 def sampling_params(
-    body: Sampling, preset: str, *, max_tokens: int, top_logprobs: int
+    body: Sampling, settings: ServerSettings, *, max_tokens: int, top_logprobs: int
 ) -> SamplingParams:
-    """The sampling parameters of a request.
+    """The sampling parameters of a request. For a trainer completions end with the base's id, whatever the preset.
 
     Raises:
         InvalidRequest: a value cannot be honoured.
@@ -28,11 +29,11 @@ def sampling_params(
         changes["force_first_token"] = options.force_first_token
     if options.alpha_rule is not None:
         changes["alpha_rule"] = parse_rule(options.alpha_rule)
-    if options.stop_id is not None:
-        changes["stop_id"] = options.stop_id
+    if options.stop_id is not None or settings.train:
+        changes["stop_id"] = options.stop_id or "base"
 
     return SamplingParams.preset(
-        preset if options.preset is None else options.preset,
+        settings.preset if options.preset is None else options.preset,
         n=body.n,
         max_tokens=max_tokens,
         min_tokens=body.min_tokens,

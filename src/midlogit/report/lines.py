@@ -111,7 +111,8 @@ def _completion(line: dict[str, Any]) -> Completion:
         for position in line["top"]
     ]
     own = {field.name for field in fields(Completion)}
-    kept: dict[str, Any] = {name: value for name, value in line.items() if name in own}
+    kept: dict[str, Any] = {"prompt_token_ids": [], "base_prompt_token_ids": []}
+    kept |= {name: value for name, value in line.items() if name in own}
     return Completion(
         **kept | {"usage": Usage(**line["usage"]), "diagnostics": Diagnostics(**lists), "top": top}
     )

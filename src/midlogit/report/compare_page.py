@@ -224,7 +224,7 @@ def _texts(texts: Sequence[Sequence[Text]], coloured: Coloured, names: Sequence[
             for name, shown in zip(names, (text, second[key]), strict=True)
         )
         cards.append(
-            f'<article class="card"><div class="head"><span><code>{escape(key[0])}</code> sample {key[1]}</span></div>'
+            f'<article class="card"><div class="head">row <code>{escape(key[0])}</code>, sample {key[1]}</div>'
             f'<div class="prompt">{prompt}</div><div class="side-by-side">{sides}</div></article>'
         )
     if not cards:

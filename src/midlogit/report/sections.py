@@ -138,7 +138,7 @@ def _text(text: Text, coloured: Coloured) -> str:
     row = text.row
     parts = [
         f"<b>{WHY[text.why]}</b>",
-        f"<code>{escape(row['row_id'])}</code> sample {row['sample']}",
+        f"row <code>{escape(row['row_id'])}</code>, sample {row['sample']}",
     ]
     parts += text_facts(row)
     prompt = escape(shown_prompt(row.get("prompt"), row.get("prompt_form")))
@@ -179,7 +179,7 @@ def _place(place: dict[str, Any]) -> str:
     alpha = place["alpha"]
     head = (
         f'<div class="head"><span><b>KL {place["kl"]:.2f}</b></span><span>α {alpha:.3f}</span>'
-        f"<span><code>{escape(place['row_id'])}</code> sample {place['sample']}, token "
+        f"<span>row <code>{escape(place['row_id'])}</code>, sample {place['sample']}, token "
         f"{place['position'] + 1}</span></div>"
     )
     drawn = f'<i class="t a{round(100 * alpha)} k9">{escape(place["token"])}</i>'

@@ -19,6 +19,8 @@ def runs(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     folder = tmp_path_factory.mktemp("reports")
     prompts = [*PROMPTS, TOO_LONG]
     for preset in ("balanced", "exploratory"):
-        params = SamplingParams.preset(preset, n=N, seed=5, max_tokens=TOKENS, top_logprobs=4)
+        params = SamplingParams.preset(
+            preset, n=N, seed=5, max_tokens=TOKENS, temperature=0.9, top_logprobs=4
+        )
         run(pair, folder / preset, prompts, params=params)
     return folder / "balanced" / "RUN", folder / "exploratory" / "RUN"

@@ -48,7 +48,7 @@ def numbers_of(rows: pd.DataFrame, tolerance: float = 1e-6) -> Numbers:
     done["stopped"] = (done.finish_reason == "stop").astype(float)
     done["repetition"] = [repetition(ids) for ids in done.token_ids]
     for side in ("base", "teacher"):
-        done[f"{side}_log_weight"] = done[f"sum_{side}_logprob"] - done.sum_logprob
+        done[f"{side}_log_weight"] = done[f"sum_{side}_tempered_logprob"] - done.sum_logprob
     tokens = tokens_of(done)
     free = tokens[~tokens.forced]
     return {

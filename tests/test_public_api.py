@@ -103,7 +103,8 @@ def test_errors_refine_the_standard_ones_and_pickle() -> None:
 def test_import_loads_nothing_heavy() -> None:
     code = (
         "import sys, midlogit; midlogit.SamplingParams(); midlogit.Pair; midlogit.parse_rule('equal-kl')\n"
-        "print(sorted({'torch', 'transformers', 'vllm'} & sys.modules.keys()))"
+        "import midlogit.integrations.trl\n"
+        "print(sorted({'torch', 'transformers', 'trl', 'vllm'} & sys.modules.keys()))"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout

@@ -134,7 +134,7 @@ def measure(
 
 def place(trainer: GRPOTrainer, generation: MidlogitGeneration, *, corrected: bool) -> None:
     """What `attach` does after its checks, or no more than a rollout_func."""
-    generation._trainer = trainer
+    generation.bind(trainer)
     if corrected:
         trainer.use_vllm, trainer.vllm_mode, trainer._last_loaded_step = True, "server", -1
         trainer.vllm_generation = generation

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of TRL and transformers
 def attached(
     trainer: GRPOTrainer, params: SamplingParams | None = None, **options: Any
 ) -> Iterator[MidlogitGeneration]:
-    """The trainer with rollouts from q* of its own module and the bundled teacher."""
+    """The trainer with rollouts from q* of its own module and the bundled teacher, the same at each run."""
+    params = params or SamplingParams.preset("rollout", max_tokens=24, seed=0)
     module = trainer.accelerator.unwrap_model(trainer.model)
     with Pair.local(
         module, TEACHER, base_tokenizer=trainer.processing_class, max_num_seqs=16
@@ -55,7 +56,7 @@ def test_ratios_are_of_the_weights_of_each_step(tmp_path: Path, options: dict[st
         expected = rescored(weights, outputs, temperature)
         drawn = outputs["completion_mask"].bool()
         sampled = outputs["sampling_per_token_logps"]
-        assert (sampled - expected["q"])[drawn].abs().max() < 1e-5
+        assert (sampled - expected["q"])[drawn].abs().max() < 2e-5  # float32, in other batches
         assert (outputs["old_per_token_logps"] - expected["base"])[drawn].abs().max() < 1e-4
         gaps = ((expected["base"] - expected["q"]) * drawn).sum(1, keepdim=True)
         ratios = gaps.exp()
@@ -173,7 +174,7 @@ def test_trl_ignores_the_logprobs_of_a_rollout_func_alone(tmp_path: Path) -> Non
     watch = Watch(trainer)
     with Pair.local(trainer.model, TEACHER) as pair:
         made.append(MidlogitGeneration(pair))
-        made[0]._trainer = trainer
+        made[0].bind(trainer)
         trainer.train()
     assert "sampling_per_token_logps" in watch.outputs[0]
     assert "importance_sampling_ratio" not in watch.outputs[0]

@@ -132,7 +132,9 @@ def completion_values(done: pa.Table) -> dict[str, Array]:
     values["stopped"] = (reasons == "stop").astype(float)
     values["repetition"] = repetition(flat)
     for side in ("base", "teacher"):
-        values[f"{side}_log_weight"] = values[f"sum_{side}_tempered_logprob"] - values["sum_logprob"]
+        values[f"{side}_log_weight"] = (
+            values[f"sum_{side}_tempered_logprob"] - values["sum_logprob"]
+        )
         values[f"mean_ess_{side}"] = mean_ess(done, flat, f"ess_{side}")
     return values
 

@@ -313,6 +313,7 @@ def test_presets_and_version() -> None:
         "conservative",
         "balanced",
         "exploratory",
+        "rollout",
     ]
     assert run("--version").stdout == f"midlogit {midlogit.__version__}\n"
 

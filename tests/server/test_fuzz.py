@@ -168,6 +168,7 @@ SOMETHING: dict[str, dict[str, Any]] = {
         "midlogit.base_chat_template_kwargs": {"enable_thinking": False},
     },
     CHAT: {
+        "prompt_logprobs": 1,
         "tools": [{"type": "function", "function": {"name": "f"}}],
         "tool_choice": "required",
         "functions": [{"name": "f"}],

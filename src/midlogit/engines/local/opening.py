@@ -43,17 +43,21 @@ def open_pair(
     mixing.require_mixable()
 
     require("torch", "local")
+    import torch
+
     from midlogit.engines.local.engine import LocalEngine
 
-    engine = LocalEngine(
-        *checkpoints,
-        modules=modules,
-        vocabulary=mixing.alignment.size,
-        devices=device if isinstance(device, tuple) else (device, device),
-        dtype=dtype,
-        max_num_seqs=max_num_seqs,
-        draft_length=draft_length,
-    )
+    # What is made in the caller's inference mode could not be written to in the engine's thread.
+    with torch.inference_mode(False):
+        engine = LocalEngine(
+            *checkpoints,
+            modules=modules,
+            vocabulary=mixing.alignment.size,
+            devices=device if isinstance(device, tuple) else (device, device),
+            dtype=dtype,
+            max_num_seqs=max_num_seqs,
+            draft_length=draft_length,
+        )
     engine.start()
     return mixing, engine
 

@@ -48,7 +48,7 @@ def test_the_rollout_preset_is_unbiased_under_trls_defaults(folder: Path) -> Non
 
 def test_weights_of_whole_completions_correct_the_middle_itself(folder: Path) -> None:
     params = SamplingParams.preset("rollout", alpha_rule=EqualKL(), seed=1)
-    agreement = measure(folder, 40, params, checked=False, mode="sequence_truncate", clip=1e9)
+    agreement = measure(folder, 24, params, checked=False, mode="sequence_truncate", clip=1e9)
     assert agreement.z < 1.5
     assert agreement.cosine > 0.98
 
@@ -63,13 +63,13 @@ def test_weights_of_whole_completions_correct_the_middle_itself(folder: Path) ->
 )
 def test_rollouts_that_attach_refuses_are_biased(folder: Path, changes: dict[str, object]) -> None:
     params = SamplingParams.preset("rollout", alpha_rule=EqualKL(), seed=1, **changes)
-    agreement = measure(folder, 24, params, checked=False, mode="sequence_truncate", clip=1e9)
+    agreement = measure(folder, 12, params, checked=False, mode="sequence_truncate", clip=1e9)
     assert agreement.z > 3
 
 
 def test_without_correction_rollouts_are_biased(folder: Path) -> None:
     params = SamplingParams.preset("rollout", alpha_rule=EqualKL(), seed=1)
-    assert measure(folder, 24, params, checked=False, corrected=False).z > 3
+    assert measure(folder, 12, params, checked=False, corrected=False).z > 3
 
 
 def measure(

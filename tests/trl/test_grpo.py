@@ -41,9 +41,8 @@ def attached(
         {},
         {"temperature": 0.7},
         {"num_iterations": 2, "steps_per_generation": 2, "gradient_accumulation_steps": 2},
-        {"gradient_checkpointing": False},
     ],
-    ids=["defaults", "temperature 0.7", "several epochs", "no checkpointing"],
+    ids=["defaults with checkpointing", "temperature 0.7", "several epochs"],
 )
 def test_ratios_are_of_the_weights_of_each_step(tmp_path: Path, options: dict[str, Any]) -> None:
     trainer = grpo(tmp_path, **options)

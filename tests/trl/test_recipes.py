@@ -1,4 +1,4 @@
-"""The recipes of examples/train that fit on a laptop, run as their users do, for two steps."""
+"""The recipes of examples/train that fit on a laptop, run as their users do, for one step."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ RECIPES = Path(__file__).parents[2] / "examples" / "train"
 def test_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, options: str, curve: str
 ) -> None:
-    common = f"--steps 2 --batch 8 --every 2 --out {tmp_path}"
+    common = f"--steps 1 --batch 8 --every 1 --out {tmp_path}"
     monkeypatch.setattr(sys, "argv", [script, *f"{common} {options}".split()])
     runpy.run_path(str(RECIPES / script), run_name="__main__")
 
     entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in entries if curve in entry] == [0, 2]
-    assert sum("midlogit/alpha" in entry for entry in entries) >= 2
+    assert [entry["step"] for entry in entries if curve in entry] == [0, 1]
+    assert any("midlogit/alpha" in entry for entry in entries)

@@ -7,11 +7,8 @@ from typing import Literal, NamedTuple
 from midlogit.report.numbers import Numbers
 from midlogit.report.picture import percent
 
-MOST_ABOVE, MOST_CUT, MOST_REPEATED = (
-    0.001,
-    0.10,
-    0.10,
-)  # shares above which a finding is one to look at
+# Shares above which, or for the ESS below which, a finding is one to look at.
+MOST_ABOVE, MOST_CUT, MOST_REPEATED = 0.001, 0.10, 0.10
 MOST_IDENTICAL, MOST_AT_ENDS, MOST_BOUND, LEAST_ESS = 0.05, 0.05, 0.1, 0.01
 
 

@@ -64,7 +64,7 @@ def x(field: str, title: str, **more: Any) -> Spec:
 
 
 def y(field: str, title: str, **more: Any) -> Spec:
-    """A quantitative y channel; its title stands above the axis, so that no reader turns the head."""
+    """A quantitative y channel; its title is horizontal, above the axis."""
     above = {
         "titleAngle": 0,
         "titleAlign": "left",

@@ -97,7 +97,8 @@ def run_job(
                     _work(job, opened, role, options.max_errors, signals)
         except (KeyboardInterrupt, SystemExit):  # while models load: nothing was lost
             return STOPPED
-    return _exit_code(job, signals)
+        with signals.noted():  # a second Ctrl-C does not change what is said about the first
+            return _exit_code(job, signals)
 
 
 def retry_job(run: Path, pair: PairOptions, worker: str | None, max_errors: str) -> int:
@@ -118,7 +119,8 @@ def retry_job(run: Path, pair: PairOptions, worker: str | None, max_errors: str)
                     _work(job, opened, role, max_errors, signals, retry=True)
         except (KeyboardInterrupt, SystemExit):
             return STOPPED
-    return _exit_code(job, signals)
+        with signals.noted():  # a second Ctrl-C does not change what is said about the first
+            return _exit_code(job, signals)
 
 
 def show_status(run: Path, *, watch: bool, json: bool) -> int:

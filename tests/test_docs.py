@@ -44,6 +44,7 @@ OTHERS |= {"vllm_server_base_url"}  # TRL
 OTHERS |= {"MultiTurnSFTDataset", "RLHFDataset", "ref_log_prob", "rollout_log_probs"}  # verl
 OTHERS |= {"general", "ground_truth", "answer"}  # columns of verl's data
 VLLM_OPTIONS = {
+    "--weight-transfer-config",
     "--port",
     "--gpu-memory-utilization",
     "--max-model-len",

@@ -3,8 +3,8 @@
 MIDLOGIT_TEST_VLLM=0.24.0 starts another version of vLLM than the one that CI tests.
 
 The base is served with sampling defaults of its own, which vLLM takes from generation_config.json: every test
-passes only because the engine sends all parameters. It is untied, and its server takes new weights: on the CPU
-vLLM's own reloading leaves the packed head of a tied model as it was.
+passes only because the engine sends all parameters. It is untied, and its server takes new weights, from folders and
+by transfer: on the CPU vLLM's own reloading leaves the packed head of a tied model as it was.
 """
 
 from __future__ import annotations

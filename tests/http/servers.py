@@ -65,7 +65,7 @@ def free_port() -> int:
 
 
 class Server:
-    """One `vllm serve` on 127.0.0.1, with vLLM's control calls where it is `controlled`."""
+    """One `vllm serve` on 127.0.0.1, with vLLM's control calls and a transfer of weights where it is `controlled`."""
 
     def __init__(
         self, model: Path, *flags: str, version: str = VERSION, controlled: bool = False
@@ -96,9 +96,13 @@ class Server:
             "127.0.0.1",
         ]
         options = ["--port", str(port), "--dtype", "float32", "--block-size", "32", *flags]
+        if controlled:
+            options += ["--weight-transfer-config", '{"backend": "file"}']
+            options += ["--worker-extension-cls", "tests.file_transfer.Extension"]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [*command, *options],
+                cwd=ROOT,
                 env=environment,
                 stdout=log,
                 stderr=log,

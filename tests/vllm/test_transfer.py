@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from midlogit import InvalidRequest, Pair
 from midlogit.engines.vllm.engine import VllmEngine
@@ -22,45 +20,13 @@ from tests.updates import PARAMS, Named, base_logprobs, named, resident_mb, trai
 from tests.vllm.conftest import engine_of, open_pair, require_empty
 
 
-@functools.cache  # vLLM registers a name once per process
-def register_file_backend() -> None:
-    """As NCCL's engine of vLLM 0.32, but what it receives comes from a file."""
-    from vllm.distributed.weight_transfer.base import WeightTransferEngine
-    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-    from vllm.model_executor.model_loader import reload
-
-    class FileTransfer(WeightTransferEngine[Any, Any]):
-        init_info_cls = update_info_cls = SimpleNamespace
-
-        def init_transfer_engine(self, init_info: Any) -> None:
-            self.file = init_info.file
-
-        def start_weight_update(self) -> None:
-            with torch.device(self.device):
-                reload.initialize_layerwise_reload(self.model)
-
-        def update_weights(self, update_info: dict[str, Any]) -> None:
-            self.receive_weights(self.parse_update_info(update_info))
-
-        def receive_weights(self, update_info: Any) -> None:
-            weights = load_file(self.file)
-            self.model.load_weights((name, weights[name]) for name in update_info.names)
-
-        def finish_weight_update(self) -> None:
-            with torch.device(self.device):
-                reload.finalize_layerwise_reload(self.model, self.model_config)
-
-        def shutdown(self) -> None: ...
-
-    WeightTransferEngineFactory.register_engine("file", FileTransfer)
-
-
 @pytest.fixture(scope="module")
 def received() -> Iterator[Pair]:
     require_vllm()
-    register_file_backend()
+    from tests.file_transfer import NAME
+
     with open_pair(
-        speculation="off", weight_transfer_config={"backend": "file"}, max_num_seqs=8
+        speculation="off", weight_transfer_config={"backend": NAME}, max_num_seqs=8
     ) as opened:
         yield opened
 

@@ -125,7 +125,12 @@ class WeightTransfer(ABC):
     @property
     @abstractmethod
     def transfer_backend(self) -> str | None:
-        """vLLM's backend, such as "nccl"; None where the engine was opened without `weight_transfer_config`."""
+        """vLLM's backend, such as "nccl"; None where the base was opened without `weight_transfer_config`."""
+
+    @property
+    def transfer_world_size(self) -> int:
+        """How many processes of the base take part in a transfer."""
+        return 1
 
     @abstractmethod
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ async def server_info(http: Request, service: Service) -> Any:
 
 async def world_size(http: Request, service: Service) -> Any:
     """How many processes of the base take part in a transfer."""
-    return {"world_size": 1}
+    return {"world_size": await _transport(service).world_size()}
 
 
 async def init(http: Request, service: Service) -> Any:
@@ -154,7 +154,8 @@ def _transport(service: Service) -> Transport:
         raise ApiError(
             400,
             "no_weight_transfer",
-            "NCCL needs --engine vllm. Start the server with --weights-root FOLDER for weights from files.",
+            "NCCL needs --engine vllm, or servers of the base that were started with --weight-transfer-config"
+            " and VLLM_SERVER_DEV_MODE=1. Start with --weights-root FOLDER for weights from files.",
         )
     return service.transport
 

@@ -36,6 +36,10 @@ class Transport(ABC):
 
     backend: str
 
+    async def world_size(self) -> int:
+        """How many processes of the base take part."""
+        return 1
+
     @abstractmethod
     async def init(self, info: dict[str, Any]) -> None:
         """Meets the trainer."""
@@ -169,6 +173,9 @@ class EngineTransport(Transport):
     def __init__(self, engine: WeightTransfer, backend: str) -> None:
         self._engine = engine
         self.backend = backend
+
+    async def world_size(self) -> int:
+        return await asyncio.to_thread(lambda: self._engine.transfer_world_size)
 
     async def init(self, info: dict[str, Any]) -> None:
         await asyncio.to_thread(self._engine.init_weight_transfer_engine, info)

@@ -22,7 +22,7 @@ from midlogit.engines.http.replicas import PendingRow
 from midlogit.engines.http.rounds import ListWidth, PendingDrafts, PendingRound
 from midlogit.engines.http.rows import DraftRequest, DraftStep
 from midlogit.engines.http.sampler import SampledToken, Sampler
-from midlogit.engines.http.updates import UpdatedServers
+from midlogit.engines.http.transfer import ReceivingServers
 from midlogit.errors import EngineFailure
 from midlogit.outputs import ErrorType
 from midlogit.requests.sequence import Sequence
@@ -33,7 +33,7 @@ WIDEN = 4  # factor by which an adaptive list grows when its bound is too wide
 SHRINK_BELOW = 0.25  # share of the tolerance below which it shrinks again
 
 
-class HttpEngine(UpdatedServers):
+class HttpEngine(ReceivingServers):
     """Two servers, or several replicas of each.
 
     Args:

@@ -11,19 +11,37 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Collection, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from midlogit.engines.base import Engine, Pausing, Running, Updating, Weights
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.http.client import CallFailed, Client, Endpoint
 from midlogit.engines.http.paired_sides import PairedSides
 from midlogit.engines.http.rounds import Gate
-from midlogit.engines.http.weights import check_folder
+from midlogit.engines.http.weights import check_folder, layout_of
 from midlogit.errors import EngineFailure, InvalidRequest, ServerUnavailable
 from midlogit.requests.sequence import Sequence
 
+T = TypeVar("T")
+
 DEV_MODE = "Start the base's servers with VLLM_SERVER_DEV_MODE=1."
-WAITS = "Its weights may be half new: requests wait until an update succeeds."
+WAITS = (
+    "Its weights may be half new. Requests wait until an update is complete:"
+    " send the weights again, or call update_base."
+)
+
+
+def require_recompute(running: Running) -> None:
+    """Checks what becomes of running requests.
+
+    Raises:
+        InvalidRequest: "keep", which servers cannot do.
+    """
+    if running == "keep":
+        raise InvalidRequest(
+            "Servers cannot keep what they cached for running requests alone.",
+            'Use running="recompute" or "abort".',
+        )
 
 
 class UpdatedServers(Engine, Updating):
@@ -44,7 +62,7 @@ class UpdatedServers(Engine, Updating):
         super().__init__(draft_length, max_num_seqs)
         self.client = client
         self.sides = sides
-        self._served = Path(served)
+        self._layout = layout_of(Path(served))
         self._gate = Gate()
         self._updates = asyncio.Lock()
         self._is_paused = False
@@ -69,18 +87,14 @@ class UpdatedServers(Engine, Updating):
         version: int | str | None = None,
         running: Running = "recompute",
     ) -> None:
-        if running == "keep":
-            raise InvalidRequest(
-                "Servers cannot keep what they cached for running requests alone.",
-                'Use running="recompute" or "abort".',
-            )
+        require_recompute(running)
         if weights is not None and not isinstance(weights, Path):
             raise InvalidRequest(
                 "Servers take no tensors from here.",
                 "Give a folder that they can read, or None once they have new weights.",
             )
         if weights is not None:
-            check_folder(weights, self._served)
+            check_folder(weights, self._layout)
         self._run_in_loop(self._update_base(weights, version, running))
 
     def pause(self, running: Pausing) -> None:
@@ -89,11 +103,16 @@ class UpdatedServers(Engine, Updating):
     def resume(self) -> None:
         self._run_in_loop(self._resume())
 
-    def _run_in_loop(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run_in_loop(self, work: Coroutine[Any, Any, T]) -> T:
         if self._closed:
             work.close()
             raise EngineFailure("The engine is closed.", "Open the pair again.")
-        self.client.run(work)
+        return self.client.run(work)
+
+    @property
+    def _servers(self) -> list[Endpoint]:
+        """All of the base."""
+        return [replica.endpoint for replica in self.sides.base.replicas.replicas]
 
     async def _update_base(
         self, folder: Path | None, version: int | str | None, running: Running
@@ -103,40 +122,45 @@ class UpdatedServers(Engine, Updating):
             try:
                 if running == "abort":
                     self._cancel(set(self._running))
-                servers = [replica.endpoint for replica in self.sides.base.replicas.replicas]
-                await self._load(servers, folder)
+                await self._load(folder)
                 self._count_update(version)
             finally:
                 self._open_gate()
 
-    async def _load(self, servers: list[Endpoint], folder: Path | None) -> None:
-        """Has servers load a folder, None where they have new weights already, and forget what they cached."""
+    async def _load(self, folder: Path | None) -> None:
+        """Has the servers load a folder, None where they have new weights already, and forget what they cached."""
         try:
-            for server in servers:
-                await self._control(server, "/pause?mode=keep")
+            await self._on_all("/pause?mode=keep", {})
             if folder is not None:
                 self._is_half_loaded = True
                 path = {"weights_path": str(folder.resolve())}
-                reload = {"method": "reload_weights", "kwargs": path}
-                calls = [self._control(server, "/collective_rpc", reload) for server in servers]
-                await asyncio.gather(*calls)
-            for server in servers:
-                await self._control(server, "/reset_prefix_cache?reset_running_requests=true")
+                await self._on_all("/collective_rpc", {"method": "reload_weights", "kwargs": path})
+            await self._on_all("/reset_prefix_cache?reset_running_requests=true", {})
             self._is_half_loaded = False
         finally:
-            for server in servers:
-                await self._control(server, "/resume")
+            await self._on_all("/resume", {})
 
-    async def _control(
-        self, server: Endpoint, path: str, body: dict[str, Any] | None = None
-    ) -> None:
-        """Makes one of vLLM's control calls.
+    async def _on_all(self, path: str, body: dict[str, Any] | None) -> list[Any]:
+        """Makes one of vLLM's control calls to all servers at once; returns their answers in order.
+
+        Raises:
+            InvalidRequest, ServerUnavailable: as `_control`, of the first that failed, after all have ended.
+        """
+        calls = [self._control(server, path, body) for server in self._servers]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return answers
+
+    async def _control(self, server: Endpoint, path: str, body: dict[str, Any] | None) -> Any:
+        """Makes one of vLLM's control calls, a GET without a body.
 
         Raises:
             InvalidRequest: the server does not serve it. ServerUnavailable: it failed.
         """
         try:
-            await self.client.call_once(server, "/" + path, body or {})
+            return await self.client.call_once(server, "/" + path, body)
         except CallFailed as failure:
             where = f"The {server.name} cannot be updated: {failure.message} from {path}."
             if failure.status == 404:

@@ -1,4 +1,4 @@
-"""Checks a folder of safetensors files before servers are told to load it; knows files and numpy, no server."""
+"""Checks new weights before servers take them, by the files on this machine; knows files and numpy, no server."""
 
 from __future__ import annotations
 
@@ -26,11 +26,20 @@ class StoredTensor(NamedTuple):
     begin: int
 
 
-def check_folder(folder: Path, served: Path) -> None:
+def layout_of(served: Path) -> Layout | None:
+    """The tensors of the model that a server was started with; None where its files are not on this machine."""
+    shapes = {name: tensor.shape for name, tensor in _stored(served)}
+    if not shapes:
+        return None
+    optional = frozenset() if HEAD in shapes else frozenset({HEAD})
+    return Layout({HEAD: shapes.get(EMBEDDING, ()), **shapes}, optional)
+
+
+def check_folder(folder: Path, layout: Layout | None) -> None:
     """Checks the files of new weights in full.
 
     Args:
-        served: what the server was started with; names and shapes are compared where it is on this machine.
+        layout: what the servers' model takes; None for no check of names and shapes.
 
     Raises:
         WeightMismatch: says what does not fit.
@@ -39,10 +48,7 @@ def check_folder(folder: Path, served: Path) -> None:
     if not tensors:
         raise WeightMismatch(f"{folder} holds no safetensors file.", STAYS)
 
-    shapes = {name: tensor.shape for name, tensor in _stored(served)}
-    if shapes:
-        optional = frozenset() if HEAD in shapes else frozenset({HEAD})
-        layout = Layout({HEAD: shapes.get(EMBEDDING, ()), **shapes}, optional)
+    if layout is not None:
         for name, tensor in tensors.items():
             layout.require_known(name, tensor.shape)
         layout.require_complete(tensors)

@@ -33,8 +33,8 @@ FIELDS = {
     ),
     "Completion": (
         "index", "sample", "prompt", "base_prompt", "prompt_token_ids", "base_prompt_token_ids", "text", "token_ids",
-        "finish_reason", "stop_reason", "usage", "diagnostics", "top", "support", "weight_versions", "error",
-        "error_type",
+        "finish_reason", "stop_reason", "usage", "diagnostics", "top", "support", "weight_versions",
+        "weights_changed", "error", "error_type",
     ),
     "Diagnostics": (
         "alpha", "kl_base", "kl_teacher", "entropy", "ess_base", "ess_teacher", "ess_ratio", "logprobs",

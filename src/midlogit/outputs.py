@@ -10,7 +10,15 @@ from midlogit.rollout import Rollout, WeightVersion
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 ErrorType = Literal["request", "engine"]
-OCCASIONAL = ("top", "support", "weight_versions", "error", "error_type")  # fields of a Completion
+Side = Literal["base", "teacher"]
+OCCASIONAL = (
+    "top",
+    "support",
+    "weight_versions",
+    "weights_changed",
+    "error",
+    "error_type",
+)  # fields of a Completion
 Candidates = list[tuple[int, float]]  # (token id, log-probability), most likely first
 
 
@@ -214,6 +222,8 @@ class Completion:
         top: candidates at each position when top_logprobs was asked for.
         support: the ids of the support at each position when return_support was asked for.
         weight_versions: which version of the base's weights drew which tokens; empty while no version was ever set.
+        weights_changed: sides whose server was found to have other weights under the same name than when the pair was
+            opened or last updated, and which tokens were drawn from (docs/http.md).
         error: what went wrong, when finish_reason is "error".
         error_type: "request" where this request cannot be honoured, "engine" where the engine or a server behind it
             failed, so that the same request may succeed later.
@@ -234,6 +244,7 @@ class Completion:
     top: list[Top] | None = None
     support: list[list[int]] | None = None
     weight_versions: list[WeightVersion] = field(default_factory=list)
+    weights_changed: list[Side] = field(default_factory=list)
     error: str | None = None
     error_type: ErrorType | None = None
 

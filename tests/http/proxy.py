@@ -14,6 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from tests.http.damage import DAMAGE
+
+JSON = "application/json"
 Rewrite = Callable[[str, Any], Any]
 
 
@@ -31,7 +34,9 @@ class Proxy:
     Attributes:
         fault: called with the number of the /completions call, from 0; returns the name of what to do with it:
             "" (nothing), "reset" (cut the connection in mid-body), "truncate" (half the JSON), a status such as
-            "500", "hang" (no answer), "delay" (half a second late).
+            "500", "hang" (no answer), "delay" (half a second late), "longer" or "shorter" (a Content-Length that is too
+            long or too short), "text" (another Content-Type), "swap" (the answer before in place of this one), "twice"
+            (the answer before once more, after this one), a name of DAMAGE.
         dead: connections are accepted and cut at once.
         max_logprobs: as if the server had been started with this --max-logprobs.
         authorize: whether to let an Authorization header through.
@@ -51,6 +56,7 @@ class Proxy:
         self.rewrite_answer: Rewrite = lambda path, body: body
         self.calls = 0
         self.rows = 0
+        self._previous = b"{}"
         self._lock = threading.Lock()
         self._closing = threading.Event()
         proxy = self
@@ -140,9 +146,29 @@ class Proxy:
             handler.wfile.flush()
             self._cut(handler)
             return
-        self._answer(
-            handler, status, content[: len(content) // 2] if what == "truncate" else content
-        )
+        if status == 200 and handler.path.endswith("/completions"):
+            self._answer_broken(handler, what, content)
+        else:
+            self._answer(handler, status, content)
+
+    def _answer_broken(self, handler: BaseHTTPRequestHandler, what: str, content: bytes) -> None:
+        """Answers with whole rows, unless told what to do with them."""
+        with self._lock:
+            previous, self._previous = self._previous, content
+        if what in DAMAGE:
+            content = json.dumps(DAMAGE[what](json.loads(content))).encode()
+        if what == "truncate":
+            content = content[: len(content) // 2]
+        if what == "swap":
+            content = previous
+        length = len(content) + {"longer": 10, "shorter": -10}.get(what, 0)
+        self._answer(handler, 200, content, "text/html" if what == "text" else JSON, length)
+        if what == "longer":
+            self._cut(handler)
+        if what == "twice":
+            handler.wfile.flush()
+            time.sleep(0.005)
+            self._answer(handler, 200, previous)
 
     def _forward(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
         if body:
@@ -162,12 +188,19 @@ class Proxy:
             content = json.dumps(self.rewrite_answer(handler.path, json.loads(content))).encode()
         return answer.status, content
 
-    def _answer(self, handler: BaseHTTPRequestHandler, status: int, content: bytes) -> None:
+    def _answer(
+        self,
+        handler: BaseHTTPRequestHandler,
+        status: int,
+        content: bytes,
+        kind: str = JSON,
+        length: int | None = None,
+    ) -> None:
         handler.send_response(status)
         if status == 429:
             handler.send_header("Retry-After", "0.2")
-        handler.send_header("Content-Type", "application/json")
-        handler.send_header("Content-Length", str(len(content)))
+        handler.send_header("Content-Type", kind)
+        handler.send_header("Content-Length", str(len(content) if length is None else length))
         handler.end_headers()
         handler.wfile.write(content)
 

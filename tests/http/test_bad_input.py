@@ -49,7 +49,7 @@ def test_not_such_a_server(tmp_path: Path, urls: Urls) -> None:
     with Proxy(urls.base) as base:
         base.rewrite_answer = lambda path, body: {"hello": "world"}
         assert "does not answer like a vLLM server" in refused(
-            base.url, urls.teacher, ServerUnavailable
+            base.url, urls.teacher, ServerUnavailable, max_retries=0
         )
 
 
@@ -208,7 +208,7 @@ def test_decoded_strings_in_place_of_ids(urls: Urls) -> None:
 
     with Proxy(urls.base) as base:
         base.rewrite_request = without
-        message = refused(base.url, urls.teacher, ServerUnavailable)
+        message = refused(base.url, urls.teacher, ServerUnavailable, max_retries=0)
     assert "by token id" in message and "return_tokens_as_token_ids" in message
 
 
@@ -224,7 +224,8 @@ def test_probabilities_above_one(urls: Urls) -> None:
 
     with Proxy(urls.base) as base:
         base.rewrite_answer = raw
-        assert "--logprobs-mode" in refused(base.url, urls.teacher, ServerUnavailable)
+        message = refused(base.url, urls.teacher, ServerUnavailable, max_retries=0)
+    assert "--logprobs-mode" in message
 
 
 def test_no_tokenizer_anywhere(urls: Urls) -> None:

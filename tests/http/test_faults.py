@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -153,6 +154,31 @@ def test_a_refusal_is_told_from_a_server_that_cannot_be_used(proxies: tuple[Prox
             assert (completion.error_type, fault) == (expected, fault), completion.error
         teacher.fault = lambda _: ""
         assert pair.generate(["a fox"], PARAMS)[0].error_type is None
+
+
+@pytest.mark.usefixtures("quick")
+def test_seats_are_balanced_after_cancellations(urls: Urls) -> None:
+    """Calls that fail after their sequences were cancelled move none of their seats."""
+    with (
+        Proxy(urls.teacher) as first,
+        Proxy(urls.teacher) as second,
+        Pair.http(urls.base, [first.url, second.url], max_retries=6) as pair,
+    ):
+        replicas = pair.engine.sides.teacher.replicas.replicas
+        first.fault = second.fault = lambda call: "500" if call % 2 else "delay"
+        for _ in range(4):
+            batch = pair.as_completed(PROMPTS, replace(PARAMS, max_tokens=400))
+            time.sleep(0.4)
+            assert {c.finish_reason for c in batch.stop()} == {"abort"}
+        while any(replica.row_calls or replica.draft_calls for replica in replicas):
+            time.sleep(0.01)
+        assert [replica.num_slots for replica in replicas] == [0, 0]
+        assert not any(replica.waiting for replica in replicas)
+
+        first.fault = second.fault = lambda call: ""
+        calls = first.calls, second.calls
+        assert not any(c.error for c in pair.generate(PROMPTS, PARAMS, progress=False))
+        assert first.calls > calls[0] and second.calls > calls[1]
 
 
 @pytest.mark.usefixtures("quick")

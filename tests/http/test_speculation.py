@@ -252,6 +252,7 @@ def test_a_server_that_ignores_the_temperature(proxies: tuple[Proxy, Proxy]) -> 
         Pair.http(base.url, teacher.url, speculation=2)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_drawn_token_that_its_own_list_does_not_name(proxies: tuple[Proxy, Proxy]) -> None:
     base, teacher = proxies
 

@@ -20,6 +20,7 @@ from midlogit.outputs import (
     Diagnostics,
     ErrorType,
     FinishReason,
+    Side,
     Token,
     Usage,
 )
@@ -68,6 +69,7 @@ class Sequence:
     Attributes:
         submitted, token_times: when it came in and when each token was drawn, on the monotonic clock.
         weight_versions: which weights of the base drew the tokens so far.
+        weights_changed: sides that drew some of them from weights that a server should not have.
     """
 
     def __init__(self, request: Request, detokenizer: Detokenizer, listener: Listener) -> None:
@@ -78,6 +80,7 @@ class Sequence:
         self.submitted = time.monotonic()
         self.token_times: list[float] = []
         self.weight_versions: list[WeightVersion] = []
+        self.weights_changed: list[Side] = []
         self._detokenizer = detokenizer
         self._listener = listener
         self._uniforms = Uniforms(request.seed, request.repetition, request.identity)
@@ -214,6 +217,7 @@ class Sequence:
             error=error,
             error_type=error_type,
             weight_versions=self.weight_versions,
+            weights_changed=self.weights_changed,
         )
         self._listener(self, self.completion)
 

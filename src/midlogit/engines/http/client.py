@@ -6,9 +6,10 @@ Everything here runs in one asyncio loop in that thread. Other threads hand it c
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 
-from midlogit.engines.http.exchange import Address, ConnectionPool
+from midlogit.engines.http.exchange import Address, Answer, ConnectionPool
 from midlogit.engines.http.urls import shown, suggestion, what_is_wrong
 from midlogit.errors import InvalidRequest, ServerUnavailable, first_line
 from midlogit.extras import require
@@ -31,6 +32,7 @@ BACKOFF = (
     4.0,
 )  # seconds before each retry; together they outlast a server's restart of 5 s
 MAX_WAIT = 60.0  # the longest Retry-After that is honoured
+JSON = "application/json"
 RETRYABLE_STATUSES = (408, 429)
 UNUSABLE_STATUSES = (401, 403, 404, *RETRYABLE_STATUSES)  # of the server, whatever the request
 
@@ -114,6 +116,18 @@ class CallFailed(Exception):
         status = self.status
         return status is not None and 400 <= status < 500 and status not in UNUSABLE_STATUSES
 
+    @property
+    def is_broken_answer(self) -> bool:
+        """Whether the server answered the call, but not what was asked."""
+        return self.status == 200
+
+
+class BrokenAnswer(CallFailed):
+    """A 200 whose content cannot be the answer to its call; the same call may be answered rightly later."""
+
+    def __init__(self, message: str, *, healthy: bool = False) -> None:
+        super().__init__(message, status=200, healthy=healthy)
+
 
 class Client:
     """The loop, its thread and the connection pool of one Pair.
@@ -140,18 +154,29 @@ class Client:
         return future.result()
 
     async def call_once(
-        self, server: Endpoint, path: str, body: dict[str, Any] | None = None
+        self,
+        server: Endpoint,
+        path: str,
+        body: dict[str, Any] | None = None,
+        read: Callable[[Any], Any] = lambda content: content,
+        *,
+        fresh: bool = False,
     ) -> Any:
-        """Makes one attempt, a GET without a body, else a POST; returns the decoded JSON.
+        """Makes one attempt, a GET without a body, else a POST.
+
+        Args:
+            read: makes the result of the decoded JSON, or raises where that cannot be the answer to this call.
+            fresh: whether to open a connection for it, rather than use one that served other calls.
 
         Raises:
-            CallFailed: anything but a 200 with JSON.
+            CallFailed: anything but a 200 with JSON. BrokenAnswer: JSON that `read` cannot use.
         """
         aiohttp = self._aiohttp
+        content = b"" if body is None else orjson.dumps(body)
         try:
             address = self._address(server, path, body is not None)
-            status, headers, content = await address.exchange(
-                b"" if body is None else orjson.dumps(body)
+            return await address.exchange(
+                content, lambda answer: _read_answer(answer, read), fresh=fresh
             )
         except TimeoutError:
             raise CallFailed(f"no answer within {self._timeout:g} s") from None
@@ -160,34 +185,12 @@ class Client:
         except (aiohttp.http.HttpProcessingError, ValueError) as error:  # aiohttp's parsers
             raise CallFailed(f"not an HTTP answer: {first_line(error)}") from error
 
-        if (
-            300 <= status < 400
-        ):  # followed, it would cost every call a second one, and could take the key elsewhere
-            where = headers.get("Location")
-            raise CallFailed(
-                f"HTTP {status}: it redirects to {where}", status=status, retryable=False
-            )
-
-        if status != 200:
-            reason, whole = _server_message(content)
-            retryable = status in RETRYABLE_STATUSES or status >= 500 or not whole
-            raise CallFailed(
-                f"HTTP {status}: {reason}",
-                status=status,
-                retryable=retryable,
-                wait=_seconds(headers.get("Retry-After")),
-            )
-
-        try:
-            return orjson.loads(content)
-        except orjson.JSONDecodeError:
-            raise CallFailed("the answer is not whole JSON") from None
-
     async def call(
         self,
         server: Endpoint,
         path: str,
         body: dict[str, Any] | None = None,
+        read: Callable[[Any], Any] = lambda content: content,
         *,
         retry_unreachable: bool = True,
     ) -> Any:
@@ -198,7 +201,7 @@ class Client:
         """
         for attempt in range(self.retries + 1):
             try:
-                return await self.call_once(server, path, body)
+                return await self.call_once(server, path, body, read, fresh=attempt > 0)
             except CallFailed as failure:
                 is_retryable = failure.retryable and (
                     failure.status is not None or retry_unreachable
@@ -210,8 +213,9 @@ class Client:
 
     def backoff(self, attempt: int, failure: CallFailed) -> float:
         """Seconds before the next attempt: exponential with jitter, or as the server asked for."""
-        seconds = BACKOFF[min(attempt, len(BACKOFF) - 1)] * random.uniform(1.0, 1.25)
-        return seconds if failure.wait is None else max(min(failure.wait, MAX_WAIT), 0.0)
+        if failure.wait is not None:
+            return min(failure.wait, MAX_WAIT)
+        return BACKOFF[min(attempt, len(BACKOFF) - 1)] * random.uniform(1.0, 1.25)
 
     def close(self) -> None:
         """Cancels running calls, closes the connections and ends the thread."""
@@ -240,7 +244,7 @@ class Client:
         if key not in self._addresses:
             if self._connections is None:  # made in the loop that it belongs to
                 self._connections = ConnectionPool(self.pool, self._timeout)
-            headers = {"Content-Type": "application/json"}
+            headers = {"Content-Type": JSON}
             if server.key:
                 headers["Authorization"] = f"Bearer {server.key}"
             method = "POST" if posts else "GET"
@@ -253,6 +257,42 @@ def unavailable(server: Endpoint, failure: CallFailed, hint: str = "") -> Server
     return ServerUnavailable(
         f"The server of the {server.name} cannot be used: {failure.message}.", hint
     )
+
+
+def _read_answer(answer: Answer, read: Callable[[Any], Any]) -> Any:
+    """What `read` makes of an answer.
+
+    Raises:
+        CallFailed: as `Client.call_once`.
+    """
+    status, headers, content = answer
+    if (
+        300 <= status < 400
+    ):  # followed, it would cost every call a second one, and could take the key elsewhere
+        where = headers.get("Location")
+        raise CallFailed(f"HTTP {status}: it redirects to {where}", status=status, retryable=False)
+
+    if status != 200:
+        reason, whole = _server_message(content)
+        is_retryable = not 400 <= status < 500 or status in RETRYABLE_STATUSES or not whole
+        raise CallFailed(
+            f"HTTP {status}: {reason}",
+            status=status,
+            retryable=is_retryable,
+            wait=_seconds(headers.get("Retry-After")),
+        )
+
+    kind = headers.get("Content-Type", JSON).partition(";")[0].strip().lower()
+    if kind != JSON:
+        raise BrokenAnswer(f"the answer is {kind}, not JSON")
+    try:
+        decoded = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        raise BrokenAnswer("the answer is not whole JSON") from None
+    try:
+        return read(decoded)
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        raise BrokenAnswer(f"the answer is not of the form asked for ({error!r})") from None
 
 
 def _server_message(content: bytes) -> tuple[str, bool]:
@@ -268,14 +308,14 @@ def _server_message(content: bytes) -> tuple[str, bool]:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """A Retry-After header: seconds, or a date."""
+    """The seconds of a Retry-After header, a number or a date; None for what says no time to wait."""
     if retry_after is None:
         return None
     try:
-        return float(retry_after)
+        seconds = float(retry_after)
     except ValueError:
-        pass
-    try:
-        return parsedate_to_datetime(retry_after).timestamp() - time()
-    except ValueError:
-        return None
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time()
+        except (ValueError, OverflowError):
+            return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None

@@ -164,6 +164,7 @@ class HttpEngine(ReceivingServers):
                 else:
                     sampled = await self._verify(sequence, slots, position, pending.drafts)
                 self._record(pending, position, sampled)
+                sequence.weights_changed = self.sides.with_other_weights(slots)
                 self._gate.leave(pending)
 
                 token_ids = [token.token_id for token in sampled if token.token_id is not None]

@@ -7,15 +7,26 @@ that all requests to one address share is made once; aiohttp connects, keeps con
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakSet
 
 from midlogit.extras import require
+
+T = TypeVar("T")
 
 KEEP_ALIVE = (
     4.0  # below uvicorn's 5 s, so that the server never closes a connection we are about to use
 )
 CONNECT_TIMEOUT = 10.0
+
+
+class Answer(NamedTuple):
+    """A whole HTTP answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
 
 
 class ConnectionPool:
@@ -30,6 +41,23 @@ class ConnectionPool:
         self.timeout = timeout
         self.connecting = aiohttp.ClientTimeout(sock_connect=min(CONNECT_TIMEOUT, timeout))
         self.connector = aiohttp.TCPConnector(limit=size, keepalive_timeout=KEEP_ALIVE)
+        self._used: WeakSet[Any] = WeakSet()  # protocols of connections that have served a call
+
+    async def connect(self, request: Any, *, fresh: bool) -> Any:
+        """A connection on which nothing waits to be read.
+
+        Args:
+            fresh: whether it must have served no call before. Kept ones to the same server are closed then.
+        """
+        while True:
+            connection = await self.connector.connect(request, [], self.connecting)
+            protocol = connection.protocol
+            is_used = protocol in self._used
+            # aiohttp keeps a connection on which something arrives after its answer.
+            if not is_used or not (fresh or protocol.should_close):
+                self._used.add(protocol)
+                return connection
+            connection.close()
 
     async def close(self) -> None:
         await self.connector.close()
@@ -53,29 +81,30 @@ class Address:
         ]
         self._head = f"{method} {self._request.url.raw_path_qs} HTTP/1.1\r\n{''.join(lines)}Content-Length: ".encode()
 
-    async def exchange(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        """Sends a request; returns the status, headers and content of the answer.
+    async def exchange(self, body: bytes, read: Callable[[Answer], T], *, fresh: bool) -> T:
+        """Sends a request; returns what `read` makes of the answer.
+
+        The connection is kept for other calls only after `read` has taken the answer.
 
         Raises:
             TimeoutError: no answer within the pool's timeout.
             OSError, ValueError, aiohttp's ClientError and HttpProcessingError: no connection, or no whole HTTP answer.
         """
         async with asyncio.timeout(self._pool.timeout):
-            connection = await self._pool.connector.connect(
-                self._request, [], self._pool.connecting
-            )
+            connection = await self._pool.connect(self._request, fresh=fresh)
             try:
                 self.send(connection.protocol, body)
                 connection.protocol.set_response_params(read_until_eof=True)
                 message: Any = None
                 while message is None or message.code < 200:  # 1xx announces an answer
                     message, payload = await connection.protocol.read()
-                content = await payload.read()
+                answer = Answer(message.code, message.headers, await payload.read())
+                result = read(answer)
             except BaseException:
                 connection.close()
                 raise
             connection.release()
-        return message.code, message.headers, content
+        return result
 
     def send(self, protocol: Any, body: bytes) -> None:
         """Writes a request to a connection's protocol."""

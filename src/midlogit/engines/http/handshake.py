@@ -6,23 +6,19 @@ Every check ends in a fact or in one error that names the server and what to cha
 from __future__ import annotations
 
 import asyncio
-import math
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from midlogit.engines.http import rows
-from midlogit.engines.http.client import BACKOFF, CallFailed, Client, Endpoint, unavailable
+from midlogit.engines.http.client import BrokenAnswer, CallFailed, Client, Endpoint, unavailable
+from midlogit.engines.http.fingerprints import PROMPTS, Fingerprint, fingerprint
+from midlogit.engines.http.tokenizing import read_ids
 from midlogit.engines.http.urls import shown
 from midlogit.errors import InvalidRequest, ServerUnavailable
 
-T = TypeVar("T")
-
 DEFAULT_LOGPROBS = 20  # vLLM's own --max-logprobs
-PROBE = (5, 6, 7)  # ids of an arbitrary prompt
 NO_SUCH_ID = (
     2_000_000_000  # no vocabulary has this id, and no server allows as many log-probabilities
 )
@@ -50,20 +46,27 @@ class ServerFacts:
 
     Attributes:
         model: the name that it is served by. root: where it was loaded from, a folder or hub id.
-        max_context: most tokens of prompt and completion together. logit_size: ids that the model has.
+        max_context: most tokens of prompt and completion together. form: of its answers.
         max_logprobs: most log-probabilities per position. scores: whether it scores chosen ids.
         tokenizes: whether it offers /tokenize. version: of vLLM, None where it does not say.
+        fingerprint: of its weights.
     """
 
     endpoint: Endpoint
     model: str
     root: str
     max_context: int
-    logit_size: int
+    form: rows.Form
     max_logprobs: int
     scores: bool
     tokenizes: bool
     version: str | None
+    fingerprint: Fingerprint
+
+    @property
+    def logit_size(self) -> int:
+        """Ids that the model has."""
+        return self.form.logit_size
 
 
 async def shake_hands(
@@ -105,9 +108,10 @@ async def shake_hands(
             f"Start it with --max-logprobs {top_k}, or lower top_k.",
         )
 
-    await _require_rows(client, server, name, min(top_k or DEFAULT_LOGPROBS, max_logprobs))
+    k = min(top_k or DEFAULT_LOGPROBS, max_logprobs)
+    form, found = await _probe_rows(client, server, name, k, logit_size)
     scores, tokenizes, version = await asyncio.gather(
-        _can_score(client, server, name, logit_size),
+        _can_score(client, server, name, form),
         _can_tokenize(client, server, name),
         _version(client, server),
     )
@@ -115,39 +119,44 @@ async def shake_hands(
         endpoint=server,
         model=name,
         root=str(card.get("root") or name),
-        max_context=int(card["max_model_len"]),
-        logit_size=logit_size,
+        max_context=card["max_model_len"],
+        form=form,
         max_logprobs=max_logprobs,
         scores=scores,
         tokenizes=tokenizes,
         version=version,
+        fingerprint=fingerprint(found),
     )
 
 
 async def drafting_problem(client: Client, facts: ServerFacts) -> str | None:
     """Why a server cannot draft, which takes sampling by temperature and seed; None when it can."""
-    k = min(DEFAULT_LOGPROBS, facts.max_logprobs)
-    sampled = []
-    for seed in (1, 1, 2):
-        request = rows.DraftRequest(
-            16, rows.HOTTEST, seed
-        )  # long and hot: not sampled twice by chance
-        body = rows.draft_body(facts.model, PROBE, k, request)
-        try:
-            steps = await _complete(
-                client, facts.endpoint, body, partial(rows.read_drafts, request=request, k=k)
-            )
-        except CallFailed as failure:
-            if failure.retryable:
-                raise unavailable(facts.endpoint, failure) from failure
-            return failure.message
-        sampled.append([step.token_id for step in steps])
+    try:
+        sampled = [await _drafted(client, facts, seed) for seed in (1, 1, 2)]
+    except BrokenAnswer as failure:
+        return failure.message
+    except CallFailed as failure:
+        if failure.retryable:
+            raise unavailable(facts.endpoint, failure) from failure
+        return failure.message
 
     if sampled[0] != sampled[1]:
         return "it draws other tokens from the same seed"
     if sampled[0] == sampled[2]:
         return "it draws the same tokens whatever temperature and seed"
     return None
+
+
+async def _drafted(client: Client, facts: ServerFacts, seed: int) -> list[int]:
+    """Drafts of one seed, so long and hot that they are not sampled twice by chance."""
+    request = rows.DraftRequest(16, rows.HOTTEST, seed)
+    k = min(DEFAULT_LOGPROBS, facts.max_logprobs)
+    body = rows.draft_body(facts.model, PROMPTS[0], k, request)
+
+    def read(answer: Any) -> list[int]:
+        return [step.token_id for step in rows.read_drafts(answer, body, facts.form)]
+
+    return list(await client.call(facts.endpoint, "/completions", body, read))
 
 
 async def probe_tokens(client: Client, facts: ServerFacts) -> list[list[int]]:
@@ -192,8 +201,7 @@ async def stop_ids(
         body = _probe_body(
             facts.model, allowed_token_ids=[token_id], max_tokens=2, ignore_eos=False
         )
-        answer = await client.call(facts.endpoint, "/completions", body)
-        return bool(answer["choices"][0]["finish_reason"] == "stop")
+        return bool(await client.call(facts.endpoint, "/completions", body, _is_stopped))
 
     ordered = sorted(candidates)
     return tuple(
@@ -203,28 +211,43 @@ async def stop_ids(
     )
 
 
+def _is_stopped(answer: Any) -> bool:
+    """Whether the completion ended by itself."""
+    (choice,) = answer["choices"]
+    reason = choice["finish_reason"]
+    if reason not in ("stop", "length"):
+        raise BrokenAnswer(f"its completion ended with {reason!r}")
+    return bool(reason == "stop")
+
+
 async def _model_card(client: Client, server: Endpoint, model: str | None) -> dict[str, Any]:
     """The model's entry in /v1/models."""
     try:
-        answer = await client.call(server, "/models", retry_unreachable=False)
-        cards = {str(card["id"]): card for card in answer["data"]}
-        first = next(iter(cards.values()))
-        first["max_model_len"] + 0
+        cards = await client.call(server, "/models", read=_read_cards, retry_unreachable=False)
+    except BrokenAnswer as failure:
+        raise ServerUnavailable(
+            f"The {server.name} does not answer like a vLLM server: {failure.message}.",
+            "Give the URL of a `vllm serve`, ending in /v1.",
+        ) from failure
     except CallFailed as failure:
         raise await _explain(client, server, failure) from failure
-    except (KeyError, TypeError, StopIteration):
-        raise ServerUnavailable(
-            f"The {server.name} does not answer like a vLLM server.",
-            "Give the URL of a `vllm serve`, ending in /v1.",
-        ) from None
 
     if model is None:
-        return dict(first)
+        return dict(next(iter(cards.values())))
     if model not in cards:
         raise InvalidRequest(
             f"The {server.name} does not serve {model!r}.", f"It serves {', '.join(cards)}."
         )
     return dict(cards[model])
+
+
+def _read_cards(answer: Any) -> dict[str, dict[str, Any]]:
+    """The entries of /v1/models by name; all have the context of the first, since adapters do not say theirs."""
+    entries = answer["data"]
+    context = entries[0]["max_model_len"]
+    if type(context) is not int or context < 1:
+        raise BrokenAnswer(f"its context is {context!r} tokens long")
+    return {str(card["id"]): {**card, "max_model_len": context} for card in entries}
 
 
 async def _explain(client: Client, server: Endpoint, failure: CallFailed) -> ServerUnavailable:
@@ -265,59 +288,51 @@ async def _limit_in_refusal(
     return None
 
 
-async def _require_rows(client: Client, server: Endpoint, model: str, k: int) -> None:
-    """Requires lists of log-probabilities by token id.
+async def _probe_rows(
+    client: Client, server: Endpoint, model: str, k: int, logit_size: int
+) -> tuple[rows.Form, list[dict[int, float]]]:
+    """The form of a server's answers, and its `k` most likely ids after PROMPTS.
 
     Raises:
-        ServerUnavailable: the server gives none, or values that are not log-probabilities.
+        ServerUnavailable: the server gives no log-probabilities by token id.
     """
-    hint = "midlogit needs a vLLM server that honours return_tokens_as_token_ids and logprobs."
-    body = rows.top_body(model, [list(PROBE), list(PROBE[:2])], k)
+    body = rows.top_body(model, PROMPTS, k)
+
+    def read(answer: Any) -> tuple[rows.Form, list[dict[int, float]]]:
+        form = rows.Form(logit_size, rows.echoes(answer, body))
+        return form, rows.read_top(answer, body, form)
+
     try:
-        found = await _complete(client, server, body, lambda answer: rows.read_top(answer, 2, k))
+        found: tuple[rows.Form, list[dict[int, float]]] = await client.call(
+            server, "/completions", body, read
+        )
     except CallFailed as failure:
+        hint = (
+            "midlogit needs a vLLM server that honours return_tokens_as_token_ids and logprobs, "
+            "started without --logprobs-mode."
+        )
         raise unavailable(server, failure, hint) from failure
-
-    if any(math.fsum(map(math.exp, row.values())) > 1.001 for row in found):
-        raise ServerUnavailable(
-            f"The {server.name} returns values that are no log-probabilities: they sum to more than 1.",
-            "Start it without --logprobs-mode.",
-        )
+    return found
 
 
-async def _complete(
-    client: Client, server: Endpoint, body: dict[str, Any], read: Callable[[Any], T]
-) -> T:
-    """Calls /completions and parses the answer with `read`; retries truncated lists, a transient fault of vLLM."""
-    for wait in (*BACKOFF[:2], None):
-        answer = await client.call(server, "/completions", body)
-        try:
-            return read(answer)
-        except CallFailed as failure:
-            if wait is None or not failure.retryable:
-                raise
-        await asyncio.sleep(wait)
-    raise AssertionError
-
-
-async def _can_score(client: Client, server: Endpoint, model: str, logit_size: int) -> bool:
+async def _can_score(client: Client, server: Endpoint, model: str, form: rows.Form) -> bool:
     """Whether the server scores chosen ids: old ones ignore or refuse logprob_token_ids."""
-    chosen = sorted({1, logit_size // 2, logit_size - 1})
+    chosen = sorted({1, form.logit_size // 2, form.logit_size - 1})
+    body = rows.score_body(model, PROMPTS[:1], chosen)
     try:
-        answer = await client.call(
-            server, "/completions", rows.score_body(model, [list(PROBE)], chosen)
+        (row,) = await client.call(
+            server, "/completions", body, lambda answer: rows.read_rows(answer, body, form)
         )
-        rows.read_scores(answer, 1, chosen)
     except CallFailed as failure:
         if failure.retryable:
             raise unavailable(server, failure) from failure
         return False
-    return True
+    return all(i in row for i in chosen)
 
 
 async def _can_tokenize(client: Client, server: Endpoint, model: str) -> bool:
     try:
-        await client.call(server, "//tokenize", {"model": model, "prompt": "Hi"})
+        await client.call(server, "//tokenize", {"model": model, "prompt": "Hi"}, read_ids)
     except CallFailed as failure:
         if failure.retryable:
             raise unavailable(server, failure) from failure
@@ -327,15 +342,16 @@ async def _can_tokenize(client: Client, server: Endpoint, model: str) -> bool:
 
 async def _version(client: Client, server: Endpoint) -> str | None:
     try:
-        return str((await client.call_once(server, "//version"))["version"])
-    except (CallFailed, KeyError, TypeError):
+        found = await client.call_once(server, "//version", read=lambda answer: answer["version"])
+        return str(found)
+    except CallFailed:
         return None
 
 
 async def _tokens(client: Client, facts: ServerFacts, body: dict[str, Any]) -> list[int]:
-    answer = await client.call(facts.endpoint, "//tokenize", {"model": facts.model, **body})
-    return [int(i) for i in answer["tokens"]]
+    body = {"model": facts.model, **body}
+    return list(await client.call(facts.endpoint, "//tokenize", body, read_ids))
 
 
 def _probe_body(model: str, **changes: Any) -> dict[str, Any]:
-    return {"model": model, "prompt": [list(PROBE)], **rows.EXPLICIT, **changes}
+    return {"model": model, "prompt": PROMPTS[:1], **rows.EXPLICIT, **changes}

@@ -195,7 +195,7 @@ def open_engine(
     """The engine over sides that `open_sides` opened."""
     served = [
         ServedSide(
-            ReplicaPool(client, [(facts.endpoint, facts.model) for facts in side.facts]),
+            ReplicaPool(client, side.facts),
             side.model.logit_size,
             side.scores,
         )

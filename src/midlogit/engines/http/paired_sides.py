@@ -12,6 +12,8 @@ from midlogit.decide.base import RowSettings
 from midlogit.decide.truncated.lists import TopLogprobs, unlisted_ids
 from midlogit.engines.http.replicas import PendingRow, ReplicaPool, Slot
 from midlogit.engines.http.rows import most_likely
+from midlogit.engines.http.upstream import SIDES
+from midlogit.outputs import Side
 
 # Of (base, teacher), each:
 TopPair = tuple[TopLogprobs, TopLogprobs]
@@ -49,6 +51,10 @@ class PairedSides:
     def scores(self) -> bool:
         """Whether the servers of both sides score chosen ids."""
         return self.base.scores and self.teacher.scores
+
+    def with_other_weights(self, slots: SlotPair) -> list[Side]:
+        """The sides of which a sequence has rows from other weights than they should have."""
+        return [side for side, slot in zip(SIDES, slots, strict=True) if slot.has_other_weights]
 
     def request_top(self, slots: SlotPair, k: int) -> tuple[PendingRow, ...]:
         """The `k` most likely ids of both after their prefixes."""

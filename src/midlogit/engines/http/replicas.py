@@ -6,13 +6,15 @@ Knows prefixes and replicas; not what the rows are for, nor that there is anothe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
 from midlogit.engines.http import rows
 from midlogit.engines.http.client import CallFailed, Client, Endpoint
+from midlogit.engines.http.handshake import ServerFacts
+from midlogit.engines.http.weight_watch import WeightWatch
 
 MAX_CALLS = (
     4  # row calls in flight per replica: a long prompt holds up its own call, not the others
@@ -21,7 +23,7 @@ MAX_ROWS = 256  # prompts per call
 MAX_DRAFT_CALLS = (
     64  # draft calls in flight per replica: they share no call, so the server batches them
 )
-COOL_DOWN = 10.0  # seconds for which a failed replica is avoided while another is up
+COOL_DOWN = 5.0  # seconds for which a failed replica is avoided while another is up
 
 
 @dataclass(eq=False, slots=True)
@@ -38,8 +40,8 @@ class Replica:
         down_until: monotonic time before which it is avoided.
     """
 
-    endpoint: Endpoint
-    model: str
+    facts: ServerFacts
+    weights: WeightWatch
     waiting: list[RowRequest] = field(default_factory=list)
     row_calls: int = 0
     draft_calls: int = 0
@@ -48,6 +50,10 @@ class Replica:
     is_flush_scheduled: bool = False
     down_until: float = 0.0
 
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.facts.endpoint
+
 
 @dataclass(eq=False, slots=True)
 class Slot:
@@ -55,11 +61,15 @@ class Slot:
 
     Attributes:
         is_new: whether no row has been computed yet, so that the first has a prompt to prefill.
+        is_released: whether the sequence has ended.
+        has_other_weights: whether a row of it came from a replica with other weights than it should have.
     """
 
     replica: Replica
     prefix: list[int]
     is_new: bool = True
+    is_released: bool = False
+    has_other_weights: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -79,6 +89,11 @@ class RowRequest:
     drafts: rows.DraftRequest | None
     answer: asyncio.Future[Any]
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody still waits for the answer."""
+        return not (self.answer.done() or self.slot.is_released)
+
 
 PendingRow = asyncio.Future[dict[int, float]]  # log-probability by id
 
@@ -87,14 +102,14 @@ class ReplicaPool:
     """Rows of one model, from whichever of its servers; lives in the client's loop.
 
     Args:
-        servers: (endpoint, name of the model there) of each replica.
+        servers: the facts of each replica.
 
     Attributes:
         max_calls, max_rows: row calls in flight per replica, prompts per call.
     """
 
-    def __init__(self, client: Client, servers: Sequence[tuple[Endpoint, str]]) -> None:
-        self.replicas = [Replica(server, model) for server, model in servers]
+    def __init__(self, client: Client, servers: Sequence[ServerFacts]) -> None:
+        self.replicas = [Replica(facts, WeightWatch(client, facts)) for facts in servers]
         self.max_calls = MAX_CALLS
         self.max_rows = MAX_ROWS
         self._client = client
@@ -107,8 +122,14 @@ class ReplicaPool:
         return Slot(replica, list(prompt))
 
     def release(self, slot: Slot) -> None:
-        """Gives a slot back."""
+        """Gives a slot back; what was requested for it is not called for again."""
+        slot.is_released = True
         slot.replica.num_slots -= 1
+
+    def expect_new_weights(self) -> None:
+        """Takes the weights that the replicas have at their next calls for those that they should have."""
+        for replica in self.replicas:
+            replica.weights.expect_new()
 
     def top(self, slot: Slot, k: int, drafted: Sequence[int] = ()) -> list[PendingRow]:
         """The `k` most likely ids after the slot's prefix, and after each of the drafted tokens appended to it."""
@@ -177,7 +198,7 @@ class ReplicaPool:
 
         First rows have prompts to prefill, so they share no call with others. Drafts share no call at all.
         """
-        replica.waiting = [request for request in replica.waiting if not request.answer.done()]
+        replica.waiting = [request for request in replica.waiting if request.is_wanted]
         if not replica.waiting:
             return []
 
@@ -213,25 +234,16 @@ class ReplicaPool:
     async def _send(self, replica: Replica, requests: list[RowRequest]) -> None:
         """Makes one call and hands its rows to the requests."""
         try:
-            answers = await self._call_with_retries(requests)
+            await self._call_with_retries(requests)
         except CallFailed as failure:
-            if len(requests) > 1 and not failure.retryable:
+            may_concern_one = not failure.retryable or failure.is_broken_answer
+            if len(requests) > 1 and may_concern_one:
                 await asyncio.gather(*(self._send_alone(request) for request in requests))
             else:
-                for request in requests:
-                    _fail(request, failure)
+                _fail(requests, failure)
         except Exception as error:  # whoever waits for these rows must hear of it
-            for request in requests:
-                _fail(
-                    request,
-                    CallFailed(
-                        f"{replica.endpoint.name}: {type(error).__name__}: {error}", retryable=False
-                    ),
-                )
-        else:
-            for request, answer in zip(requests, answers, strict=True):
-                request.slot.is_new = False
-                _resolve(request, answer)
+            message = f"{replica.endpoint.name}: {type(error).__name__}: {error}"
+            _fail(requests, CallFailed(message, retryable=False))
         finally:
             if requests[0].drafts is None:
                 replica.row_calls -= 1
@@ -240,25 +252,23 @@ class ReplicaPool:
             self._schedule_flush(replica)
 
     async def _send_alone(self, request: RowRequest) -> None:
-        """Repeats one request of a refused call by itself, so that only the request at fault fails."""
+        """Repeats one request of a failed call by itself, so that only the request at fault fails."""
         try:
-            answer = (await self._call_with_retries([request]))[0]
+            await self._call_with_retries([request])
         except CallFailed as failure:
-            _fail(request, failure)
-        else:
-            _resolve(request, answer)
+            _fail([request], failure)
 
-    async def _call_with_retries(self, requests: list[RowRequest]) -> list[Any]:
-        """Calls until there is an answer, moving to another replica when one fails.
+    async def _call_with_retries(self, requests: list[RowRequest]) -> None:
+        """Calls until there is an answer, moving to another replica when one fails; stops when nobody waits for it.
 
         Raises:
             CallFailed: the last failure, when nothing is left to try; its message names side and URL.
         """
         attempt = 0
-        while True:
-            replica = requests[0].slot.replica
+        while wanted := [request for request in requests if request.is_wanted]:
+            replica = wanted[0].slot.replica
             try:
-                answers = await self._call_once(replica, requests)
+                answers = await self._call_once(replica, wanted, is_retry=attempt > 0)
             except CallFailed as failure:
                 if (
                     not failure.retryable
@@ -271,12 +281,17 @@ class ReplicaPool:
                     ) from failure
 
                 next_replica = await self._replica_for_retry(replica, failure, attempt)
-                for request in requests:
+                for request in wanted:
                     self._move(request.slot, next_replica)
                 attempt += 1
             else:
                 replica.down_until = 0.0
-                return answers
+                replica.weights.note_answer()
+                for request, answer in zip(wanted, answers, strict=True):
+                    request.slot.is_new = False
+                    request.slot.has_other_weights |= replica.weights.found_others
+                    _resolve(request, answer)
+                return
 
     async def _replica_for_retry(
         self, replica: Replica, failure: CallFailed, attempt: int
@@ -288,6 +303,8 @@ class ReplicaPool:
         chosen = replica
         if not failure.healthy:
             replica.down_until = monotonic() + COOL_DOWN
+            if failure.status is None or failure.status >= 500:
+                replica.weights.note_failure()
             if up := self._up():
                 return min(up, key=lambda other: other.num_slots)
             chosen = self.replicas[(self.replicas.index(replica) + 1) % len(self.replicas)]
@@ -295,26 +312,35 @@ class ReplicaPool:
         await asyncio.sleep(self._client.backoff(max(0, attempt - len(self.replicas) + 1), failure))
         return chosen
 
-    async def _call_once(self, replica: Replica, requests: list[RowRequest]) -> list[Any]:
+    async def _call_once(
+        self, replica: Replica, requests: list[RowRequest], *, is_retry: bool
+    ) -> list[Any]:
+        """Makes one attempt; where the replica's weights must be checked, their rows are not used before they are."""
         prompts = [request.prefix for request in requests]
         k, drafts = requests[0].k, requests[0].drafts
         ids = sorted({i for request in requests for i in request.ids})
 
+        model = replica.facts.model
+        read: Callable[[Any, dict[str, Any], rows.Form], list[Any]]
         if drafts is not None:
-            body = rows.draft_body(replica.model, prompts[0], k, drafts)
+            body, read = rows.draft_body(model, prompts[0], k, drafts), rows.read_drafts
         elif k:
-            body = rows.top_body(replica.model, prompts, k)
+            body, read = rows.top_body(model, prompts, k), rows.read_top
         else:
-            body = rows.score_body(replica.model, prompts, ids)
+            body, read = rows.score_body(model, prompts, ids), rows.read_scores
 
-        answer = await self._client.call_once(replica.endpoint, "/completions", body)
-        if drafts is not None:
-            return [rows.read_drafts(answer, drafts, k)]
-        return (
-            rows.read_top(answer, len(prompts), k)
-            if k
-            else rows.read_scores(answer, len(prompts), ids)
+        call = self._client.call_once(
+            replica.endpoint,
+            "/completions",
+            body,
+            lambda answer: read(answer, body, replica.facts.form),
+            fresh=is_retry,
         )
+        if k and replica.weights.is_due:  # not while chosen ids are scored: see Replica.is_scoring
+            answer, _ = await asyncio.gather(call, replica.weights.check())
+        else:
+            answer = await call
+        return [answer] if drafts is not None else list(answer)
 
     def _up(self) -> list[Replica]:
         """Replicas that have not failed recently."""
@@ -322,6 +348,8 @@ class ReplicaPool:
         return [replica for replica in self.replicas if replica.down_until <= now]
 
     def _move(self, slot: Slot, replica: Replica) -> None:
+        if slot.is_released:
+            return
         slot.replica.num_slots -= 1
         replica.num_slots += 1
         slot.replica = replica
@@ -337,7 +365,9 @@ def _resolve(request: RowRequest, row: Any) -> None:
         request.answer.set_result(row if request.k else {i: row[i] for i in request.ids})
 
 
-def _fail(request: RowRequest, failure: CallFailed) -> None:
-    if not request.answer.done():
-        request.answer.set_exception(failure)
-        request.answer.exception()  # retrieved, so that asyncio does not complain where nobody waits for it any more
+def _fail(requests: Sequence[RowRequest], failure: CallFailed) -> None:
+    for request in requests:
+        if not request.answer.done():
+            request.answer.set_exception(failure)
+            # Retrieved, so that asyncio does not complain where nobody waits for it any more.
+            request.answer.exception()

@@ -1,5 +1,8 @@
 """Bodies and answers of /v1/completions for rows of log-probabilities; knows vLLM's JSON, sends nothing.
 
+An answer is read against the body that it answers. What cannot be the answer to that body is a BrokenAnswer; so is what
+makes a reader raise KeyError, TypeError, ValueError, IndexError or AttributeError (`Client.call_once`).
+
 Measured against vLLM 0.24 and 0.32: log-probabilities are the raw ones whatever the sampling parameters,
 "token_id:N" keys need return_tokens_as_token_ids, logprob_token_ids replaces the top-k list.
 """
@@ -10,12 +13,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from uuid import uuid4
 
-from midlogit.engines.http.client import CallFailed
+from midlogit.engines.http.client import BrokenAnswer
 
 MAX_SCORED = 128  # ids in one logprob_token_ids
 KEY = "token_id:"
 NOTHING = -9999.0  # how vLLM writes −∞
+ROUNDING = 1e-3  # by which log-probabilities and sums of probabilities may be too large
 COLDEST, HOTTEST = (
     0.01,
     2.0,
@@ -78,14 +83,25 @@ class DraftStep(NamedTuple):
     token_id: int
 
 
+class Form(NamedTuple):
+    """What the answers of one server have in common.
+
+    Attributes:
+        logit_size: ids are below it. echoes: whether an answer carries the id of its request.
+    """
+
+    logit_size: int
+    echoes: bool
+
+
 def top_body(model: str, prompts: Sequence[Sequence[int]], k: int) -> dict[str, Any]:
     """Requests the `k` most likely next ids of each prompt."""
-    return {"model": model, "prompt": prompts, "logprobs": k, **EXPLICIT}
+    return _body(model, prompts, k)
 
 
 def score_body(model: str, prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> dict[str, Any]:
     """Requests the log-probabilities of chosen next ids of each prompt."""
-    return {"model": model, "prompt": prompts, "logprobs": 1, "logprob_token_ids": ids, **EXPLICIT}
+    return _body(model, prompts, 1) | {"logprob_token_ids": ids}
 
 
 def draft_body(model: str, prompt: Sequence[int], k: int, request: DraftRequest) -> dict[str, Any]:
@@ -93,86 +109,67 @@ def draft_body(model: str, prompt: Sequence[int], k: int, request: DraftRequest)
 
     One prompt per call: all prompts of a call share its seed, so their tokens would not be independent.
     """
-    sampling = {
+    return _body(model, [prompt], k) | {
         "max_tokens": request.num_tokens,
         "temperature": request.temperature,
         "seed": request.seed,
     }
-    return {"model": model, "prompt": [prompt], "logprobs": k, **EXPLICIT, **sampling}
 
 
-def read_rows(answer: Any, count: int) -> list[dict[int, float]]:
+def echoes(answer: Any, body: dict[str, Any]) -> bool:
+    """Whether an answer carries the id of its request, from which vLLM makes its own."""
+    return bool(answer["id"] == f"cmpl-{body['request_id']}")
+
+
+def read_rows(answer: Any, body: dict[str, Any], form: Form) -> list[dict[int, float]]:
     """Log-probabilities by id, for each prompt in order.
 
     Raises:
-        CallFailed: an answer of another form; not retryable, the server would send it again.
+        BrokenAnswer: this is not the answer to `body`.
     """
-    try:
-        rows = [
-            _read_row(choice["logprobs"]["top_logprobs"][0])
-            for choice in sorted(answer["choices"], key=lambda choice: choice["index"])
-        ]
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-        raise CallFailed(
-            f"its answer holds no log-probabilities by token id ({error!r})", retryable=False
-        ) from None
-
-    if len(rows) != count:
-        raise CallFailed(f"it answered {len(rows)} of {count} prompts", retryable=False)
-    return rows
+    return [_read_rows(choice, 1, form)[0] for choice in _choices(answer, body, form)]
 
 
-def read_top(answer: Any, count: int, k: int) -> list[dict[int, float]]:
-    """`read_rows` of exactly the `k` most likely ids.
+def read_top(answer: Any, body: dict[str, Any], form: Form) -> list[dict[int, float]]:
+    """`read_rows` of exactly the most likely ids, as many as `body` asks for.
 
     Raises:
-        CallFailed: fewer came than were requested. Retryable, since the fault is transient: vLLM answers so while
+        BrokenAnswer: as `read_rows`, or other numbers of ids came. Fewer are transient: vLLM answers so while
             another client has it score chosen ids (it fills the lists of all others with id 0 at −∞).
     """
-    return [_exactly(row, k) for row in read_rows(answer, count)]
+    return [_exactly(row, body["logprobs"], form) for row in read_rows(answer, body, form)]
 
 
-def read_drafts(answer: Any, request: DraftRequest, k: int) -> list[DraftStep]:
+def read_drafts(answer: Any, body: dict[str, Any], form: Form) -> list[DraftStep]:
     """The drafts, each with the list it was sampled from.
 
     A draft that is not among the `k` most likely is missing from its list.
 
     Raises:
-        CallFailed: as `read_top`; or a token that its own list does not name.
+        BrokenAnswer: as `read_top`; or a token that its own list does not name.
     """
-    try:
-        logprobs = answer["choices"][0]["logprobs"]
-        rows = [_read_row(values) for values in logprobs["top_logprobs"]]
-        tokens = [int(token[len(KEY) :]) for token in logprobs["tokens"]]
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-        raise CallFailed(
-            f"its answer holds no drafts by token id ({error!r})", retryable=False
-        ) from None
+    (choice,) = _choices(answer, body, form)
+    rows = _read_rows(choice, body["max_tokens"], form)
+    tokens = [int(token.removeprefix(KEY)) for token in choice["logprobs"]["tokens"]]
+    k = body["logprobs"]
 
-    if not len(rows) == len(tokens) == request.num_tokens:
-        raise CallFailed(
-            f"it drafted {len(tokens)} of {request.num_tokens} tokens", retryable=False
-        )
-
-    steps = [DraftStep(_exactly(row, k), token) for row, token in zip(rows, tokens, strict=True)]
+    steps = []
     for row, token in zip(rows, tokens, strict=True):
         if token not in row:
-            raise CallFailed(
-                f"it drew token {token}, which its own list of {k} does not name", retryable=False
-            )
+            raise BrokenAnswer(f"it drew token {token}, which its own list of {k} does not name")
+        steps.append(DraftStep(_exactly(row, k, form), token))
     return steps
 
 
-def read_scores(answer: Any, count: int, ids: Sequence[int]) -> list[dict[int, float]]:
-    """`read_rows` that hold every one of `ids`.
+def read_scores(answer: Any, body: dict[str, Any], form: Form) -> list[dict[int, float]]:
+    """`read_rows` that hold every id that `body` asks for.
 
     Raises:
-        CallFailed: some are missing.
+        BrokenAnswer: as `read_rows`, or some are missing.
     """
-    rows = read_rows(answer, count)
-    for row in rows:
-        if not all(i in row for i in ids):
-            raise CallFailed("it did not score the ids that were asked for", retryable=False)
+    rows = read_rows(answer, body, form)
+    if not all(i in row for row in rows for i in body["logprob_token_ids"]):
+        raise BrokenAnswer("it did not score the ids that were asked for")
     return rows
 
 
@@ -185,22 +182,67 @@ def most_likely(row: dict[int, float], k: int) -> dict[int, float]:
     )
 
 
-def _exactly(row: dict[int, float], k: int) -> dict[int, float]:
+def _body(model: str, prompts: Sequence[Sequence[int]], k: int) -> dict[str, Any]:
+    return {
+        "model": model,
+        "prompt": prompts,
+        "logprobs": k,
+        "request_id": uuid4().hex,
+        **EXPLICIT,
+    }
+
+
+def _choices(answer: Any, body: dict[str, Any], form: Form) -> list[Any]:
+    """The choices in the order of the prompts, one for each."""
+    if form.echoes and not echoes(answer, body):
+        raise BrokenAnswer("it answered another request")
+
+    prompts = body["prompt"]
+    choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+    if len(choices) != len(prompts):
+        raise BrokenAnswer(f"it answered {len(choices)} of {len(prompts)} prompts")
+    if [choice["index"] for choice in choices] != list(range(len(prompts))):
+        raise BrokenAnswer("it answered a prompt twice")
+
+    read, sent = answer["usage"]["prompt_tokens"], sum(map(len, prompts))
+    if read != sent:
+        raise BrokenAnswer(f"it read {read} of {sent} prompt tokens")
+    return choices
+
+
+def _read_rows(choice: Any, count: int, form: Form) -> list[dict[int, float]]:
+    """The rows of one choice, a token each."""
+    lists = choice["logprobs"]["top_logprobs"]
+    if len(lists) != count:
+        raise BrokenAnswer(f"it drew {len(lists)} of {count} tokens")
+    return [_read_row(values, form) for values in lists]
+
+
+def _exactly(row: dict[int, float], k: int, form: Form) -> dict[int, float]:
     """Exactly `k` ids of a row: vLLM adds the sampled token where it is not among them."""
     given = len(row) - (row.get(0) == -math.inf)
-    if given < k:
-        raise CallFailed(
-            f"it returned {given} log-probabilities where {k} were asked for", healthy=True
+    if not k <= given <= k + 1:
+        raise BrokenAnswer(
+            f"it returned {given} log-probabilities where {k} were asked for", healthy=given < k
         )
+
+    if max(row.values()) < -math.log(form.logit_size) - ROUNDING:
+        raise BrokenAnswer("no id that it returned is as likely as the mean of all ids")
     return most_likely(row, k)
 
 
-def _read_row(values: dict[str, float]) -> dict[int, float]:
+def _read_row(values: dict[str, float], form: Form) -> dict[int, float]:
     start = len(KEY)
     row = {int(key[start:]): value for key, value in values.items() if key.startswith(KEY)}
-    if len(row) != len(values):
-        raise ValueError("keys are texts, which are not unique")
+    if not row or len(row) != len(values):  # texts are not unique
+        raise BrokenAnswer("it returned no log-probabilities by token id")
+    if not 0 <= min(row) <= max(row) < form.logit_size:
+        raise BrokenAnswer(f"it returned ids beyond its {form.logit_size}")
 
-    if min(row.values()) <= NOTHING:
+    lowest = min(row.values())
+    is_possible = lowest >= NOTHING and max(row.values()) <= ROUNDING
+    if not is_possible or sum(map(math.exp, row.values())) > 1 + ROUNDING:
+        raise BrokenAnswer("it returned values that are no log-probabilities")
+    if lowest == NOTHING:
         row = {i: value if value > NOTHING else -math.inf for i, value in row.items()}
     return row

@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from midlogit.engines.http.client import CallFailed, Client, Endpoint
+from midlogit.engines.http.tokenizing import read_ids, read_text
 from midlogit.errors import EngineFailure, InvalidRequest
 from midlogit.messages import Message
 from midlogit.models.checkpoint import plain_chat
@@ -77,15 +78,15 @@ class ServedModel:
         return self._tokens({"prompt": text, "add_special_tokens": add_special_tokens})
 
     def _tokens(self, body: dict[str, Any]) -> list[int]:
-        return [int(i) for i in self._call("//tokenize", body)["tokens"]]
+        return list(self._call("//tokenize", body, read_ids))
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return str(self._call("//detokenize", {"tokens": list(ids)})["prompt"]) if ids else ""
+        return str(self._call("//detokenize", {"tokens": list(ids)}, read_text)) if ids else ""
 
-    def _call(self, path: str, body: dict[str, Any]) -> Any:
+    def _call(self, path: str, body: dict[str, Any], read: Callable[[Any], Any]) -> Any:
         try:
             return self.client.run(
-                self.client.call(self.server, path, {"model": self.name, **body})
+                self.client.call(self.server, path, {"model": self.name, **body}, read)
             )
         except CallFailed as failure:
             raise EngineFailure(f"{self.server.name}: {failure.message}") from failure

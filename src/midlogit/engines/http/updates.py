@@ -127,6 +127,10 @@ class UpdatedServers(Engine, Updating):
             finally:
                 self._open_gate()
 
+    def _count_update(self, version: int | str | None) -> None:
+        super()._count_update(version)
+        self.sides.base.replicas.expect_new_weights()
+
     async def _load(self, folder: Path | None) -> None:
         """Has the servers load a folder, None where they have new weights already, and forget what they cached."""
         try:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from midlogit.engines.http.client import Endpoint, endpoint
 from midlogit.errors import InvalidRequest
+from midlogit.outputs import Side
 
-SIDES = ("base", "teacher")
+SIDES: tuple[Side, ...] = ("base", "teacher")
 
 
 @dataclass(frozen=True, slots=True)

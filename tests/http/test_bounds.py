@@ -1,8 +1,12 @@
-"""Top-20 lists of real servers against their whole rows: the certificates hold over 2,000 positions."""
+"""Top-20 lists of real servers against their whole rows: the certificates hold.
+
+MIDLOGIT_POSITIONS=2000 takes as many rows as docs/http.md tells of.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
@@ -20,14 +24,14 @@ from midlogit.outputs import Decision
 from tests.http.conftest import WHOLE
 from tests.rows import row_settings
 
-POSITIONS = 2000
+POSITIONS = int(os.environ.get("MIDLOGIT_POSITIONS", "400"))
 PROMPTS = [
     "Once upon a time",
     "The little boy",
     "Why is the sky",
     "a dog and a cat",
     "One day, a girl named",
-] * 10
+] * math.ceil(POSITIONS / 200)
 
 
 @pytest.fixture(scope="module")

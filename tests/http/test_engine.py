@@ -66,14 +66,17 @@ def http(urls: Urls) -> Pair:
         yield opened
 
 
-def both(pair: Pair, params: SamplingParams) -> list[Completion]:
+def both(pair: Pair, params: SamplingParams, prompts: int = 16) -> list[Completion]:
     return pair.generate(
-        base_prompts=BASE_PROMPTS, teacher_prompts=PROMPTS, params=params, progress=False
+        base_prompts=BASE_PROMPTS[:prompts],
+        teacher_prompts=PROMPTS[:prompts],
+        params=params,
+        progress=False,
     )
 
 
 def test_whole_vocabulary_equals_the_local_engine(pair: Pair, whole: Pair) -> None:
-    for local, served in zip(both(pair, GREEDY), both(whole, GREEDY), strict=True):
+    for local, served in zip(both(pair, GREEDY, 8), both(whole, GREEDY, 8), strict=True):
         assert served.token_ids == local.token_ids
         assert (served.text, served.finish_reason) == (local.text, local.finish_reason)
         assert served.diagnostics.alpha == pytest.approx(local.diagnostics.alpha, abs=1e-4)
@@ -89,9 +92,9 @@ def test_whole_vocabulary_equals_the_local_engine(pair: Pair, whole: Pair) -> No
 def test_rollouts_against_the_models(whole: Pair, http: Pair, models, temperature: float) -> None:
     """Whole lists give what a trainer recomputes; short ones are off by no more than their bounds."""
     params = SamplingParams.preset("rollout", temperature=temperature, max_tokens=10, seed=3)
-    for completion in both(whole, params)[:6]:
+    for completion in both(whole, params, 4):
         assert_recomputed(completion.rollout(), models, temperature)
-    for completion in both(http, params)[:6]:
+    for completion in both(http, params, 6):
         rollout, bounds = completion.rollout(), completion.diagnostics.base_tempered_bound
         truth = tempered(models[0], rollout.prompt_token_ids, rollout.token_ids, temperature)
         for found, true, bound in zip(rollout.base_logprobs, truth, bounds, strict=True):

@@ -12,7 +12,7 @@ VLLM_TESTS := $(VLLM)/.tests
 RAY := .cache/ray
 RAY_TESTS := $(RAY)/.tests
 
-.PHONY: demo test test-http test-light test-vllm test-exports test-ray test-ray-kills ray vllm check lint newest bench clean
+.PHONY: demo test test-http test-light test-vllm test-exports test-verl test-ray test-ray-kills ray vllm check lint newest bench clean
 
 demo: $(RUNS)
 	@$(BIN)/midlogit demo
@@ -20,9 +20,9 @@ demo: $(RUNS)
 # First all that needs no vLLM; then, side by side, what needs two vLLM servers and what runs vLLM inside the process.
 # vLLM pins torch and much else, so it is installed (once) into an environment of its own below .cache.
 # One thread a process: several share the processors, and models this small do not want more.
-test test-http test-light test-vllm test-exports test-ray test-ray-kills: export OMP_NUM_THREADS = 1
+test test-http test-light test-vllm test-exports test-verl test-ray test-ray-kills: export OMP_NUM_THREADS = 1
 test: $(TESTS) $(VLLM_TESTS)
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm --ignore tests/trainers
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm --ignore tests/trainers --ignore tests/verl
 	@echo "tests/http and tests/vllm run side by side; each reports when it has ended ..."
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-http test-vllm
 
@@ -41,6 +41,11 @@ test-vllm: $(VLLM_TESTS)
 # Not part of `make test`: verl and axolotl take several GB below .cache.
 test-exports: $(TESTS)
 	$(BIN)/pytest tests/trainers
+
+# Not part of `make test`: verl takes several GB below .cache. Its own plugin of pytest would warn of our settings.
+test-verl: $(VLLM_TESTS)
+	$(BIN)/python -m tests.trainers.environments verl
+	.cache/exports/verl/bin/python -m pytest -p no:asyncio tests/verl
 
 # Not part of `make test`: it takes minutes, and Ray an environment of its own.
 test-ray: $(RAY_TESTS)

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[2] / ".cache" / "exports"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / ".cache" / "exports"
 TORCH = ["torch==2.13.0"]  # first: on its own it may be found as a small CPU build
 # axolotl asks for CUDA, cloud storage and user interfaces; its loader and distillation loss import these alone.
 AXOLOTL = [
@@ -25,25 +26,31 @@ AXOLOTL = [
     "transformers==5.16.1",
     "trl==1.9.0",
 ]
+# verl-core leaves out only what runs models on a GPU; an installed midlogit is a plugin that verl loads.
+VERL = ["verl[verl-core]==0.9.1", "scipy", "--editable", f"{ROOT}[http]"]
 STEPS = {
-    "verl": [TORCH, ["verl==0.9.1"]],
+    "verl": [TORCH, VERL],
     "axolotl": [TORCH, ["--no-deps", "axolotl==0.19.0", "liger-kernel==0.8.1"], AXOLOTL],
 }
 
 
 def install(library: str) -> Path:
-    """The Python of a library's environment, made when it is not there."""
+    """The Python of a library's environment, made when it is not there or was made in other steps."""
     folder = FOLDER / library
     python, done = folder / "bin" / "python", folder / ".ready"
     FOLDER.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist runs several of us
-        if done.exists():
+        if done.exists() and done.read_text() == str(STEPS[library]):
             return python
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = [python, "-m", "pip", "--disable-pip-version-check", "-qq", "install", "--no-compile"]
         for packages in STEPS[library]:
             subprocess.run([*pip, *packages], check=True)
-        done.touch()
+        done.write_text(str(STEPS[library]))
     return python
+
+
+if __name__ == "__main__":
+    print(install(sys.argv[1]))

@@ -8,14 +8,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from midlogit.core.rules import FixedAlpha, KLBudget
-from midlogit.errors import InvalidRequest
+from midlogit.integrations.checks import SEQUENCE_NATS, most_nats, require
 from midlogit.models.mixing import Mixing
 from midlogit.params import SamplingParams
 
-SEQUENCE_NATS = (
-    1.0  # most KL(q‖base) of a completion for which weights of whole sequences are of use
-)
 USE_LOGPROBS = ("GRPOTrainer", "IWOPDTrainer")  # their losses weigh a sample by its probability
 USE_STATES = ("DistillationTrainer", "GOLDTrainer")  # their losses look at whole rows where q* went
 NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
@@ -115,7 +111,7 @@ def require_correction(trainer: Any, params: SamplingParams) -> None:
         "Set vllm_importance_sampling_correction=True.",
     )
     mode = trainer.vllm_importance_sampling_mode
-    nats = _nats(params)
+    nats = most_nats(params)
     if mode.startswith("sequence"):
         budget = f"kl-budget:{SEQUENCE_NATS / params.max_tokens:.2g}"
         require(
@@ -130,16 +126,3 @@ def require_correction(trainer: Any, params: SamplingParams) -> None:
             " so the gradient is biased. A KL budget with a sequence mode is not (docs/training.md).",
             stacklevel=3,
         )
-
-
-def _nats(params: SamplingParams) -> float:
-    """The most KL(q‖base) of a completion that the rule guarantees, in nats."""
-    rule = params.alpha_rule
-    if isinstance(rule, FixedAlpha) and rule.value == 0:
-        return 0.0
-    return rule.epsilon * params.max_tokens if isinstance(rule, KLBudget) else float("inf")
-
-
-def require(holds: bool, message: str, hint: str) -> None:
-    if not holds:
-        raise InvalidRequest(message, hint)

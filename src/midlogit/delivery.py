@@ -267,9 +267,11 @@ class Delivery:
         return running
 
     def _hear(self, listener: Listener, sequence: Running, event: Event) -> None:
-        if isinstance(event, Completion):
-            self._on_end(sequence)
-        listener(sequence, event)
+        try:
+            if isinstance(event, Completion):
+                self._on_end(sequence)
+        finally:
+            listener(sequence, event)
 
 
 def wait_for(items: queue.SimpleQueue[T]) -> T:

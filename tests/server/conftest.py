@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import resource
+import socket
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -15,7 +20,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import httpx
     import torch
-    import uvicorn
 
 import pytest
 
@@ -93,10 +97,18 @@ def events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def run_server(open_pair: Callable[[], Pair], **settings: Any) -> Iterator[Live]:
-    """A server over the pair that `open_pair` gives, which it closes."""
+def run_server(
+    open_pair: Callable[[], Pair], *, send_buffer: int | None = None, **settings: Any
+) -> Iterator[Live]:
+    """A server over the pair that `open_pair` gives, which it closes.
+
+    Args:
+        send_buffer: bytes of an answer that the kernel keeps; None for its own choice, which is megabytes.
+    """
     chosen = ServerSettings(port=0, **settings)
     listener = listen(chosen.host, 0)
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     service = Service(chosen)
     opened: list[Pair] = []
 
@@ -104,13 +116,8 @@ def run_server(open_pair: Callable[[], Pair], **settings: Any) -> Iterator[Live]
         opened.append(open_pair())
         service.open(opened[0])
 
-    server = Server(
-        service,
-        uvicorn.Config(
-            build_app(service, load), log_config=None, access_log=False, timeout_keep_alive=75
-        ),
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    server = Server(service, build_app(service, load), listener)
+    thread = threading.Thread(target=server.run)
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     with httpx.Client(base_url=url, timeout=120) as http:
@@ -126,6 +133,51 @@ def run_server(open_pair: Callable[[], Pair], **settings: Any) -> Iterator[Live]
             server.should_exit = True
             thread.join()
             service.close()
+
+
+COMMAND = "from midlogit.cli.main import run; run()"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def process(
+    *arguments: str, code: str = COMMAND, descriptors: int | None = None, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """`midlogit serve` on a free port, ready to serve.
+
+    Args:
+        code: what Python runs; it must end in `COMMAND`. descriptors: most that the process may open.
+    """
+    port = free_port()
+
+    def limit() -> None:
+        if descriptors is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, "serve", "--port", str(port), *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+        preexec_fn=limit,
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+            deadline = time.monotonic() + 300
+            while time.monotonic() < deadline and child.poll() is None:
+                with contextlib.suppress(httpx.TransportError):
+                    if http.get("/health").status_code == 200:
+                        break
+                time.sleep(0.1)
+            yield child, http
+    finally:
+        child.kill()
+        child.communicate()
 
 
 def bundled_pair(max_num_seqs: int = 16) -> Pair:

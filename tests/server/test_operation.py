@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,12 +17,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from midlogit import EngineFailure, MidlogitError, Pair
+from midlogit import MidlogitError, Pair
 from midlogit.models.checkpoint import bundled
 from midlogit.server.gate import Gate
 from midlogit.server.serve import AddressUnavailable, listen, serve
 from midlogit.server.settings import ServerSettings
-from tests.server.conftest import Live, bundled_pair, events, run_server
+from tests.server.conftest import Live, bundled_pair, events, free_port, process, run_server
 
 
 @pytest.fixture(autouse=True)
@@ -34,43 +32,6 @@ def own_loggers() -> Iterator[None]:
     for name in ("midlogit.server", "uvicorn.error"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def process(
-    *arguments: str, **environment: str
-) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    """`midlogit serve` on a free port, ready to serve."""
-    port = free_port()
-    command = [
-        sys.executable,
-        "-c",
-        "from midlogit.cli.main import run; run()",
-        "serve",
-        "--port",
-        str(port),
-    ]
-    child = subprocess.Popen(
-        [*command, *arguments], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
-    )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
-            deadline = time.monotonic() + 90
-            while time.monotonic() < deadline and child.poll() is None:
-                with contextlib.suppress(httpx.TransportError):
-                    if http.get("/health").status_code == 200:
-                        break
-                time.sleep(0.1)
-            yield child, http
-    finally:
-        child.kill()
-        child.communicate()
 
 
 def test_a_life_of_the_process() -> None:
@@ -188,6 +149,7 @@ def test_bad_settings_and_options() -> None:
         {"api_keys": ("",)},
         {"max_queued": -1},
         {"max_body_bytes": 0},
+        {"max_connections": 0},
         {"port": 70000},
     ):
         with pytest.raises(MidlogitError):
@@ -320,23 +282,6 @@ def test_stopping_ends_what_takes_too_long() -> None:
             threading.Timer(0.3, live.service.close).start()
             found = list(events(iter([first, *lines])))
         assert found[-1]["choices"][0]["finish_reason"] == "abort"
-
-
-def test_a_broken_engine_is_told_and_health_says_so(server: Live) -> None:
-    with run_server(bundled_pair) as live:
-
-        def broken(*_: object) -> None:
-            raise RuntimeError(f"lost {bundled('base')}")
-
-        live.pair.engine.step = broken  # type: ignore[attr-defined]
-        response = live.post("/v1/completions", {"prompt": "a"})
-        assert response.status_code == 500
-        assert response.json()["error"]["code"] == "engine_failure" and "lost" not in response.text
-        response = live.post("/v1/completions", {"prompt": "a"})
-        assert response.status_code == 500
-        assert live.http.get("/health").status_code == 503
-        with pytest.raises(EngineFailure):
-            live.pair.generate(["a"])
 
 
 def test_the_gate_counts() -> None:

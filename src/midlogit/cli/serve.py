@@ -65,6 +65,12 @@ def serve(
         ),
     ] = None,
     max_body_bytes: Annotated[int, typer.Option(help="Largest body of a request.")] = 8 * 2**20,
+    max_connections: Annotated[
+        int,
+        typer.Option(
+            help="Most open connections; fewer where the limit of open files (ulimit -n) is lower."
+        ),
+    ] = 1000,
     train: Annotated[
         bool,
         typer.Option(
@@ -135,6 +141,7 @@ def serve(
         preset=preset or ("rollout" if train else DEFAULT_PRESET),
         max_queued=256 if max_queued is None and not train else max_queued,
         max_body_bytes=max_body_bytes,
+        max_connections=max_connections,
         train=train,
         weights_root=weights_root,
         allow_origins=tuple(allow_origin or ()),

@@ -30,7 +30,10 @@ class Engine(ABC):
     Attributes:
         draft_length: chooses the number of drafts per round, and counts accepted drafts.
         max_num_seqs: most sequences that run at once; more wait, in their order.
+        failure: what the engine died of, set before the sequences that it held end; None while it lives.
     """
+
+    failure: str | None = None
 
     def __init__(self, draft_length: DraftLength, max_num_seqs: int) -> None:
         self.draft_length = draft_length

@@ -10,6 +10,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -50,7 +51,7 @@ class SteppingEngine(Engine, Updating, Generic[J]):
         self._is_paused = False
         self._draining: list[Future[None]] = []  # pauses that wait for what runs
         self._is_half_loaded = False  # whether the base has some tensors of an update, not all
-        self._failure: str | None = None
+        self._ended: str | None = None  # why the engine takes no more
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="midlogit-engine", daemon=True)
 
@@ -136,8 +137,8 @@ class SteppingEngine(Engine, Updating, Generic[J]):
 
     def close(self) -> None:
         with self._lock:
-            if self._failure is None:
-                self._failure = "The engine is closed."
+            if self._ended is None:
+                self._ended = "The engine is closed."
                 self._inbox.put(("close", []))
 
         if threading.current_thread() is not self._thread:
@@ -157,8 +158,8 @@ class SteppingEngine(Engine, Updating, Generic[J]):
 
     def _put(self, kind: str, content: list[Any]) -> None:
         with self._lock:
-            if self._failure is not None:
-                raise EngineFailure(self._failure, "Open the pair again.")
+            if self._ended is not None:
+                raise EngineFailure(self._ended, "Open the pair again.")
             self._inbox.put((kind, content))
 
     @property
@@ -177,7 +178,7 @@ class SteppingEngine(Engine, Updating, Generic[J]):
                     self.step()
                     self._forget_finished()
                     self._end_draining()
-        except Exception as error:  # the engine's own boundary: everyone who waits must hear of it
+        except BaseException as error:  # the thread's end: everyone who waits must hear of it
             self._fail(error)
 
     def _handle_messages(self) -> bool:
@@ -265,10 +266,10 @@ class SteppingEngine(Engine, Updating, Generic[J]):
                 drained.set_result(None)
             self._draining.clear()
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         message = f"The engine failed: {type(error).__name__}: {error}"
         with self._lock:
-            self._failure = message
+            self.failure = self._ended = message
             while not self._inbox.empty():
                 kind, content = self._inbox.get()
                 if kind == "add":
@@ -280,7 +281,8 @@ class SteppingEngine(Engine, Updating, Generic[J]):
             drained.set_exception(EngineFailure(message, "Open the pair again."))
         for job in self._live.values():
             if not job.is_finished:
-                job.fail(message)
+                with suppress(Exception):  # of a listener: the others must hear of it all the same
+                    job.fail(message)
         self._live.clear()
 
 
@@ -288,7 +290,7 @@ def _answer(call: Callable[[], T], done: Future[T]) -> None:
     """Makes a call of another thread, which waits for its result."""
     try:
         done.set_result(call())
-    except Exception as error:  # it is the caller's
+    except BaseException as error:  # it is the caller's
         done.set_exception(error)
 
 

@@ -90,6 +90,12 @@ class Metrics:
         self._scored_tokens = counter("scored_tokens", "Given tokens scored.")
         self._ended = counter("request_success", "Completions ended, by reason.", "finished_reason")
         self._failures = counter("request_failures", "Requests that failed, by kind.", "kind")
+        self._connections = gauge("num_connections", "Open connections.")
+        self._closed = counter(
+            "connections_closed",
+            "Connections that the server closed: which wait was too long (head, body, answer, idle), or no room.",
+            "reason",
+        )
         self._first = histogram(
             "time_to_first_token_seconds", "From submission to the first token.", TTFT
         )
@@ -125,9 +131,7 @@ class Metrics:
         """Counts a sequence; called from the engine's thread."""
         assert sequence.completion is not None
         reason = sequence.completion.finish_reason
-        if reason == "error":
-            self.failed("engine_failure")
-        else:
+        if reason != "error":  # its request fails with it, and is counted there, once
             self._ended.labels(reason).inc()
 
         self._prompt_tokens.inc(len(sequence.request.teacher_ids))
@@ -151,6 +155,13 @@ class Metrics:
     def failed(self, kind: str) -> None:
         """Counts a failed request by its error's code."""
         self._failures.labels(kind).inc()
+
+    def count_connections(self, number: Callable[[], int]) -> None:
+        """Takes what tells the number of open connections."""
+        self._connections.set_function(number)
+
+    def connection_closed(self, reason: str) -> None:
+        self._closed.labels(reason).inc()
 
     def exposition(self) -> bytes:
         return generate_latest(self._registry)

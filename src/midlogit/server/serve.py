@@ -1,24 +1,28 @@
-"""Runs a server: binds, loads, serves, stops; knows uvicorn, no route."""
+"""Runs a server: binds, loads, serves, stops when told to or when its engine has died; knows uvicorn, no route."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
+import time
 from collections.abc import Callable
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from midlogit.errors import MidlogitError
+from midlogit.errors import EngineFailure, MidlogitError
 from midlogit.pair import Pair
 from midlogit.server import logs
 from midlogit.server.app import build_app
+from midlogit.server.connections import BACKLOG, Connections, Listener
 from midlogit.server.logs import logger
 from midlogit.server.service import Service
 from midlogit.server.settings import ServerSettings
 
-KEEP_ALIVE_S = 75  # longer than most proxies and clients keep an idle connection
-BACKLOG = 2048  # connections that wait to be accepted
+FAREWELL_S = 1.0  # seconds that /health tells of a dead engine before the server stops
+LINGER_S = 5.0  # seconds that the last answers have to reach their clients
 
 
 class AddressUnavailable(MidlogitError, OSError):
@@ -31,6 +35,7 @@ def serve(settings: ServerSettings, open_pair: Callable[[], Pair]) -> None:
     Raises:
         AddressUnavailable: it cannot listen on the address; nothing was loaded.
         MidlogitError: the pair cannot be opened.
+        EngineFailure: the engine has died; what ran was answered.
         KeyboardInterrupt: stopped by Ctrl-C, after running requests had finished.
     """
     listener = listen(settings.host, settings.port)
@@ -47,25 +52,20 @@ def serve(settings: ServerSettings, open_pair: Callable[[], Pair]) -> None:
             failures.append(error)
             server.should_exit = True
 
-    server = Server(service, uvicorn.Config(
-        build_app(service, load),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-    ))  # fmt: skip
-
+    server = Server(service, build_app(service, load), listener)
     if not settings.is_local and not settings.api_keys:
         logger.warning(
             "anyone who can reach %s can use this server: give it an --api-key", settings.host
         )
     logger.info("loading; listening on %s", where)
     try:
-        server.run(sockets=[listener])
+        server.run()
     finally:
         service.close()
     if failures:
         raise failures[0]
+    if service.failure is not None:
+        raise EngineFailure(service.failure, "Start the server again.")
 
 
 def url_of(host: str, port: int) -> str:
@@ -76,18 +76,18 @@ def url_of(host: str, port: int) -> str:
     return f"{url} (and every other address of this machine)" if host in everywhere else url
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> Listener:
     """A listening socket.
 
     Raises:
         AddressUnavailable: the port is taken, or the host is not one of this machine.
     """
-    listener: socket.socket | None = None
+    listener: Listener | None = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM
         )[0]
-        listener = socket.socket(family, kind, protocol)
+        listener = Listener(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
@@ -108,28 +108,72 @@ def _reason(error: OSError | UnicodeError) -> str:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that gives running completions time to finish, and logs how many did."""
+    """A uvicorn server whose connections are bounded, and that gives running completions time to finish.
 
-    def __init__(self, service: Service, config: uvicorn.Config) -> None:
-        super().__init__(config)
+    Its loop and its parser are the ones named here, whatever else is installed: connections are counted as asyncio
+    accepts them, and h11 bounds the head of a request.
+    """
+
+    def __init__(self, service: Service, app: ASGIApp, listener: Listener) -> None:
+        settings = service.settings
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="asyncio",
+                http="h11",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=math.ceil(settings.patience.idle_s),
+            )
+        )
         self._service = service
+        self._listener = listener
+        self._connections = listener.connections = Connections(
+            settings.max_connections, settings.patience, service.metrics.connection_closed
+        )
+        self._connections.watch(self.server_state)
+        service.metrics.count_connections(lambda: self._connections.open)
+        self._farewell: float | None = None  # when the engine was found dead
+        self._unfinished = 0
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        super().run(sockets=[self._listener])
+
+    async def main_loop(self) -> None:
+        keeping = asyncio.create_task(self._connections.keep())
+        await super().main_loop()
+        keeping.cancel()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Stops the server once the engine has died; runs ten times a second."""
+        failure = self._service.failure
+        if failure is not None and self._farewell is None:
+            logger.error("stopping: %s", failure)
+            self._farewell = time.monotonic()
+        if self._farewell is not None and time.monotonic() - self._farewell > FAREWELL_S:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         service = self._service
         service.stop()
         begun = service.gate.running + service.gate.waiting
-        grace = service.settings.grace_s
-        if begun:
+        grace = service.settings.grace_s if service.failure is None else LINGER_S
+        if begun and service.failure is None:
             logger.info("stopping: %d completions have up to %g s to finish", begun, grace)
-        deadline = asyncio.create_task(self._abort_after(grace))
+        deadline = asyncio.create_task(self._end_after(grace))
         await super().shutdown(sockets)
         deadline.cancel()
-        left = deadline.result() if deadline.done() and not deadline.cancelled() else 0
+        left = self._unfinished
         logger.info("stopped: %d finished, %d ended early", begun - left, left)
 
-    async def _abort_after(self, seconds: float) -> int:
-        """Aborts what still runs after a time; returns how many completions that were."""
+    async def _end_after(self, seconds: float) -> None:
+        """Aborts what still runs after a time, and then closes connections that do not read their answers."""
         await asyncio.sleep(seconds)
-        left = self._service.gate.running + self._service.gate.waiting
+        self._unfinished = self._service.gate.running + self._service.gate.waiting
         await asyncio.get_running_loop().run_in_executor(None, self._service.close)
-        return left
+        await asyncio.sleep(LINGER_S)
+        self._connections.close()

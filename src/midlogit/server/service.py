@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from midlogit.delivery import Event
 from midlogit.engines.draft_length import DraftLength
-from midlogit.errors import EngineFailure, InvalidRequest
+from midlogit.errors import InvalidRequest
 from midlogit.models.checkpoint import Checkpoint, Model, files_of
 from midlogit.outputs import Completion, Scores
 from midlogit.pair import Pair
@@ -40,7 +40,7 @@ class Service:
 
     Attributes:
         started: seconds since 1970.
-        problem: why nothing can be served: "loading", "stopping" or "failed"; None when ready.
+        problem: why nothing can be served, "loading" or "stopping"; None when ready.
         transport: how new weights of the base arrive; None where none can.
         paused: whether a trainer has paused the pair.
     """
@@ -93,14 +93,20 @@ class Service:
         Raises:
             ApiError: 503 while it is loading, after it has failed, and once the server is stopping.
         """
-        if self._pair is None or self.problem is not None:
+        problem = self.problem if self.failure is None else "failed"
+        if self._pair is None or problem is not None:
             raise ApiError(
                 503,
-                self.problem or "loading",
-                f"The server is not ready: {self.problem}.",
+                problem or "loading",
+                f"The server is not ready: {problem}.",
                 headers={"Retry-After": RETRY_AFTER},
             )
         return self._pair
+
+    @property
+    def failure(self) -> str | None:
+        """What the engine died of; None while it lives."""
+        return None if self._pair is None else self._pair.engine.failure
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -147,15 +153,11 @@ class Service:
         Raises:
             EngineFailure: the engine has failed.
         """
-        try:
-            async with aclosing(self.pair.run(requests)) as events:
-                async for event in events:
-                    if isinstance(event, Completion):
-                        entry.leave()
-                    yield event
-        except EngineFailure as error:
-            self.fail(error)
-            raise
+        async with aclosing(self.pair.run(requests)) as events:
+            async for event in events:
+                if isinstance(event, Completion):
+                    entry.leave()
+                yield event
 
     async def score(self, requests: list[Request]) -> list[Scores]:
         """The scores of the requests.
@@ -164,11 +166,7 @@ class Service:
             ApiError: 500 when one of them could not be scored.
             EngineFailure: the engine has failed.
         """
-        try:
-            found = await self.pair.run_scores(requests)
-        except EngineFailure as error:
-            self.fail(error)
-            raise
+        found = await self.pair.run_scores(requests)
         for scores in found:
             if scores.error is not None:
                 logger.error("scoring failed: %s", scores.error)
@@ -177,12 +175,6 @@ class Service:
                 )
             self.metrics.scored(len(scores.token_ids) - scores.first)
         return found
-
-    def fail(self, error: EngineFailure) -> None:
-        """Notes that the engine takes no more: logs it once, and fails every health check from now on."""
-        if self.problem is None:
-            self.problem = "failed"
-            logger.error("%s", error)
 
     def stop(self) -> None:
         """Refuses further requests."""

@@ -10,6 +10,22 @@ from midlogit.messages import TemplateVariables
 from midlogit.params import DEFAULT_PRESET, PRESETS
 
 GRACE_S = 30.0  # seconds that running requests get to finish when the server stops
+LEAST = {"max_queued": 0, "max_num_seqs": 1, "max_body_bytes": 1, "max_connections": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds after which a connection that keeps the server waiting is closed.
+
+    Attributes:
+        head_s: for the whole head of a first request. body_s: for the whole body of a request.
+        answer_s: while a client reads nothing of its answer. idle_s: from an answer to the next request's head.
+    """
+
+    head_s: float = 10.0
+    body_s: float = 60.0
+    answer_s: float = 60.0
+    idle_s: float = 75.0  # longer than most proxies and clients keep an idle connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +36,7 @@ class ServerSettings:
         host, port: where to listen; port 0 takes a free one.
         api_keys: keys that clients may use; without any, no key is needed.
         max_num_seqs: rows that the engine runs at once. max_queued: most further rows, which wait; None for no limit.
+        max_connections: most that are open, fewer where descriptors are short. patience: with slow clients.
         max_body_bytes: largest body of a request. allow_origins: other sites whose pages may call the server.
         preset: for requests that name none.
         chat_template_kwargs: variables of the chat templates of (base, teacher), for requests that do not set them.
@@ -36,6 +53,8 @@ class ServerSettings:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     max_num_seqs: int = 16
     max_queued: int | None = 256
+    max_connections: int = 1000
+    patience: Patience = Patience()
     max_body_bytes: int = 8 * 2**20
     allow_origins: tuple[str, ...] = ()
     preset: str = DEFAULT_PRESET
@@ -52,7 +71,7 @@ class ServerSettings:
             raise InvalidRequest("An API key is empty.", "Leave it out, or give one.")
         if not 0 <= self.port < 2**16:
             raise InvalidRequest(f"port is {self.port}.", "It must lie in 0 to 65535.")
-        for name, least in (("max_queued", 0), ("max_num_seqs", 1), ("max_body_bytes", 1)):
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InvalidRequest(f"{name} is {value}.", f"It must be at least {least}.")

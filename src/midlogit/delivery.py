@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import Any, Self, TypeVar
 
 from midlogit.engines.base import Engine, Scoring
@@ -164,6 +165,11 @@ class Delivery:
         self._engine = engine
         self._detokenizer = detokenizer
         self._on_end = on_end
+        self._aborts = 0  # how often all requests were ended
+
+    def abort_unsubmitted(self) -> None:
+        """Ends what `events` has not submitted so far; what runs is the engine's to end."""
+        self._aborts += 1
 
     def sequence(self, request: Request, listener: Listener) -> Running:
         """The state of a request that does not run yet."""
@@ -202,20 +208,41 @@ class Delivery:
         finally:
             self.abort(running)
 
-    async def events(self, requests: Sequence[Request]) -> AsyncGenerator[Event, None]:
-        """Runs requests; yields the events of all of them as they come, until each has its completion."""
+    async def events(self, requests: Iterable[Request], window: int) -> AsyncGenerator[Event, None]:
+        """Runs requests; yields the events of all of them as they come, until each has its completion.
+
+        Args:
+            window: most requests that are with the engine; the others are read as these end.
+        """
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event] = asyncio.Queue()
-        running = self._submit_all(requests, lambda event: _call_in(loop, events.put_nowait, event))
-        remaining = len(running)
+        events: asyncio.Queue[tuple[Running, Event]] = asyncio.Queue()
+        unread, aborts = iter(requests), self._aborts
+        running: dict[int, Running] = {}
+
+        def hear(sequence: Running, event: Event) -> None:
+            _call_in(loop, events.put_nowait, (sequence, event))
+
         try:
-            while remaining:
-                event = await events.get()
-                remaining -= isinstance(event, Completion)
+            while True:
+                for request in islice(unread, window - len(running)):
+                    sequence = self.sequence(request, hear)
+                    running[id(sequence)] = sequence
+                    if aborts == self._aborts:
+                        self.submit(sequence)
+                    else:
+                        sequence.abort()
+                if not running:
+                    return
+
+                sequence, event = await events.get()
+                if isinstance(event, Completion):
+                    del running[id(sequence)]
                 yield event
+                if not events.empty():
+                    await asyncio.sleep(0)  # a reader that lags behind does not keep others waiting
         finally:
-            if remaining:
-                self.abort(running)
+            if running:
+                self.abort(list(running.values()))
 
     def scores(self, requests: Sequence[Request]) -> list[Scores]:
         """Scores the prompts of requests, in their order; Ctrl-C drops those that still wait.
@@ -238,12 +265,14 @@ class Delivery:
         engine = self._scoring_engine()
         loop = asyncio.get_running_loop()
         found: asyncio.Queue[Scores] = asyncio.Queue()
-        texts = [
-            Scored(
-                ScoreRequest.of(request), lambda scores: _call_in(loop, found.put_nowait, scores)
-            )
-            for request in requests
-        ]
+
+        def hear(scores: Scores) -> None:
+            _call_in(loop, found.put_nowait, scores)
+
+        def texts_of() -> list[Scored]:
+            return [Scored(ScoreRequest.of(request), hear) for request in requests]
+
+        texts = await asyncio.to_thread(texts_of)
         engine.score(texts)
         try:
             return sorted([await found.get() for _ in texts], key=lambda scores: scores.index)

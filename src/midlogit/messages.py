@@ -70,7 +70,7 @@ def asks_for_nothing(name: str, value: Any, harmless: Harmless) -> bool:
         return True
     if name not in harmless:
         return False
-    return harmless[name] is ANY or _without_nulls(value) in harmless[name]
+    return harmless[name] is ANY or any(_says(value, nothing) for nothing in harmless[name])
 
 
 def plain_messages(messages: Iterable[Any], where: str) -> list[Message]:
@@ -172,7 +172,7 @@ def template_variables(given: Any) -> dict[str, Any]:
         )
     for name, value in given.items():
         if name in OF_TEMPLATES and not asks_for_nothing(name, value, OF_TEMPLATES):
-            raise _unsupported(f"{name!r} in chat_template_kwargs", name)
+            raise _unsupported(f"{name!r:.80} in chat_template_kwargs", name)
     return {
         name: value
         for name, value in given.items()
@@ -209,9 +209,14 @@ def _unsupported(what: str, field: str) -> InvalidField:
     return InvalidField(f"midlogit cannot honour {what}.", "Leave it out.", field, unsupported=True)
 
 
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
-    if isinstance(value, list | tuple):
-        return [_without_nulls(part) for part in value if part is not None]
-    return value
+def _says(value: Any, nothing: Any) -> bool:
+    """Whether a value equals one that asks for nothing, but for nulls inside it; looks no deeper than that one."""
+    if isinstance(value, Mapping) and isinstance(nothing, Mapping):
+        said = {name: part for name, part in value.items() if part is not None}
+        return said.keys() == nothing.keys() and all(
+            _says(part, nothing[name]) for name, part in said.items()
+        )
+    if isinstance(value, list | tuple) and isinstance(nothing, list):
+        parts = [part for part in value if part is not None]
+        return len(parts) == len(nothing) and all(map(_says, parts, nothing))
+    return bool(value == nothing)

@@ -30,7 +30,7 @@ from midlogit.models.mixing import Mixing
 from midlogit.openers import Openers
 from midlogit.outputs import Completion, Scores, Statistics
 from midlogit.params import DEFAULT_PRESET, SamplingParams
-from midlogit.requests.build import RequestBuilder, build_lazily, build_requests
+from midlogit.requests.build import RequestBuilder, Requests, build_firsts, build_lazily
 from midlogit.requests.prompts import Prompt, Reading, pair_up, pair_up_lazily
 from midlogit.requests.sequence import Request
 from midlogit.requests.sequence import Sequence as Running
@@ -58,6 +58,7 @@ class Pair(Openers, Updates):
         self._process = os.getpid()
         self._statistics = Statistics()
         self._delivery = Delivery(engine, lambda: mixing.teacher.detokenizer, self._count)
+        self._abort_unsubmitted = self._delivery.abort_unsubmitted
 
     def generate(
         self,
@@ -270,7 +271,7 @@ class Pair(Openers, Updates):
         generates: bool = True,
         stream: bool = False,
         strict: bool = True,
-    ) -> list[Request]:
+    ) -> Requests:
         """Makes the requests of a call, checked in full; starts nothing.
 
         Args:
@@ -294,7 +295,8 @@ class Pair(Openers, Updates):
             stream=stream,
             strict=strict,
         )
-        return build_requests(builder, pair_up(prompts, base_prompts, teacher_prompts), request_ids)
+        pairs = pair_up(prompts, base_prompts, teacher_prompts)
+        return Requests(list(build_firsts(builder, pairs, request_ids)))
 
     def start(self, requests: Iterable[Request]) -> Batch:
         """Starts prepared requests; without any, an open batch to which they can be submitted.
@@ -313,12 +315,12 @@ class Pair(Openers, Updates):
             batch.submit(requests)
         return batch
 
-    def run(self, requests: Sequence[Request]) -> AsyncGenerator[Event, None]:
+    def run(self, requests: Iterable[Request]) -> AsyncGenerator[Event, None]:
         """Runs prepared requests for asyncio; yields the events of all of them as they come.
 
-        Leaving early aborts what still runs.
+        `WINDOW` times the engine's `max_num_seqs` of them are with the engine. Leaving early aborts what still runs.
         """
-        return self._delivery.events(requests)
+        return self._delivery.events(requests, WINDOW * self.engine.max_num_seqs)
 
     async def run_scores(self, requests: Sequence[Request]) -> list[Scores]:
         """`score` of the prompts of prepared requests for asyncio; cancelling the task drops those that wait."""
@@ -336,6 +338,7 @@ class Pair(Openers, Updates):
     def close(self) -> None:
         """Aborts what runs and frees the models; in a process that was forked from the pair's own, does nothing."""
         if os.getpid() == self._process:
+            self._abort_unsubmitted()
             self.engine.close()
 
     def __enter__(self) -> Self:

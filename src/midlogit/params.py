@@ -169,7 +169,7 @@ class SamplingParams:
         )
         _require(
             self.stop_id in ("teacher", "base"),
-            f"stop_id is {self.stop_id!r}.",
+            f"stop_id is {self.stop_id!r:.80}.",
             "It must be 'teacher' or 'base'.",
         )
         _require(
@@ -180,7 +180,7 @@ class SamplingParams:
         _require(all(stop), "A stop string is empty.", "Leave it out.")
         _require(
             isinstance(self.alpha_rule, AlphaRule),
-            f"alpha_rule is {self.alpha_rule!r}.",
+            f"alpha_rule is {self.alpha_rule!r:.80}.",
             "Use EqualKL(), FixedAlpha(α) or KLBudget(nats), or parse_rule('equal-kl').",
         )
 
@@ -196,7 +196,7 @@ class SamplingParams:
             InvalidRequest: an unknown preset, naming the known ones.
         """
         if name not in PRESETS:
-            raise InvalidRequest(f"Unknown preset {name!r}.", f"Use {', '.join(PRESETS)}.")
+            raise InvalidRequest(f"Unknown preset {name!r:.80}.", f"Use {', '.join(PRESETS)}.")
         preset = PRESETS[name]
         chosen: dict[str, Any] = {
             "force_first_token": preset.force_first_token,

@@ -5,6 +5,7 @@ Knows signatures; each engine's folder knows how weights are replaced.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from midlogit.engines.base import Engine, Pausing, Running, Updating, Weights
@@ -18,6 +19,7 @@ class Updates:
     """The part of `midlogit.Pair` that replaces the base's weights."""
 
     engine: Engine
+    _abort_unsubmitted: Callable[[], None]
 
     @property
     def base_version(self) -> int | str | None:
@@ -67,6 +69,8 @@ class Updates:
         Raises:
             EngineFailure: the engine is closed or has failed.
         """
+        if running == "abort":
+            self._abort_unsubmitted()
         self._updating.pause(running)
 
     def resume(self) -> None:

@@ -204,7 +204,7 @@ def test_bodies_too_large(server: Live) -> None:
     # A body beyond all measure is not read to its end.
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as plain:
-        head = "POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += "Content-Length: 99999999999\r\n\r\n"
         plain.sendall(head.encode())
         assert plain.recv(200).startswith(b"HTTP/1.1 413")
@@ -229,7 +229,8 @@ def test_other_errors(server: Live) -> None:
 def test_a_client_that_goes_away_in_its_body(server: Live) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     for sent in (
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 90\r\n\r\n{",
         b"GA",
     ):
         with socket.create_connection((host, int(port)), timeout=20) as plain:

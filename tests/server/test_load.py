@@ -148,7 +148,7 @@ def test_a_slow_reader_does_not_slow_the_others(wide: Live) -> None:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect((host, int(port)))
         head = (
-            "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(data)}"
         )
         slow.sendall(head.encode() + b"\r\n\r\n" + data)

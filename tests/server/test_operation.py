@@ -285,7 +285,7 @@ def test_stopping_ends_what_takes_too_long() -> None:
 
 
 def test_the_gate_counts() -> None:
-    gate = Gate(2, 3)
+    gate = Gate(2, 3, 100)
     first = gate.enter(4)
     assert (gate.running, gate.waiting) == (2, 2)
     first.leave()

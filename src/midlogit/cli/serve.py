@@ -64,6 +64,9 @@ def serve(
             help="Most sequences that wait; beyond them requests get 429. 256; with --train no limit."
         ),
     ] = None,
+    max_completions: Annotated[
+        int, typer.Option(help="Most completions of one request (prompts times n).")
+    ] = 16_384,
     max_body_bytes: Annotated[int, typer.Option(help="Largest body of a request.")] = 8 * 2**20,
     max_connections: Annotated[
         int,
@@ -84,6 +87,12 @@ def serve(
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(help="A site whose pages may call the server (CORS); may be repeated."),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further name by which requests may call a local server without keys; may be repeated."
+        ),
     ] = None,
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
     engine: Engine = "auto",
@@ -140,11 +149,13 @@ def serve(
         api_keys=tuple(api_key or ()),
         preset=preset or ("rollout" if train else DEFAULT_PRESET),
         max_queued=256 if max_queued is None and not train else max_queued,
+        max_completions=max_completions,
         max_body_bytes=max_body_bytes,
         max_connections=max_connections,
         train=train,
         weights_root=weights_root,
         allow_origins=tuple(allow_origin or ()),
+        allowed_hosts=tuple(allowed_host or ()),
     )
 
 

@@ -162,6 +162,6 @@ def parse_rule(spec: str) -> AlphaRule:
     except ValueError:
         pass
     raise InvalidRequest(
-        f"Unknown α rule {spec!r}.",
+        f"Unknown α rule {spec!r:.80}.",
         "Use equal-kl, fixed:ALPHA (such as fixed:0.5) or kl-budget:NATS (such as kl-budget:0.1).",
     )

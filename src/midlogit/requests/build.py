@@ -1,4 +1,4 @@
-"""Builds requests from prompts and parameters: all of a call, checked in full, or bit by bit; runs nothing."""
+"""Builds requests from prompts and parameters: prompt by prompt, each of its samples as it is needed; runs nothing."""
 
 from __future__ import annotations
 
@@ -6,15 +6,49 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import overload
 
 from midlogit.core.uniforms import identity
 from midlogit.errors import InvalidRequest
 from midlogit.models.mixing import Mixing
 from midlogit.params import SamplingParams
-from midlogit.requests.prompts import Prompt, Reading, readers, require_chat, zip_equal
+from midlogit.requests.prompts import Prompt, Reader, Reading, readers, require_chat, zip_equal
 from midlogit.requests.sequence import Request
 
 KEY_BYTES = 8  # of an identity that tell prompts apart where repeated ones are counted
+MOST_COMPLETIONS = 2**20  # of one call that keeps all of them
+
+
+class Requests(Sequence[Request]):
+    """The requests of a call, in the order of the prompts, the n samples of each together.
+
+    Only the first of each prompt is kept; the others are made as they are asked for.
+
+    Attributes:
+        firsts: the first request of each prompt.
+    """
+
+    def __init__(self, firsts: list[Request]) -> None:
+        self.firsts = firsts
+        self._n = firsts[0].params.n if firsts else 1
+
+    def __len__(self) -> int:
+        return len(self.firsts) * self._n
+
+    @overload
+    def __getitem__(self, at: int) -> Request: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Request]: ...
+    def __getitem__(self, at: int | slice) -> Request | list[Request]:
+        if isinstance(at, slice):
+            return [self[place] for place in range(*at.indices(len(self)))]
+        prompt, sample = divmod(range(len(self))[at], self._n)
+        return sample_of(self.firsts[prompt], sample)
+
+
+def sample_of(first: Request, sample: int) -> Request:
+    """A further one of the n samples of a prompt, whose first is given."""
+    return replace(first, sample=sample, repetition=first.repetition + sample)
 
 
 class RequestBuilder:
@@ -50,6 +84,12 @@ class RequestBuilder:
         )
         self._stream, self._strict = stream, strict
         self._repetitions: Counter[bytes] = Counter()
+        self._latest: dict[str, tuple[Prompt, tuple[int, ...]]] = {}  # what each side read last
+
+    @property
+    def n(self) -> int:
+        """Completions of each prompt."""
+        return self._params.n
 
     def require_chat(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> None:
         """Refuses template variables that none of these prompts would get.
@@ -63,6 +103,16 @@ class RequestBuilder:
         self, index: int, base_prompt: Prompt, prompt: Prompt, name: str | None = None
     ) -> Iterator[Request]:
         """The n requests of a prompt.
+
+        Args and errors are those of `first`.
+        """
+        first = self.first(index, base_prompt, prompt, name)
+        return (sample_of(first, sample) for sample in range(first.params.n))
+
+    def first(
+        self, index: int, base_prompt: Prompt, prompt: Prompt, name: str | None = None
+    ) -> Request:
+        """The first of the n requests of a prompt.
 
         Args:
             index: of the prompt in its call. name: of the request; None where the order of equal prompts tells them
@@ -79,7 +129,7 @@ class RequestBuilder:
             first = params.n * self._repetitions[own[:KEY_BYTES]]
             self._repetitions[own[:KEY_BYTES]] += 1
 
-        request = Request(
+        return Request(
             index=index,
             sample=0,
             prompt=prompt,
@@ -97,7 +147,6 @@ class RequestBuilder:
             stream=self._stream,
             error=refused,
         )
-        return (replace(request, sample=n, repetition=first + n) for n in range(params.n))
 
     def _read(
         self, base_prompt: Prompt, prompt: Prompt, index: int
@@ -106,34 +155,48 @@ class RequestBuilder:
         base, teacher = self._readers
         number = index if self._strict else None
         try:
-            return tuple(base.read(base_prompt, number)), tuple(teacher.read(prompt, number)), None
+            base_ids = self._ids(base, base_prompt, number)
+            return base_ids, self._ids(teacher, prompt, number), None
         except InvalidRequest as error:
             if self._strict:
                 raise
             return (), (), str(error)
 
+    def _ids(self, reader: Reader, prompt: Prompt, number: int | None) -> tuple[int, ...]:
+        """Ids of a prompt; a text or tuple that several requests share is read once."""
+        latest, ids = self._latest.get(reader.side, (None, ()))
+        if prompt is not latest or not isinstance(prompt, str | tuple):
+            ids = tuple(reader.read(prompt, number))
+            self._latest[reader.side] = prompt, ids
+        return ids
 
-def build_requests(
+
+def build_firsts(
     builder: RequestBuilder,
     pairs: Sequence[tuple[Prompt, Prompt]],
     request_ids: Iterable[str] | None,
-) -> list[Request]:
-    """The requests of a call, in the order of the prompts, the n samples of each together.
+) -> Iterator[Request]:
+    """The first request of each prompt of a call, as it is asked for.
 
     Args:
         pairs: (base prompt, teacher prompt).
         request_ids: a name per prompt, None where the order of equal prompts tells them apart.
 
     Raises:
-        InvalidRequest: for anything that cannot be honoured.
+        InvalidRequest: for anything that cannot be honoured; for a prompt, when its request is asked for.
     """
+    completions = len(pairs) * builder.n
+    if completions > MOST_COMPLETIONS:
+        raise InvalidRequest(
+            f"The call asks for {completions} completions, and one call makes at most {MOST_COMPLETIONS}.",
+            "Give as_completed an iterator of prompts, or run a batch job.",
+        )
     names = _names(request_ids, len(pairs))
     builder.require_chat(pairs)
-    return [
-        request
+    return (
+        builder.first(index, *pair, name)
         for index, (pair, name) in enumerate(zip(pairs, names, strict=True))
-        for request in builder.build(index, *pair, name)
-    ]
+    )
 
 
 def build_lazily(
@@ -141,7 +204,7 @@ def build_lazily(
     pairs: Iterable[tuple[Prompt, Prompt]],
     request_ids: Iterable[str] | None,
 ) -> Iterator[Request]:
-    """`build_requests` of prompts that are read as the requests are asked for, and not kept.
+    """The requests of prompts that are read as the requests are asked for, and not kept.
 
     The first prompt decides whether template variables are of use, and a name that occurs twice is not noticed.
 
@@ -178,11 +241,11 @@ def _names(request_ids: Iterable[str] | None, prompts: int) -> Sequence[str | No
         _require_text(name)
         if count > 1:
             raise InvalidRequest(
-                f"request_ids holds {name!r} {count} times.", "Give each request its own."
+                f"request_ids holds {name!r:.80} {count} times.", "Give each request its own."
             )
     return names
 
 
 def _require_text(name: object) -> None:
     if not isinstance(name, str):
-        raise InvalidRequest(f"request_ids holds {name!r}, which is no text.", "Give strings.")
+        raise InvalidRequest(f"request_ids holds {name!r:.80}, which is no text.", "Give strings.")

@@ -100,4 +100,6 @@ class Scored:
 def common_ending(base_ids: Sequence[int], teacher_ids: Sequence[int]) -> int:
     """The number of last ids that can be scored: the same on both sides, with an id before them on each."""
     most = max(min(len(base_ids), len(teacher_ids)) - 1, 0)
+    if base_ids == teacher_ids:
+        return most
     return next((k for k in range(most) if base_ids[-1 - k] != teacher_ids[-1 - k]), most)

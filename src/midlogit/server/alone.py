@@ -36,6 +36,7 @@ def require_no_mixture(body: Sampling, side: Side) -> None:
         raise ApiError(
             400,
             "unsupported_option",
-            f"midlogit.{name} is of the mixture, and this is the {side} alone. Leave it out.",
+            f"midlogit.{name} is of the mixture, and this is the {side} alone.",
+            "Leave it out.",
             param=f"midlogit.{name}",
         )

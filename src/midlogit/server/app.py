@@ -70,6 +70,7 @@ def build_app(service: Service, load: Callable[[], None]) -> Starlette:
         exception_handlers={HTTPException: _to_the_boundary},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # a redirect would carry whatever Host the request has
     app.state.service = service
     return app
 

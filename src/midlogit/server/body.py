@@ -1,17 +1,28 @@
-"""Reads the body of a request and checks its size, its JSON and its type; knows no particular field."""
+"""Reads the body of a request and checks its size, its JSON and its type; knows no particular field.
+
+What a body costs to parse grows with the values in it, and while it is parsed nothing else runs: so it may have only so
+many. They are counted before, by the commas and brackets.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeVar
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
 
 from midlogit.server.errors import ApiError
+from midlogit.server.lanes import LONG_BODY
+from midlogit.server.service import Service
 from midlogit.server.wire.requests import Body, validated
 
 B = TypeVar("B", bound=Body)
 
+MOST_VALUES = (
+    2**19
+)  # of a body; four times as many for a trainer, whose batches nobody else waits for
+VALUES_OF_CONTAINER = 8  # what an array or an object costs, in values
 DRAINED = 16  # oversized bodies up to this many times the limit are drained, so that the client receives the 413
 
 
@@ -20,13 +31,51 @@ async def read_body(request: Request, kind: type[B], limit: int) -> B:
 
     Raises:
         ApiError: 400 malformed JSON or an option that cannot be honoured, 413 too large, 415 not JSON,
-            422 of a wrong type or out of range.
+            422 of a wrong type or out of range, 503 when too many large bodies are held.
+    """
+    service: Service = request.app.state.service
+    require_json(request)
+    data = await _read(request, limit)
+    if len(data) <= LONG_BODY:
+        return _parsed(data, kind)
+    most = MOST_VALUES * (4 if service.settings.train else 1)
+    _require_few_values(data, most)
+    return await service.lanes.compute(partial(_parsed, data, kind))
+
+
+def require_json(request: Request) -> None:
+    """Refuses the types of bodies that pages of any site can send.
+
+    Raises:
+        ApiError: 415.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise ApiError(415, "not_json", "Send the body as Content-Type: application/json.")
 
-    data = await _read(request, limit)
+
+def _require_few_values(data: bytes, most: int) -> None:
+    """Refuses a body whose JSON has too many values.
+
+    Raises:
+        ApiError: 413.
+    """
+    if len(data) <= most:
+        return
+    containers = len(data) - len(data.translate(None, b"[{"))
+    commas = len(data) - len(data.translate(None, b","))
+    values = commas + VALUES_OF_CONTAINER * containers
+    if values > most:
+        raise ApiError(
+            413,
+            "body_too_large",
+            f"The body has {commas} commas and {containers} opening brackets, which count"
+            f" {VALUES_OF_CONTAINER} times; together they may be {most}.",
+            "Split the request.",
+        )
+
+
+def _parsed(data: bytes, kind: type[B]) -> B:
     try:
         fields = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -41,6 +90,7 @@ async def read_body(request: Request, kind: type[B], limit: int) -> B:
 
 async def _read(request: Request, limit: int) -> bytes:
     too_large = ApiError(413, "body_too_large", f"The body is larger than {limit} bytes.")
+    held = request.scope["body"]
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > DRAINED * limit:
         raise too_large
@@ -51,6 +101,7 @@ async def _read(request: Request, limit: int) -> bytes:
         async for part in request.stream():
             size += len(part)
             if size <= limit:
+                held.grow(len(part))
                 parts.append(part)
             elif size > DRAINED * limit:
                 break

@@ -36,6 +36,7 @@ OPEN_PATHS = (
     "/openapi.json",
 )
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d+)?", re.ASCII)
 API_PATHS = ("/chat/completions", "/completions", "/models")
 QUIET_PATHS = ("/health", "/base/health", "/teacher/health", "/metrics")
 
@@ -54,12 +55,19 @@ class Boundary:
             return
 
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        token = request_id.set(given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        token = request_id.set(self._id_of(headers))
+        body = scope["body"] = self._service.bodies.open()
         try:
             await self._answer(scope, receive, send, headers)
         finally:
+            body.close()
             request_id.reset(token)
+
+    def _id_of(self, headers: Headers) -> str:
+        """The request's own id, unless it is none or holds what must not be shown."""
+        given = headers.get("x-request-id", "")
+        is_fit = REQUEST_ID.fullmatch(given) and self._service.redact(given) == given
+        return given if is_fit else uuid.uuid4().hex
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         status, start = 0, time.perf_counter()
@@ -72,6 +80,7 @@ class Boundary:
             await send(message)
 
         try:
+            self._check_host(headers)
             self._check_key(scope["path"], headers)
             await self._app(scope, receive, send_with_id)
         except ClientGone:
@@ -83,13 +92,31 @@ class Boundary:
                 self._service.metrics.failed(problem.code)
             if status == 0:
                 response = Response(
-                    orjson.dumps(problem.body), problem.status, problem.headers, "application/json"
+                    orjson.dumps(problem.told(self._service.redact)),
+                    problem.status,
+                    problem.headers,
+                    "application/json",
                 )
                 await response(scope, receive, send_with_id)
 
         if scope["path"] not in QUIET_PATHS:
             facts = {"status": status, "seconds": round(time.perf_counter() - start, 4)}
-            logger.info("%s %s", scope["method"], scope["path"][:200], extra={"facts": facts})
+            logger.info("%.20s %.200s", scope["method"], scope["path"], extra={"facts": facts})
+
+    def _check_host(self, headers: Headers) -> None:
+        """Refuses requests that call the server by another's name, as those of a browser on another site's page do.
+
+        Raises:
+            ApiError: 403.
+        """
+        for given in headers.getlist("host"):
+            if not self._service.settings.is_called(_name_of(given)):
+                raise ApiError(
+                    403,
+                    "unknown_host",
+                    f"This server is not called {given!r:.80}.",
+                    "Call it by its address, or start it with --allowed-host.",
+                )
 
     def _check_key(self, path: str, headers: Headers) -> None:
         """Checks the request's key; compares it with every key, so that the time tells nothing.
@@ -117,13 +144,20 @@ class Boundary:
             code = {404: "not_found", 405: "method_not_allowed"}.get(
                 error.status_code, "invalid_request"
             )
-            message = _nothing_at(path) if error.status_code == 404 else str(error.detail)
-            error = ApiError(error.status_code, code, message, headers=error.headers)
+            message, hint = str(error.detail), ""
+            if error.status_code == 404:
+                message, hint = f"Nothing is at {path:.150}.", _meant(path)
+            error = ApiError(error.status_code, code, message, hint, headers=error.headers)
         if isinstance(error, ApiError):
-            error.message = self._service.redact(error.message)
             return error
         logger.error("%s at %s: %s", type(error).__name__, where(error), error)
         return ApiError(500, "server_error", "The server failed; its log says how.")
+
+
+def _name_of(host: str) -> str:
+    """The name or address in a Host header, without the port; empty where it holds none."""
+    found = HOST.fullmatch(host)
+    return found[1].strip("[]") if found else ""
 
 
 def _key_of(authorization: str) -> str:
@@ -138,8 +172,7 @@ def _key_of(authorization: str) -> str:
     return ""
 
 
-def _nothing_at(path: str) -> str:
-    """The message of a 404, with the route that a client meant whose base URL lacks /v1 or has it twice."""
+def _meant(path: str) -> str:
+    """What to do about a 404, for a client whose base URL lacks /v1 or has it twice, or whose path ends in a slash."""
     meant = next((f"/v1{end}" for end in API_PATHS if path.rstrip("/").endswith(end)), None)
-    hint = f" Did you mean {meant}? The base URL of a client ends in /v1, once." if meant else ""
-    return f"Nothing is at {path[:200]}.{hint}"
+    return f"Did you mean {meant}? The base URL of a client ends in /v1, once." if meant else ""

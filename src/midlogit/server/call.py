@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -17,25 +18,62 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from midlogit.errors import MidlogitError
+from midlogit.models.mixing import Mixing
 from midlogit.outputs import Completion, Scores, Token
 from midlogit.params import SamplingParams
-from midlogit.requests.prompts import Prompt, Reading
+from midlogit.requests.build import RequestBuilder, Requests, build_firsts
+from midlogit.requests.prompts import Prompt, Reading, pair_up
 from midlogit.requests.sequence import Request
 from midlogit.server.errors import ApiError, from_midlogit
 from midlogit.server.gate import Pass
+from midlogit.server.lanes import LONG_BODY
 from midlogit.server.logs import logger, request_id
 from midlogit.server.parameters import base_prompts, teacher_prompts
 from midlogit.server.pieces import facts_of_completion, facts_of_token, usage_of
 from midlogit.server.service import MODEL, Service
-from midlogit.server.streaming import DONE, EventStream, event, while_connected
+from midlogit.server.streaming import DONE, EventStream, JsonParts, event, while_connected
 from midlogit.server.wire.requests import Sampling
+from midlogit.server.wire.responses import Usage
+
+MOST_ENTRIES = (
+    2**22
+)  # log-probabilities of candidates and ids of prompts in an answer; 16 times as many for a trainer
+
+
+async def respond(
+    http: HttpRequest, service: Service, body: Sampling, call: Callable[[], Call]
+) -> Response:
+    """Makes the call of a body and runs it.
+
+    Raises:
+        ApiError, MidlogitError, ClientGone: as `Call` and `Call.respond`.
+    """
+    made = call() if body.size <= LONG_BODY else await service.lanes.compute(call)
+    return await made.respond(http)
+
+
+def prepared(
+    mixing: Mixing,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    reading: Reading,
+    *,
+    base_prompts: Sequence[Prompt] | None,
+    teacher_prompts: Sequence[Prompt] | None,
+    generates: bool,
+    stream: bool,
+) -> Iterator[Request]:
+    """The first request of each prompt, as it is asked for; nothing is done before."""
+    builder = RequestBuilder(mixing, params, reading, generates=generates, stream=stream)
+    yield from build_firsts(builder, pair_up(prompts, base_prompts, teacher_prompts), None)
 
 
 class Call(ABC):
-    """A request body turned into requests of the pair. The constructor reads and checks prompts; `respond` runs them.
+    """A request body turned into requests of the pair. The constructor checks counts; `respond` reads the prompts.
 
     Attributes:
-        prompts: one request per prompt. requests: one per completion; none where only the prompts are asked for.
+        prompts: one request per prompt, once they are read. requests: one per completion; none where only the prompts
+            are asked for.
         scores: of the prompts, where they are asked for; filled by `respond`.
 
     Args:
@@ -71,8 +109,12 @@ class Call(ABC):
             "model": model,
         }
 
-        service.gate.require_possible(len(prompts) * (body.n if generates else 1))
-        requests = service.pair.prepare(
+        service.gate.require_possible(len(prompts) * body.n)
+        self._rows = len(prompts) * (body.n if generates else 1)
+        self._generates, self._size = generates, body.size
+        self._preparing = partial(
+            prepared,
+            service.pair.mixing,
             prompts,
             params,
             reading,
@@ -81,8 +123,8 @@ class Call(ABC):
             generates=generates,
             stream=body.stream,
         )
-        self.prompts = [request for request in requests if request.sample == 0]
-        self.requests = requests if generates else []
+        self.prompts: list[Request] = []
+        self.requests: Sequence[Request] = ()
 
     @abstractmethod
     def delta(self, token: Token, index: int) -> dict[str, Any] | None:
@@ -108,59 +150,93 @@ class Call(ABC):
         """Runs the call and makes the response.
 
         Raises:
-            ApiError: 429 when the queue is full, 500 when the engine fails.
+            ApiError: 400 for an answer that would be too large, 429 when the queue is full, 500 when the engine fails.
+            MidlogitError: a prompt cannot be honoured.
             ClientGone: the client disconnected.
         """
-        entry = self.service.gate.enter(len(self.requests) or len(self.prompts))
-        if self._streams:
-            return EventStream(self._stream(entry), entry.close)
+        entry = self.service.gate.enter(self._rows)
         try:
+            await while_connected(http.receive, self._prepare())
+            if self._streams:
+                chunks = self._stream(entry)
+                return EventStream(chunks, entry.close)
             answer = await while_connected(http.receive, self._answer(entry))
-        finally:
+        except BaseException:
             entry.close()
-        return Response(orjson.dumps(answer), media_type="application/json")
+            raise
+        entry.close()
+        return answer
 
-    async def _answer(self, entry: Pass) -> dict[str, Any]:
+    async def _prepare(self) -> None:
+        """Reads the prompts, in turns with other requests."""
+        self.prompts = await self.service.lanes.read_all(self._preparing(), self._size)
+        if self._generates:
+            self.requests = Requests(self.prompts)
+        self._require_answerable()
+
+    def _require_answerable(self) -> None:
+        """Refuses a call whose answer could be too large.
+
+        Raises:
+            ApiError: 400.
+        """
+        entries = 0
+        for prompt in self.prompts:
+            tokens = min(prompt.params.max_tokens, prompt.max_new_tokens) if self._generates else 0
+            entries += self.n * tokens * prompt.params.top_logprobs
+            if self.shows_prompts:
+                entries += self.n * len(prompt.teacher_ids) * (1 + (self._scores or 0))
+        most = MOST_ENTRIES * (16 if self.service.settings.train else 1)
+        if entries > most:
+            raise ApiError(
+                400,
+                "answer_too_large",
+                f"The answer could have {entries} log-probabilities and prompt ids; it may have {most}.",
+                "Split the request, or ask for fewer candidates, completions or tokens.",
+            )
+
+    async def _answer(self, entry: Pass) -> Response:
+        """The whole answer; each choice becomes bytes as soon as it is known."""
         await self._score()
+        compute = self.service.lanes.compute
+        choices: dict[int, bytes] = {}
+        tokens = 0
         async with aclosing(self.service.run(self.requests, entry)) as events:
-            found = [
-                _unbroken(happened) async for happened in events if isinstance(happened, Completion)
-            ]
+            async for happened in events:
+                if isinstance(happened, Completion):
+                    index = self._index(happened)
+                    tokens += len(happened.token_ids)
+                    completion = _unbroken(happened)
+                    choices[index] = await compute(
+                        partial(_json_of, self.choice, completion, index)
+                    )
 
-        found.sort(key=self._index)
-        if self.requests:
-            choices = [self.choice(completion, index) for index, completion in enumerate(found)]
-        else:
-            choices = [
-                c
-                for index in range(len(self.prompts) * self.n)
-                if (c := self.opening(index)) is not None
-            ]
-        tokens = sum(len(completion.token_ids) for completion in found)
-        return {
-            **self._head,
-            **self.frame(choices, chunk=False),
-            "usage": usage_of(self.prompts, tokens),
-        }
+        if not self.requests:
+            for index in range(len(self.prompts) * self.n):
+                choices[index] = await compute(partial(_json_of, self.opening, index))
+
+        body = {**self._head, **self.frame([], chunk=False), "usage": self._usage(tokens)}
+        head, separator, tail = orjson.dumps(body).partition(b'"choices":[')
+        return JsonParts(head + separator, [choices[i] for i in sorted(choices)], tail)
 
     async def _stream(self, entry: Pass) -> AsyncGenerator[bytes, None]:
         """The answer as Server-Sent Events; an error in the middle is an event, too."""
         try:
             async with aclosing(self._chunks(entry)) as chunks:
                 async for data in chunks:
-                    yield event(data)
+                    yield data
         except (ApiError, MidlogitError) as error:
-            told = error if isinstance(error, ApiError) else from_midlogit(error)
-            self.service.metrics.failed(told.code)
+            problem = error if isinstance(error, ApiError) else from_midlogit(error)
+            self.service.metrics.failed(problem.code)
             logger.error("a stream broke off: %s", error)
-            yield event(told.body)
+            yield event(problem.told(self.service.redact))
         yield DONE
 
-    async def _chunks(self, entry: Pass) -> AsyncGenerator[dict[str, Any], None]:
+    async def _chunks(self, entry: Pass) -> AsyncGenerator[bytes, None]:
         await self._score()
         for index in range(len(self.prompts) * self.n):
-            if (choice := self.opening(index)) is not None:
-                yield self._chunk([choice])
+            if opening := await self.service.lanes.compute(partial(self._opening_chunk, index)):
+                yield opening
 
         sent: dict[int, int] = {}
         tokens = 0
@@ -168,7 +244,7 @@ class Call(ABC):
             async for happened in events:
                 index = self._index(happened)
                 if isinstance(happened, Completion):
-                    rest = _unbroken(happened).text[sent.get(index, 0) :]
+                    rest = _unbroken(happened).text[sent.pop(index, 0) :]
                     yield self._chunk([self.ending(happened, index, rest)])
                     continue
 
@@ -178,7 +254,11 @@ class Call(ABC):
                     yield self._chunk([choice])
 
         if self._includes_usage:
-            yield {**self._chunk([]), "usage": usage_of(self.prompts, tokens)}
+            yield self._chunk([], usage=self._usage(tokens))
+
+    def _opening_chunk(self, index: int) -> bytes | None:
+        choice = self.opening(index)
+        return None if choice is None else self._chunk([choice])
 
     async def _score(self) -> None:
         if self._scores is not None:
@@ -186,9 +266,17 @@ class Call(ABC):
             texts = [replace(prompt, params=params) for prompt in self.prompts]
             self.scores = await self.service.score(texts)
 
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        usage = {"usage": None} if self._includes_usage else {}
-        return {**self._head, **self.frame(choices, chunk=True), **usage}
+    def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> bytes:
+        told = {"usage": usage} if self._includes_usage else {}
+        return event({**self._head, **self.frame(choices, chunk=True), **told})
+
+    def _usage(self, tokens: int) -> Usage:
+        return usage_of(self.prompts, tokens)
+
+    @property
+    def shows_prompts(self) -> bool:
+        """Whether choices have the ids, the text or the scores of their prompts."""
+        return self._adds_ids or self._scores is not None
 
     def _add_token_data(self, choice: dict[str, Any], token: Token) -> None:
         """Adds the id and the diagnostics of a stream's token, where the body asks for them."""
@@ -240,3 +328,7 @@ def _unbroken(completion: Completion) -> Completion:
         logger.error("a completion failed: %s", completion.error)
         raise ApiError(500, "engine_failure", "The engine failed; the server's log says how.")
     return completion
+
+
+def _json_of(make: Callable[..., Any], *arguments: Any) -> bytes:
+    return orjson.dumps(make(*arguments))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -10,7 +11,7 @@ from starlette.responses import Response
 from midlogit.outputs import Completion, Token
 from midlogit.requests.prompts import Reading
 from midlogit.server.body import read_body
-from midlogit.server.call import Call, add_versions
+from midlogit.server.call import Call, add_versions, respond
 from midlogit.server.parameters import sampling_params, template_kwargs
 from midlogit.server.pieces import chat_logprobs, tops_of
 from midlogit.server.service import Service
@@ -21,8 +22,7 @@ async def chat_completions(http: HttpRequest) -> Response:
     service: Service = http.app.state.service
     body = await read_body(http, ChatBody, service.settings.max_body_bytes)
     service.require_model(body.model)
-    call = await service.read(lambda: ChatCall(service, body), body.size)
-    return await call.respond(http)
+    return await respond(http, service, body, partial(ChatCall, service, body))
 
 
 class ChatCall(Call):

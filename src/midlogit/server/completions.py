@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -11,10 +12,9 @@ from starlette.responses import Response
 from midlogit.models.detokenize import REPLACEMENT
 from midlogit.outputs import Completion, Scores, Token
 from midlogit.requests.prompts import Prompt, Reading
-from midlogit.requests.sequence import Request
 from midlogit.server.alone import Side, alone, require_no_mixture
 from midlogit.server.body import read_body
-from midlogit.server.call import Call, add_versions
+from midlogit.server.call import Call, add_versions, respond
 from midlogit.server.errors import ApiError
 from midlogit.server.parameters import sampling_params, template_kwargs
 from midlogit.server.pieces import completion_logprobs, facts_of_scores, joined, tops_of
@@ -39,8 +39,7 @@ async def completions(http: HttpRequest, side: Side | None = None) -> Response:
             "max_tokens 0 asks for nothing without echo.",
             param="max_tokens",
         )
-    call = await service.read(lambda: CompletionCall(service, body, side), body.size)
-    return await call.respond(http)
+    return await respond(http, service, body, partial(CompletionCall, service, body, side))
 
 
 class CompletionCall(Call):
@@ -71,6 +70,7 @@ class CompletionCall(Call):
             model=side or MODEL,
         )
         self._body, self._side = body, side
+        self._text_of = cache(self._decoded)  # of a prompt by its index
         self._offsets: dict[int, Offsets] = {}
         self._unfinished: dict[
             int, list[int]
@@ -87,7 +87,7 @@ class CompletionCall(Call):
 
         choice = _empty(index, None if self.requests else "length")
         if body.echo:
-            choice["text"] = self._text_of(prompt)
+            choice["text"] = self._text_of(prompt.index)
             if (
                 self.requests
                 and not isinstance(prompt.prompt, str)
@@ -149,7 +149,13 @@ class CompletionCall(Call):
         self._add_completion_data(choice, completion, index)
         return choice
 
-    def _text_of(self, prompt: Request) -> str:
+    @property
+    def shows_prompts(self) -> bool:
+        return self._body.echo or super().shows_prompts
+
+    def _decoded(self, index: int) -> str:
+        """The text of a prompt."""
+        prompt = self.prompts[index]
         given = prompt.prompt
         return (
             given if isinstance(given, str) else self.service.vocabulary.decode(prompt.teacher_ids)
@@ -199,7 +205,7 @@ class CompletionCall(Call):
     def _echoed_logprobs(self, scores: Scores, index: int) -> CompletionLogprobs:
         vocabulary = self.service.vocabulary
         # The ids may decode to more than the prompt's text: they begin with what the tokenizer adds.
-        added = len(vocabulary.decode(scores.token_ids)) - len(self._text_of(self.prompt_of(index)))
+        added = len(vocabulary.decode(scores.token_ids)) - len(self._text_of(index // self.n))
         offsets = self._offsets[index] = vocabulary.echo_offsets(-added)
 
         context: list[None] = [None] * scores.first

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from midlogit.engines.base import Pausing, Updating
-from midlogit.server.body import read_body
+from midlogit.server.body import read_body, require_json
 from midlogit.server.errors import ApiError
 from midlogit.server.routes import as_json
 from midlogit.server.service import Service
@@ -173,8 +173,10 @@ Handler = Callable[[Request, Service], Awaitable[Any]]
 def _route(method: str, path: str, handler: Handler) -> Route:
     async def endpoint(http: Request) -> Response:
         # A page in a browser must not change weights just because its user can reach this server.
-        if "origin" in http.headers:
+        if "origin" in http.headers or http.headers.get("sec-fetch-site", "none") != "none":
             raise ApiError(403, "forbidden", "Trainers call this, not pages of browsers.")
+        if method == "POST" and "content-type" in http.headers:
+            require_json(http)
         return as_json(await handler(http, http.app.state.service))
 
     return Route(path, endpoint, methods=[method])

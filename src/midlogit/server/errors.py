@@ -5,7 +5,7 @@ Every failure of a request becomes an ApiError; `from_midlogit` maps the library
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,6 +19,7 @@ from midlogit.errors import (
     WeightMismatch,
 )
 
+MOST_ECHOED = 200  # characters of a message, which may hold what a client has sent
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -28,6 +29,7 @@ class ApiError(Exception):
     Attributes:
         status: of the response.
         code: short name of the kind of error, as OpenAI's clients read it; also the `kind` of the failure metric.
+        hint: what to do, in words of the server's own.
         param: the field of the body that is at fault. headers: of the response.
     """
 
@@ -36,34 +38,41 @@ class ApiError(Exception):
         status: int,
         code: str,
         message: str,
+        hint: str = "",
         *,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.code, self.message, self.param = status, code, message, param
+        self.status, self.code, self.message, self.hint = status, code, message, hint
+        self.param = param
         self.headers = dict(headers or {})
 
-    @property
-    def body(self) -> dict[str, Any]:
+    def told(self, redact: Callable[[str], str]) -> dict[str, Any]:
+        """The body, without secrets and without more of the request than tells what is wrong."""
         kind = (
             "server_error"
             if self.status >= 500
             else TYPES.get(self.status, "invalid_request_error")
         )
-        return {
-            "error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        }
+        message = f"{_clipped(redact(self.message))} {self.hint}".rstrip()
+        param = None if self.param is None else _clipped(redact(self.param))
+        return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= MOST_ECHOED else f"{text[:MOST_ECHOED]}…"
 
 
 def from_midlogit(error: MidlogitError) -> ApiError:
     """The library's error as the client sees it; details only of the client's own mistakes."""
+    message, hint = error.args[0], error.hint
     if isinstance(error, PromptTooLong):
-        return ApiError(400, "context_length_exceeded", str(error))
+        return ApiError(400, "context_length_exceeded", message, hint)
     if isinstance(error, WeightMismatch):
-        return ApiError(400, "weight_mismatch", str(error))
+        return ApiError(400, "weight_mismatch", message, hint)
     if isinstance(error, InvalidRequest):
-        return ApiError(400, "invalid_request", str(error))
+        return ApiError(400, "invalid_request", message, hint)
     return ApiError(500, "engine_failure", "The engine failed; the server's log says how.")
 
 
@@ -74,12 +83,14 @@ def from_validation(error: ValidationError) -> ApiError:
     where = field_path(path)
     cause = deepest.get("ctx", {}).get("error")
     if isinstance(cause, InvalidField) and cause.unsupported:
-        return ApiError(400, "unsupported_option", str(cause), param=where)
-    told = str(cause) if isinstance(cause, InvalidField) else f"{deepest['msg']}."
-    message = (
-        f"The body does not fit: {where}: {told}" if where else f"The body does not fit: {told}"
+        return ApiError(400, "unsupported_option", cause.args[0], cause.hint, param=where)
+    told, hint = f"{deepest['msg']}.", ""
+    if isinstance(cause, InvalidField):
+        told, hint = cause.args[0], cause.hint
+    place = f"{where:.80}: " if where else ""
+    return ApiError(
+        422, "invalid_type", f"The body does not fit: {place}{told}", hint, param=where or None
     )
-    return ApiError(422, "invalid_type", message, param=where or None)
 
 
 def _path(found: ErrorDetails) -> tuple[str | int, ...]:

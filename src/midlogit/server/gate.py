@@ -1,4 +1,4 @@
-"""Counts the rows that the server has accepted and bounds those that wait; knows no request and no engine."""
+"""Bounds what the server takes on: rows that run and wait, bytes of bodies; knows no request and no engine."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ class Gate:
     Args:
         max_running: rows that the engine runs at once; further rows wait.
         max_waiting: most rows that may wait; None for no limit.
+        max_completions: most rows of one request.
     """
 
-    def __init__(self, max_running: int, max_waiting: int | None) -> None:
+    def __init__(self, max_running: int, max_waiting: int | None, max_completions: int) -> None:
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._most = math.inf if max_waiting is None else max_running + max_waiting
+        self._most_of_one = min(self._most, max_completions)
         self._rows = 0
 
     @property
@@ -32,25 +34,24 @@ class Gate:
         return self._rows - self.running
 
     def require_possible(self, rows: int) -> None:
-        """Refuses more rows than could ever fit.
+        """Refuses more rows than one request may have.
 
         Raises:
             ApiError: 400.
         """
-        if rows > self._most:
+        if rows > self._most_of_one:
             raise ApiError(
                 400,
                 "too_many_completions",
-                f"The request asks for {rows} completions; at most {self._most} fit. Split it.",
+                f"The request asks for {rows} completions; it may have {self._most_of_one}. Split it.",
             )
 
     def enter(self, rows: int) -> Pass:
         """Accepts a request's rows.
 
         Raises:
-            ApiError: 400 when they could never fit, 429 when they do not fit now.
+            ApiError: 429 when they do not fit now.
         """
-        self.require_possible(rows)
         if self._rows + rows > self._most:
             raise ApiError(
                 429,
@@ -81,3 +82,54 @@ class Pass:
         """Releases all rows that have not ended."""
         self._gate.release(self._left)
         self._left = 0
+
+
+class Bodies:
+    """Bounds the bytes of all bodies that the server holds, from their first byte to the end of their answer."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+
+    def open(self) -> Body:
+        """The body of a request, of which nothing has come yet."""
+        return Body(self)
+
+    def hold(self, size: int) -> None:
+        """Counts further bytes.
+
+        Raises:
+            ApiError: 503 when there is no room for them now.
+        """
+        if self._held + size > self._most:
+            raise ApiError(
+                503,
+                "overloaded",
+                "The server holds as many large requests as it may. Try again.",
+                headers={"Retry-After": RETRY_AFTER},
+            )
+        self._held += size
+
+    def release(self, size: int) -> None:
+        self._held -= size
+
+
+class Body:
+    """The bytes of one body: call `grow` as they come, `close` when the request ends."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._size = 0
+
+    def grow(self, size: int) -> None:
+        """Counts further bytes.
+
+        Raises:
+            ApiError: 503 when there is no room for them now.
+        """
+        self._bodies.hold(size)
+        self._size += size
+
+    def close(self) -> None:
+        self._bodies.release(self._size)
+        self._size = 0

@@ -42,13 +42,14 @@ GETS: tuple[tuple[str, Any, str], ...] = (
 ERRORS = {
     "400": "A request that cannot be honoured, or malformed JSON.",
     "401": "No valid key.",
+    "403": "The request calls the server by another's name.",
     "404": "No such model.",
     "413": "The body is too large.",
     "415": "The body is not JSON.",
     "422": "A field of wrong type or out of range.",
     "429": "Too many requests wait; Retry-After says when to try again.",
     "500": "The server failed.",
-    "503": "The models are loading, or the server is stopping.",
+    "503": "The models are loading, the server is stopping, or it holds too many large bodies.",
 }
 EVENT = {
     "type": "object",
@@ -56,7 +57,7 @@ EVENT = {
     "properties": {"data": {"type": "string"}},
     "required": ["data"],
 }
-READING_ERRORS = ("401", "404", "500", "503")
+READING_ERRORS = ("401", "403", "404", "500", "503")
 
 
 @lru_cache(maxsize=1)

@@ -49,7 +49,7 @@ def sampling_params(
 
 def base_prompts(options: MixtureOptions, count: int) -> list[Prompt] | None:
     """The base's own prompt for each of `count` requests; None when it has the common one."""
-    return None if options.base_prompt is None else [_plain(options.base_prompt)] * count
+    return None if options.base_prompt is None else [_shared(options.base_prompt)] * count
 
 
 def teacher_prompts(options: MixtureOptions, count: int) -> list[Prompt] | None:
@@ -62,7 +62,7 @@ def teacher_prompts(options: MixtureOptions, count: int) -> list[Prompt] | None:
     if given is None:
         return None
     if isinstance(given, str) or isinstance(given[0], int | Message):
-        return [_plain(given)] * count
+        return [_shared(given)] * count
     if len(given) != count:
         raise ApiError(
             400,
@@ -71,6 +71,12 @@ def teacher_prompts(options: MixtureOptions, count: int) -> list[Prompt] | None:
             param="midlogit.teacher_prompt",
         )
     return [_plain(prompt) for prompt in given]
+
+
+def _shared(prompt: Any) -> Prompt:
+    """A prompt of all requests of a body, in a form that is read once."""
+    plain = _plain(prompt)
+    return plain if isinstance(plain, str) else tuple(plain)  # type: ignore[return-value]
 
 
 def _plain(prompt: Any) -> Prompt:

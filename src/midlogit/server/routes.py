@@ -9,12 +9,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from midlogit import __version__
-from midlogit.errors import InvalidRequest
+from midlogit.errors import InvalidRequest, PromptTooLong
 from midlogit.server.alone import Side
 from midlogit.server.body import read_body
 from midlogit.server.service import MODEL, Service, display_name
+from midlogit.server.streaming import while_connected
 from midlogit.server.wire.requests import DetokenizeBody, TokenizeBody
 from midlogit.server.wire.responses import ModelCard, Tokenized, TokenizerInfo
+
+MOST_TOKENS = (
+    2**17
+)  # of a text that is tokenized or of ids that become text; more where the context is longer
 
 
 def as_json(data: Any) -> Response:
@@ -52,6 +57,7 @@ async def tokenize(http: Request) -> Response:
     body = await read_body(http, TokenizeBody, service.settings.max_body_bytes)
     service.require_model(body.model)
     teacher = service.pair.mixing.teacher
+    most = max(MOST_TOKENS, service.max_model_len)
 
     def read() -> list[int]:
         if body.messages is not None:
@@ -59,27 +65,48 @@ async def tokenize(http: Request) -> Response:
                 **service.settings.chat_template_kwargs[1],
                 **(body.chat_template_kwargs or {}),
             }
-            return teacher.encode_chat([message.plain for message in body.messages], variables)
+            messages = [message.plain for message in body.messages]
+            return teacher.encode_chat(messages, variables, most=most)
         return teacher.encode(
-            body.prompt or "", add_special_tokens=body.add_special_tokens is not False
+            body.prompt or "", add_special_tokens=body.add_special_tokens is not False, most=most
         )
 
-    ids = await service.read(read, body.size)
-    found: Tokenized = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids}
-    if body.return_token_strs:
-        found["token_strs"] = [service.vocabulary.text(i) for i in ids]
-    return as_json(found)
+    def answer() -> Response:
+        try:
+            ids = read()
+        except PromptTooLong as error:
+            raise PromptTooLong(
+                f"The text {error.args[0]}; it may have {most}.", "Split it."
+            ) from None
+        if len(ids) > most:
+            raise PromptTooLong(f"The text has {len(ids)} tokens; it may have {most}.", "Split it.")
+        found: Tokenized = {
+            "count": len(ids),
+            "max_model_len": service.max_model_len,
+            "tokens": ids,
+        }
+        if body.return_token_strs:
+            found["token_strs"] = [service.vocabulary.text(i) for i in ids]
+        return as_json(found)
+
+    return await while_connected(http.receive, service.lanes.read(answer, body.size))
 
 
 async def detokenize(http: Request) -> Response:
     service: Service = http.app.state.service
     body = await read_body(http, DetokenizeBody, service.settings.max_body_bytes)
     service.require_model(body.model)
+    most = max(MOST_TOKENS, service.max_model_len)
+    if len(body.tokens) > most:
+        raise InvalidRequest(f"tokens holds {len(body.tokens)} ids.", f"It may hold {most}.")
     size = service.pair.mixing.teacher.logit_size
     if body.tokens and max(body.tokens) >= size:
         raise InvalidRequest(f"tokens holds {max(body.tokens)}.", f"Ids run from 0 to {size - 1}.")
-    text = await service.read(lambda: service.vocabulary.decode(body.tokens), body.size)
-    return as_json({"prompt": text})
+
+    def answer() -> Response:
+        return as_json({"prompt": service.vocabulary.decode(body.tokens)})
+
+    return await while_connected(http.receive, service.lanes.read(answer, body.size))
 
 
 async def tokenizer_info(http: Request) -> Response:

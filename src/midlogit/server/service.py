@@ -1,18 +1,15 @@
-"""State that all routes share: the pair once it is loaded, the gate, the metrics, the threads that tokenize prompts.
+"""State that all routes share: the pair once it is loaded, the gate, the metrics, the threads for slow work.
 
 Knows how a request's rows are accepted, run and released; not what their answers look like.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from contextvars import copy_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from midlogit.delivery import Event
 from midlogit.engines.draft_length import DraftLength
@@ -22,17 +19,16 @@ from midlogit.outputs import Completion, Scores
 from midlogit.pair import Pair
 from midlogit.requests.sequence import Request
 from midlogit.server.errors import ApiError
-from midlogit.server.gate import RETRY_AFTER, Gate, Pass
+from midlogit.server.gate import RETRY_AFTER, Bodies, Gate, Pass
+from midlogit.server.lanes import Lanes
 from midlogit.server.logs import Redaction, logger
 from midlogit.server.metrics import Metrics
 from midlogit.server.settings import ServerSettings
 from midlogit.server.vocabulary import Vocabulary
 from midlogit.server.weights import Transport, transport_of
 
-T = TypeVar("T")
-
 MODEL = "midlogit"
-LONG_BODY = 64 * 2**10  # bytes; tokenizing them takes about 0.1 s per side
+BODIES = 8  # bodies of the largest size that are held at once
 
 
 class Service:
@@ -47,7 +43,9 @@ class Service:
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
-        self.gate = Gate(settings.max_num_seqs, settings.max_queued)
+        self.gate = Gate(settings.max_num_seqs, settings.max_queued, settings.max_completions)
+        self.bodies = Bodies(BODIES * settings.max_body_bytes)
+        self.lanes = Lanes()
         self.metrics = Metrics(self.gate, self._speculation)
         self.redact = Redaction()
         self.problem: str | None = "loading"
@@ -57,9 +55,6 @@ class Service:
         self._pair: Pair | None = None
         self._vocabulary: Vocabulary | None = None
         self._files: Checkpoint | None = None
-        # Prompts are tokenized in the order of arrival, off the event loop; long ones in a queue of their own.
-        self._reader = ThreadPoolExecutor(1, "midlogit-prompts")
-        self._long_reader = ThreadPoolExecutor(1, "midlogit-long-prompts")
         for key in settings.api_keys:
             self.redact.hide(key, "[key]")
 
@@ -138,16 +133,7 @@ class Service:
                 param="model",
             )
 
-    async def read(self, work: Callable[[], T], size: int) -> T:
-        """Runs work that tokenizes, off the event loop.
-
-        Args:
-            size: bytes of the body. A short request never waits for a long one.
-        """
-        reader = self._reader if size <= LONG_BODY else self._long_reader
-        return await asyncio.get_running_loop().run_in_executor(reader, copy_context().run, work)
-
-    async def run(self, requests: list[Request], entry: Pass) -> AsyncGenerator[Event, None]:
+    async def run(self, requests: Sequence[Request], entry: Pass) -> AsyncGenerator[Event, None]:
         """Runs requests and yields their events; their rows leave the gate as they end.
 
         Raises:
@@ -159,7 +145,7 @@ class Service:
                     entry.leave()
                 yield event
 
-    async def score(self, requests: list[Request]) -> list[Scores]:
+    async def score(self, requests: Sequence[Request]) -> list[Scores]:
         """The scores of the requests.
 
         Raises:
@@ -184,8 +170,6 @@ class Service:
         """Aborts what runs and closes the pair."""
         if self._pair is not None:
             self._pair.close()
-        self._reader.shutdown(wait=False)
-        self._long_reader.shutdown(wait=False)
 
 
 def tokenizer_files(model: Model) -> Checkpoint:

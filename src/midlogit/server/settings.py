@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 
 from midlogit.errors import InvalidRequest
@@ -10,7 +11,13 @@ from midlogit.messages import TemplateVariables
 from midlogit.params import DEFAULT_PRESET, PRESETS
 
 GRACE_S = 30.0  # seconds that running requests get to finish when the server stops
-LEAST = {"max_queued": 0, "max_num_seqs": 1, "max_body_bytes": 1, "max_connections": 1}
+LEAST = {
+    "max_queued": 0,
+    "max_num_seqs": 1,
+    "max_completions": 1,
+    "max_body_bytes": 1,
+    "max_connections": 1,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,9 @@ class ServerSettings:
         api_keys: keys that clients may use; without any, no key is needed.
         max_num_seqs: rows that the engine runs at once. max_queued: most further rows, which wait; None for no limit.
         max_connections: most that are open, fewer where descriptors are short. patience: with slow clients.
-        max_body_bytes: largest body of a request. allow_origins: other sites whose pages may call the server.
+        max_completions: most of one request. max_body_bytes: largest body of a request.
+        allow_origins: other sites whose pages may call the server. allowed_hosts: further names by which requests may
+            call the server; "*" for any.
         preset: for requests that name none.
         chat_template_kwargs: variables of the chat templates of (base, teacher), for requests that do not set them.
         json_logs: log lines as JSON. grace_s: seconds that running requests get to finish when the server stops.
@@ -55,8 +64,10 @@ class ServerSettings:
     max_queued: int | None = 256
     max_connections: int = 1000
     patience: Patience = Patience()
+    max_completions: int = 16_384
     max_body_bytes: int = 8 * 2**20
     allow_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     preset: str = DEFAULT_PRESET
     chat_template_kwargs: tuple[TemplateVariables, TemplateVariables] = ({}, {})
     json_logs: bool = False
@@ -90,7 +101,37 @@ class ServerSettings:
                 f"--weights-root {self.weights_root} is not a folder.", "Make it first."
             )
 
+    def is_called(self, host: str) -> bool:
+        """Whether a request may call the server by this name.
+
+        Without keys, whoever can open a page in a browser on this machine could reach the server: a name of the page's
+        own site can be given the server's address. So on a local address only names of this machine are right.
+
+        Args:
+            host: of a request's Host header, without the port.
+        """
+        if "*" in self.allowed_hosts or not (self.allowed_hosts or self._needs_only_reach):
+            return True
+        name = host.lower().removesuffix(".")
+        known = {
+            self.host.lower(),
+            "localhost",
+            *(allowed.lower() for allowed in self.allowed_hosts),
+        }
+        return name in known or _is_loopback(name)
+
+    @property
+    def _needs_only_reach(self) -> bool:
+        return self.is_local and not self.api_keys
+
     @property
     def is_local(self) -> bool:
         """Whether only this machine can connect."""
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

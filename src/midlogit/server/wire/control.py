@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from midlogit.messages import ANY, Harmless
 from midlogit.server.wire.requests import Body
+
+Version = int | Annotated[str, Field(max_length=200)]  # every completion repeats it
 
 
 class InitBody(Body):
@@ -41,11 +43,11 @@ class UpdateBody(Body):
 class DiskBody(Body):
     harmless: ClassVar[Harmless] = {"load_format": ("auto", "safetensors"), "flush_cache": ANY}
     model_path: str = Field(description="A file or folder below --weights-root.")
-    weight_version: int | str | None = None
+    weight_version: Version | None = None
 
 
 class FinishBody(Body):
-    weight_version: int | str | None = Field(
+    weight_version: Version | None = Field(
         default=None, description="The version of the new weights; without one, the next number."
     )
 

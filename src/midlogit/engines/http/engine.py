@@ -22,7 +22,7 @@ from midlogit.engines.http.replicas import PendingRow
 from midlogit.engines.http.rounds import ListWidth, PendingDrafts, PendingRound
 from midlogit.engines.http.rows import DraftRequest, DraftStep
 from midlogit.engines.http.sampler import SampledToken, Sampler
-from midlogit.engines.http.transfer import ReceivingServers
+from midlogit.engines.http.scoring import ScoringServers
 from midlogit.errors import EngineFailure
 from midlogit.outputs import ErrorType
 from midlogit.requests.sequence import Sequence
@@ -33,7 +33,7 @@ WIDEN = 4  # factor by which an adaptive list grows when its bound is too wide
 SHRINK_BELOW = 0.25  # share of the tolerance below which it shrinks again
 
 
-class HttpEngine(ReceivingServers):
+class HttpEngine(ScoringServers):
     """Two servers, or several replicas of each.
 
     Args:
@@ -115,6 +115,7 @@ class HttpEngine(ReceivingServers):
 
     async def _abort_all(self) -> None:
         self._cancel({id(sequence) for sequence in (*self._waiting, *self._held)})
+        await self._abort_scoring()
         running = list(self._running.values())
         for task in running:
             task.cancel()
@@ -149,7 +150,7 @@ class HttpEngine(ReceivingServers):
 
         The next round is requested as soon as its prefix is known; decisions and text follow while the servers work.
         """
-        k = self._width_of(sequence).start
+        k = self._width_of(sequence.request.params.top_logprobs).start
         position = 0
         await self._gate.wait()
         pending = self._start_round(sequence, slots, position, k)
@@ -201,7 +202,7 @@ class HttpEngine(ReceivingServers):
             request = DraftRequest.near(
                 sequence.request.params.temperature, num_drafts + 1, sequence.draft_seed(position)
             )
-            width = self._width_of(sequence).drafting
+            width = self._width_of(sequence.request.params.top_logprobs).drafting
             drafts = PendingDrafts(
                 request, self.sides.base.replicas.draft(slots[0], width, request)
             )
@@ -209,8 +210,8 @@ class HttpEngine(ReceivingServers):
             rows = self.sides.request_top(slots, k)
         return self._gate.enter(PendingRound(started, batch, self.base_version, rows, drafts))
 
-    def _width_of(self, sequence: Sequence) -> ListWidth:
-        return self._width.at_least(sequence.request.params.top_logprobs)
+    def _width_of(self, top_logprobs: int) -> ListWidth:
+        return self._width.at_least(top_logprobs)
 
     def _num_drafts(self, sequence: Sequence, position: int) -> int:
         """The draft length of the round at a position.
@@ -242,7 +243,7 @@ class HttpEngine(ReceivingServers):
 
         Positions that need no scores are sampled first: if one of them rejects its draft, nothing is scored.
         """
-        width = self._width_of(sequence)
+        width = self._width_of(sequence.request.params.top_logprobs)
         steps = await drafts.steps
         drafted = self._verifiable(sequence, steps)
         teacher_rows = self.sides.teacher.replicas.top(slots[1], width.drafting, drafted)
@@ -285,7 +286,7 @@ class HttpEngine(ReceivingServers):
         self, slots: SlotPair, settings: RowSettings, rows: tuple[PendingRow, ...], k: int
     ) -> tuple[SampledToken, int]:
         """The next token in lock-step, and the width with which to begin the one after it."""
-        width = self._width.at_least(settings.top_logprobs)
+        width = self._width_of(settings.top_logprobs)
         while True:
             pairs = [await self.sides.read_top(rows)]
             missing = self.sides.missing_ids(pairs[0], settings)

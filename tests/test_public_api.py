@@ -15,7 +15,8 @@ SIGNATURES = {
     "local": "(base: 'str | Path | Module | None' = None, teacher: 'str | Path | Module | None' = None, *, "
     "base_tokenizer: 'Any' = None, teacher_tokenizer: 'Any' = None, "
     "device: 'str | tuple[str, str]' = 'auto', dtype: 'str' = 'auto', max_num_seqs: 'int' = 16, "
-    "speculation: 'SpeculationOption' = 'auto', chat_template: 'TemplateNames' = None) -> 'Self'",
+    "speculation: 'SpeculationOption' = 'auto', chat_template: 'TemplateNames' = None, "
+    "trust_remote_code: 'bool' = False) -> 'Self'",
     "generate": "(self, prompts: 'Sequence[Prompt] | None' = None, params: 'SamplingParams | None' = None, *, "
     "base_prompts: 'Sequence[Prompt] | None' = None, teacher_prompts: 'Sequence[Prompt] | None' = None, "
     "chat: 'bool' = False, chat_template_kwargs: 'TemplateOptions | None' = None, add_special_tokens: 'bool' = True, "

@@ -112,7 +112,7 @@ class Interrupted(KeyboardInterrupt):
         self.completions = completions
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error of another library, with the second where the first only announces it."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])

@@ -39,6 +39,7 @@ class Openers(ABC):
         max_num_seqs: int = 16,
         speculation: SpeculationOption = "auto",
         chat_template: TemplateNames = None,
+        trust_remote_code: bool = False,
     ) -> Self:
         """Two transformers models in this process; without names the bundled pair.
 
@@ -56,6 +57,8 @@ class Openers(ABC):
                 many as measured times say pay. It changes the speed, never the tokens (docs/speculation.md).
             chat_template: which of a tokenizer's named chat templates to use: a name, or one for each of
                 (base, teacher); by default the only one, or the one named "default".
+            trust_remote_code: whether to run Python code that comes with a model; a model that needs it is refused
+                otherwise.
 
         Raises:
             ModelUnavailable: a model that is not there or not a causal LM.
@@ -76,6 +79,7 @@ class Openers(ABC):
             max_num_seqs=max_num_seqs,
             speculation=speculation,
             chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
         )
         return cls(mixing, engine)
 
@@ -141,6 +145,7 @@ class Openers(ABC):
         max_model_len: int | None = None,
         speculation: SpeculationOption = "auto",
         chat_template: TemplateNames = None,
+        trust_remote_code: bool = False,
         **engine_args: Any,
     ) -> Self:
         """Two models inside this process on vLLM's scheduler, paged attention and CUDA graphs, full vocabulary.
@@ -155,7 +160,7 @@ class Openers(ABC):
             max_model_len: most tokens of prompt and completion; by default what both models allow.
             speculation: tokens that the base drafts ahead for the teacher to check at once; "auto" chooses as
                 many as measured times say pay. It changes the speed, never the tokens (docs/speculation.md).
-            chat_template: as of `Pair.local`.
+            chat_template, trust_remote_code: as of `Pair.local`.
             engine_args: further options of vLLM's EngineArgs, for both models (docs/vllm.md).
 
         Raises:
@@ -177,6 +182,7 @@ class Openers(ABC):
             max_model_len=max_model_len,
             speculation=speculation,
             chat_template=chat_template,
+            trust_remote_code=trust_remote_code,
             options=engine_args,
         )
         return cls(mixing, engine)

@@ -16,7 +16,14 @@ with warnings.catch_warnings():
     import openai
 
 from tests.server.conftest import Live, run_server
-from tests.variants import edit, open_folders, thinking, with_bos, with_named_templates
+from tests.variants import (
+    edit,
+    open_folders,
+    thinking,
+    with_bos,
+    with_named_templates,
+    with_template,
+)
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 USER = {"role": "user", "content": "Hi"}
@@ -216,3 +223,12 @@ def test_texts_that_fill_the_context(server: Live) -> None:
             and answer.json()["error"]["code"] == "context_length_exceeded"
         )
     server.wait_idle()
+
+
+def test_a_template_that_fails_is_an_error_of_the_request(tmp_path: Path) -> None:
+    folder = with_template(tmp_path / "pair", "{{ 1 / 0 }}", ("base", "teacher"))
+    with run_server(lambda: open_folders(folder)) as live:
+        for path, fields in ((CHAT, {}), (CHAT, {"stream": True}), ("/tokenize", {})):
+            answer = live.post(path, {"messages": [USER], **fields})
+            assert answer.status_code == 400 and "division by zero" in answer.text
+        assert live.post(COMPLETIONS, {"prompt": "Hi", "max_tokens": 1}).status_code == 200

@@ -14,6 +14,7 @@ import vllm
 from midlogit import (
     EngineFailure,
     InvalidRequest,
+    ModelUnavailable,
     Pair,
     PairMismatch,
     PromptTooLong,
@@ -28,6 +29,7 @@ from midlogit.engines.vllm.steps import ExecutedStep, ScheduledStep
 from midlogit.errors import DoesNotFit, MissingExtra, UnsupportedVersion
 from midlogit.models.checkpoint import Checkpoint
 from tests.conftest import BASE, TEACHER
+from tests.damage import read_header, write_header
 from tests.questions import QUESTIONS
 from tests.vllm.conftest import CONTEXT, open_pair
 
@@ -118,6 +120,17 @@ def test_different_vocabularies(tmp_path: Path) -> None:
     file.write_text(json.dumps(tokenizer))
     with pytest.raises(PairMismatch, match="disagree"):
         Pair.vllm(BASE, tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["self_attn.k_proj.weight_", "rotary_emb.inv_freq"])
+def test_a_part_of_a_fused_weight_is_not_left_out(tmp_path: Path, name: str) -> None:
+    """vLLM takes a fused weight for loaded when one of its parts is, and skips some names."""
+    folder = shutil.copytree(BASE, tmp_path / "model")
+    header, data = read_header(folder / "model.safetensors")
+    header[f"model.layers.0.{name}"] = header.pop("model.layers.0.self_attn.k_proj.weight")
+    write_header(folder / "model.safetensors", header, data)
+    with pytest.raises(ModelUnavailable, match=r"lack model\.layers\.0\.self_attn\.k_proj\.weight"):
+        Pair.vllm(folder, TEACHER)
 
 
 def test_models_that_do_not_fit_say_what_they_need() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from midlogit import Pair, SamplingParams
 from tests.questions import QUESTIONS
-from tests.vllm.conftest import open_pair, require_empty
+from tests.vllm.conftest import engine_of, open_pair, require_empty
 from tests.vllm.test_engine import require_equal
 from tests.wider import with_heavy_padding, with_own_stop
 
@@ -20,7 +20,12 @@ def test_models_of_different_width_as_on_the_local_engine(tmp_path, alter, specu
     base, teacher = alter(tmp_path)
     with Pair.local(base, teacher, dtype="float32", device="cpu") as local:
         expected = local.generate(QUESTIONS[:8], PARAMS, chat=True)
-    with open_pair(base=base, teacher=teacher, speculation=speculation) as pair:
+    trusted = speculation == "off"
+    with open_pair(
+        base=base, teacher=teacher, speculation=speculation, trust_remote_code=trusted
+    ) as pair:
+        for core in engine_of(pair).cores:
+            assert core._core.vllm_config.model_config.trust_remote_code is trusted
         require_equal(pair.generate(QUESTIONS[:8], PARAMS, chat=True), expected)
         require_empty(pair)
     if alter is with_own_stop:

@@ -36,6 +36,7 @@ from midlogit.cli.options import (
     Temperature,
     TemplateKwargs,
     TopK,
+    Trust,
 )
 
 batch = typer.Typer(
@@ -142,6 +143,7 @@ def run(
     engine: Engine = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    trust_remote_code: Trust = False,
     max_num_seqs: MaxNumSeqs = None,
     gpu_memory_utilization: Memory = 0.9,
     max_model_len: Context = None,
@@ -195,9 +197,21 @@ def run(
         base,
         teacher,
         (
-            upstream(base, base_model, base_tokenizer, base_api_key, base_chat_template),
             upstream(
-                teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template
+                base,
+                base_model,
+                base_tokenizer,
+                base_api_key,
+                base_chat_template,
+                trust_remote_code,
+            ),
+            upstream(
+                teacher,
+                teacher_model,
+                teacher_tokenizer,
+                teacher_api_key,
+                teacher_chat_template,
+                trust_remote_code,
             ),
         ),
         InProcess(engine, device, dtype, gpu_memory_utilization, max_model_len),
@@ -240,6 +254,7 @@ def retry(
     engine: Engine = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    trust_remote_code: Trust = False,
     max_num_seqs: MaxNumSeqs = None,
     gpu_memory_utilization: Memory = 0.9,
     max_model_len: Context = None,
@@ -260,9 +275,21 @@ def retry(
         base,
         teacher,
         (
-            upstream(base, base_model, base_tokenizer, base_api_key, base_chat_template),
             upstream(
-                teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template
+                base,
+                base_model,
+                base_tokenizer,
+                base_api_key,
+                base_chat_template,
+                trust_remote_code,
+            ),
+            upstream(
+                teacher,
+                teacher_model,
+                teacher_tokenizer,
+                teacher_api_key,
+                teacher_chat_template,
+                trust_remote_code,
             ),
         ),
         InProcess(engine, device, dtype, gpu_memory_utilization, max_model_len),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from midlogit.cli.loading import PairOptions, quiet_transformers
 from midlogit.errors import InvalidRequest, MidlogitError
 from midlogit.models.checkpoint import Checkpoint, Model, files_of, open_checkpoints
+from midlogit.models.fit import require_fit
 from midlogit.models.mixing import Mixing
 from midlogit.models.weights import kv_values_per_token, weight_count
 
@@ -35,7 +36,15 @@ def run_doctor(options: PairOptions, dtype: str) -> int:
 def _folders(options: PairOptions, width: int) -> int:
     """Reports on two folders or hub ids, with weights of `width` bytes each."""
     quiet_transformers()
-    checkpoints = open_checkpoints(options.base, options.teacher, options.chat_templates)
+    checkpoints = open_checkpoints(
+        options.base,
+        options.teacher,
+        options.chat_templates,
+        trust_remote_code=options.trust_remote_code,
+    )
+    for checkpoint in checkpoints:
+        if weight_count(checkpoint):
+            require_fit(checkpoint)
     mixing = Mixing(*checkpoints)
     for side, checkpoint in zip(("base", "teacher"), checkpoints, strict=True):
         _describe(side, checkpoint, width)

@@ -58,7 +58,7 @@ class PairOptions:
 
     Attributes:
         base, teacher: folder, hub id, or URL of a server (several separated by commas); None for the bundled pair.
-        upstreams: the servers of (base, teacher), for URLs. Their chat templates are those of folders, too.
+        upstreams: the servers of (base, teacher), for URLs. Their chat templates and trust are those of folders, too.
         in_process: for folders and hub ids.
         top_k: for URLs, a number or "auto".
         speculation: auto, off or a number of drafts per round.
@@ -77,6 +77,11 @@ class PairOptions:
     def chat_templates(self) -> tuple[str | None, str | None]:
         """Names of the chat templates of (base, teacher)."""
         return self.upstreams[0].chat_template, self.upstreams[1].chat_template
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether code that comes with the models may be run."""
+        return self.upstreams[0].trust_remote_code
 
     @property
     def on_servers(self) -> bool:
@@ -153,7 +158,11 @@ def source_of(options: PairOptions) -> PairSource:
     if options.on_servers:
         return PairSource("http", *options.upstreams, {"top_k": options.parsed_top_k(), **shared})
 
-    shared |= {"dtype": here.dtype, "chat_template": options.chat_templates}
+    shared |= {
+        "dtype": here.dtype,
+        "chat_template": options.chat_templates,
+        "trust_remote_code": options.trust_remote_code,
+    }
     if here.engine == "vllm":
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if here.weight_transfer is not None:
@@ -180,9 +189,11 @@ def upstream(
     tokenizer: str | None = None,
     api_key: str | None = None,
     chat_template: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Upstream:
     """The servers of a side, from its name and options on the command line."""
-    return Upstream(split_urls(name or ""), model, tokenizer, api_key, chat_template)
+    urls = split_urls(name or "")
+    return Upstream(urls, model, tokenizer, api_key, chat_template, trust_remote_code)
 
 
 def split_urls(text: str) -> list[str]:

@@ -45,6 +45,7 @@ from midlogit.cli.options import (
     Temperature,
     TemplateKwargs,
     TopK,
+    Trust,
 )
 from midlogit.cli.report import report
 from midlogit.cli.serve import serve
@@ -85,6 +86,7 @@ def demo(
     seed: Seed = 1,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    trust_remote_code: Trust = False,
     base_chat_template: BaseTemplate = None,
     teacher_chat_template: TeacherTemplate = None,
     chat_template_kwargs: TemplateKwargs = None,
@@ -103,8 +105,8 @@ def demo(
         preset, temperature=temperature, max_tokens=max_tokens, seed=seed, top_logprobs=3
     )
     upstreams = (
-        upstream(base, chat_template=base_chat_template),
-        upstream(teacher, chat_template=teacher_chat_template),
+        upstream(base, chat_template=base_chat_template, trust_remote_code=trust_remote_code),
+        upstream(teacher, chat_template=teacher_chat_template, trust_remote_code=trust_remote_code),
     )
     options = PairOptions(base, teacher, upstreams, InProcess(device=device, dtype=dtype))
     run_demo(
@@ -182,6 +184,7 @@ def generate(
     engine: Engine = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    trust_remote_code: Trust = False,
     max_num_seqs: MaxNumSeqs = None,
     gpu_memory_utilization: Memory = 0.9,
     max_model_len: Context = None,
@@ -235,9 +238,21 @@ def generate(
         base,
         teacher,
         (
-            upstream(base, base_model, base_tokenizer, base_api_key, base_chat_template),
             upstream(
-                teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template
+                base,
+                base_model,
+                base_tokenizer,
+                base_api_key,
+                base_chat_template,
+                trust_remote_code,
+            ),
+            upstream(
+                teacher,
+                teacher_model,
+                teacher_tokenizer,
+                teacher_api_key,
+                teacher_chat_template,
+                trust_remote_code,
             ),
         ),
         InProcess(engine, device, dtype, gpu_memory_utilization, max_model_len),
@@ -253,6 +268,7 @@ def doctor(
     base: Base = None,
     teacher: Teacher = None,
     dtype: Dtype = "auto",
+    trust_remote_code: Trust = False,
     base_chat_template: BaseTemplate = None,
     teacher_chat_template: TeacherTemplate = None,
     top_k: TopK = "20",
@@ -268,8 +284,17 @@ def doctor(
     from midlogit.cli.loading import PairOptions, upstream
 
     upstreams = (
-        upstream(base, base_model, base_tokenizer, base_api_key, base_chat_template),
-        upstream(teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template),
+        upstream(
+            base, base_model, base_tokenizer, base_api_key, base_chat_template, trust_remote_code
+        ),
+        upstream(
+            teacher,
+            teacher_model,
+            teacher_tokenizer,
+            teacher_api_key,
+            teacher_chat_template,
+            trust_remote_code,
+        ),
     )
     raise typer.Exit(run_doctor(PairOptions(base, teacher, upstreams, top_k=top_k), dtype))
 

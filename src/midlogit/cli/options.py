@@ -81,6 +81,13 @@ Dtype = Annotated[
     str,
     typer.Option(help="auto (float32 on the CPU, else bfloat16), float32, bfloat16 or float16."),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that comes with a model; without it such a model is refused.",
+    ),
+]
 Seed = Annotated[
     int | None, typer.Option(help="The same prompt with the same seed draws the same tokens.")
 ]

@@ -28,6 +28,7 @@ from midlogit.cli.options import (
     TeacherTokenizer,
     TemplateKwargs,
     TopK,
+    Trust,
 )
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
@@ -98,6 +99,7 @@ def serve(
     engine: Engine = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    trust_remote_code: Trust = False,
     gpu_memory_utilization: Memory = 0.9,
     max_model_len: Context = None,
     speculation: Speculation = "auto",
@@ -123,9 +125,21 @@ def serve(
         base,
         teacher,
         (
-            upstream(base, base_model, base_tokenizer, base_api_key, base_chat_template),
             upstream(
-                teacher, teacher_model, teacher_tokenizer, teacher_api_key, teacher_chat_template
+                base,
+                base_model,
+                base_tokenizer,
+                base_api_key,
+                base_chat_template,
+                trust_remote_code,
+            ),
+            upstream(
+                teacher,
+                teacher_model,
+                teacher_tokenizer,
+                teacher_api_key,
+                teacher_chat_template,
+                trust_remote_code,
             ),
         ),
         InProcess(

@@ -71,7 +71,12 @@ class PairSource:
         """
         if self.engine != "http":
             mixing = Mixing(
-                *open_checkpoints(self.base, self.teacher, self.options.get("chat_template"))  # type: ignore[arg-type]
+                *open_checkpoints(
+                    self.base,  # type: ignore[arg-type]
+                    self.teacher,  # type: ignore[arg-type]
+                    self.options.get("chat_template"),
+                    trust_remote_code=self.options.get("trust_remote_code", False),
+                )
             )
             mixing.require_mixable()
             yield mixing

@@ -16,6 +16,8 @@ from midlogit.errors import InvalidRequest, ModelUnavailable, PromptTooLong, fir
 from midlogit.extras import require
 from midlogit.messages import Message
 from midlogit.models.detokenize import Detokenizer, LocalDetokenizer
+from midlogit.models.files import naming, open_config, open_stop_ids, open_tokenizer
+from midlogit.models.templates import TemplateFailed, render
 from midlogit.models.tokenization import Density, ids_before, undoubled
 
 TemplateNames = (
@@ -71,6 +73,7 @@ class Checkpoint:
         logit_size: columns of the model's logits, padding included; where a server runs the model, its ids.
         max_context: most tokens of prompt and completion together that the engine allows.
         template_name: which of the tokenizer's named chat templates to use; None for its only or default one.
+        trust_remote_code: whether code that comes with the model may be run.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Checkpoint:
     logit_size: int
     max_context: int
     template_name: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.template_name is not None and self.template_name not in self.template_names:
@@ -90,42 +94,26 @@ class Checkpoint:
             )
 
     @classmethod
-    def open(cls, name: str | Path, template_name: str | None = None) -> Checkpoint:
+    def open(
+        cls,
+        name: str | Path,
+        template_name: str | None = None,
+        *,
+        trust_remote_code: bool = False,
+    ) -> Checkpoint:
         """Reads a folder or hub id.
 
         Raises:
-            ModelUnavailable: not there, unreadable, or not a causal language model.
+            ModelUnavailable: not there, unreadable, not a causal language model, or one that needs code of its own.
             InvalidRequest: no chat template of that name.
             MissingExtra: transformers is not installed.
         """
         require("transformers", "local")
-        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
         name = _folder_or_hub_id(str(name))
-        try:
-            config = AutoConfig.from_pretrained(name)
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except Exception as error:  # a damaged file fails in many ways
-            raise ModelUnavailable(f"{name} cannot be opened: {first_line(error)}") from error
-
-        causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-        architectures = config.architectures or [
-            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")
-        ]
-        if not causal & set(architectures):
-            raise ModelUnavailable(
-                f"{name} is not a causal language model ({', '.join(architectures)})."
-            )
-        try:
-            stop = GenerationConfig.from_pretrained(name).eos_token_id
-        except OSError:
-            stop = config.get_text_config().eos_token_id
-        except Exception as error:
-            raise ModelUnavailable(
-                f"{name}'s generation_config.json cannot be read: {first_line(error)}"
-            ) from error
-        return cls.of(name, config, tokenizer, stop, template_name)
+        config = open_config(name, trust_remote_code=trust_remote_code)
+        tokenizer = open_tokenizer(name, trust_remote_code=trust_remote_code)
+        opened = cls.of(name, config, tokenizer, open_stop_ids(name, config), template_name)
+        return replace(opened, trust_remote_code=trust_remote_code)
 
     @classmethod
     def of(
@@ -141,21 +129,20 @@ class Checkpoint:
             raise ModelUnavailable(
                 f"{name} has no tokenizer.json that the tokenizers library can read."
             )
-        if not all(isinstance(i, int) for i in _as_ids(stop)):
-            raise ModelUnavailable(
-                f"{name} names {stop!r} as its eos_token_id.", "It must be an id, or a list of ids."
-            )
-
         text = config.get_text_config()
-        return cls(
-            name,
-            text,
-            tokenizer,
-            _as_ids(stop),
-            int(text.vocab_size),
-            _max_context(text),
-            template_name,
-        )
+        with naming("config.json", name):
+            size, max_context = int(text.vocab_size), _max_context(text)
+        if size < 1 or max_context < 1:
+            raise ModelUnavailable(
+                f"The config.json of {name} has {size} ids and a context of {max_context} tokens."
+            )
+        ids = _as_ids(stop)
+        if not all(type(i) is int and 0 <= i < size for i in ids):
+            raise ModelUnavailable(
+                f"{name} names {stop!r:.80} as its eos_token_id.",
+                f"It must be an id from 0 to {size - 1}, or a list of ids.",
+            )
+        return cls(name, text, tokenizer, ids, size, max_context, template_name)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -165,7 +152,7 @@ class Checkpoint:
     @cached_property
     def vocabulary(self) -> dict[int, str]:
         """Id to token."""
-        return {i: token for token, i in self.tokenizer.get_vocab().items()}
+        return {i: token for token, i in sorted(self.tokenizer.get_vocab().items())}
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -252,25 +239,26 @@ class Checkpoint:
             variables: of the template, besides the messages. most: as of `encode`.
 
         Raises:
-            InvalidRequest: the template refuses the messages, or there are several to choose from.
+            InvalidRequest: the template refuses the messages or goes beyond its limits, or there are several to
+                choose from.
             PromptTooLong: as `encode`.
         """
         template = self.chat_template
         if template is None:
             return self.encode(plain_chat(messages), most=most)
 
-        require("jinja2", "local")
+        known = {
+            "messages": list(messages),
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+            **self.tokenizer.special_tokens_map,
+        }
         try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages),
-                chat_template=template,
-                add_generation_prompt=True,
-                tokenize=False,
-                **(variables or {}),
-            )
-        except Exception as error:  # a template is a program of its own, and can fail in any way
+            text = render(template, known | dict(variables or {}))
+        except TemplateFailed as error:
             raise InvalidRequest(
-                f"The chat template of {self.name} refuses the messages: {first_line(error)}"
+                f"The chat template of {self.name} refuses the messages: {error}"
             ) from error
         return self.encode(text, add_special_tokens=False, most=most)
 
@@ -319,7 +307,11 @@ def bundled(side: str) -> Path:
 
 
 def open_checkpoints(
-    base: str | Path | None, teacher: str | Path | None, chat_template: TemplateNames = None
+    base: str | Path | None,
+    teacher: str | Path | None,
+    chat_template: TemplateNames = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[Checkpoint, Checkpoint]:
     """The checkpoints of a pair; the bundled one when neither is named.
 
@@ -332,11 +324,12 @@ def open_checkpoints(
             "Only one of base and teacher is named.", "Name both, or neither for the bundled pair."
         )
 
-    names = names_of_sides(chat_template)
-    first = Checkpoint.open(bundled("base") if base is None else base, names[0])
+    names, trust = names_of_sides(chat_template), {"trust_remote_code": trust_remote_code}
+    first = Checkpoint.open(bundled("base") if base is None else base, names[0], **trust)
     if base is not None and str(base) == str(teacher):
         return first, replace(first, template_name=names[1])
-    return first, Checkpoint.open(bundled("teacher") if teacher is None else teacher, names[1])
+    second = bundled("teacher") if teacher is None else teacher
+    return first, Checkpoint.open(second, names[1], **trust)
 
 
 def names_of_sides(chat_template: TemplateNames) -> tuple[str | None, str | None]:
@@ -366,7 +359,7 @@ def _max_context(config: Any) -> int:
     return limit
 
 
-def _as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
+def _as_ids(value: Any) -> tuple[Any, ...]:
     if value is None:
         return ()
-    return (value,) if isinstance(value, int) else tuple(value)
+    return tuple(value) if isinstance(value, list | tuple) else (value,)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from midlogit.errors import InvalidRequest, ModelUnavailable, first_line
+from midlogit.errors import InvalidRequest, ModelUnavailable
 from midlogit.models.checkpoint import Checkpoint
+from midlogit.models.files import open_tokenizer
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -56,14 +57,10 @@ def checkpoint_of(
 
 def _tokenizer_in(name: str) -> Any:
     """The tokenizer of the folder or hub id that a module was loaded from, "" for none."""
-    from transformers import AutoTokenizer
-
     hint = "Give it: Pair.local(..., base_tokenizer=, teacher_tokenizer=)."
     if not name:
         raise InvalidRequest("A module that was loaded from no folder has no tokenizer.", hint)
     try:
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # the folder may be gone, and a damaged file fails in many ways
-        raise InvalidRequest(
-            f"The tokenizer of {name} cannot be opened: {first_line(error)}", hint
-        ) from error
+        return open_tokenizer(name, trust_remote_code=False)
+    except ModelUnavailable as error:  # the folder may be gone
+        raise InvalidRequest(f"The tokenizer of {error.args[0]}", hint) from error

@@ -1,23 +1,91 @@
-"""Memory of a checkpoint: its weights and its KV cache, from files and configuration; loads no weights."""
+"""The weights of a checkpoint: the tensors that its files hold and its architecture has, and the memory they take.
+
+Knows safetensors headers and configuration; reads no weights.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from midlogit.errors import ModelUnavailable
+from midlogit.errors import ModelUnavailable, first_line
 from midlogit.models.checkpoint import Checkpoint
+from midlogit.models.files import naming
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+AGAIN = "Fetch it again."
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor in a file: its dtype as safetensors names it, such as BF16, and its shape."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+
+def weights_folder(checkpoint: Checkpoint) -> Path:
+    """Where a checkpoint's weights are; those of a hub id are fetched first.
+
+    Raises:
+        ModelUnavailable: the hub does not give them.
+    """
+    if Path(checkpoint.name).is_dir():
+        return Path(checkpoint.name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(checkpoint.name, allow_patterns=[SINGLE, "model-*", INDEX]))
+    except Exception as error:  # the hub fails in many ways
+        raise ModelUnavailable(
+            f"The weights of {checkpoint.name} cannot be fetched: {first_line(error)}"
+        ) from error
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """The tensors of a folder by name; none where it holds no safetensors files that transformers would load.
+
+    Raises:
+        ModelUnavailable: a file that is damaged or not there, or an index that does not fit its files.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    if not index.is_file():
+        return dict(_tensors_in(single)) if single.is_file() else {}
+    if single.is_file():
+        raise ModelUnavailable(f"{folder} holds both {SINGLE} and {INDEX}.", "Remove one of them.")
+
+    names = _indexed(index)
+    found: dict[str, Stored] = {}
+    for file in sorted(set(names.values())):
+        for name, tensor in _tensors_in(folder / file):
+            if names.get(name) != file:
+                raise ModelUnavailable(
+                    f"{tensor.file} holds {name}, {INDEX} says otherwise.", AGAIN
+                )
+            found[name] = tensor
+    if missing := names.keys() - found.keys():
+        name = min(missing)
+        raise ModelUnavailable(f"{folder / names[name]} lacks {name}, which {INDEX} names.", AGAIN)
+    return found
 
 
 def weight_count(checkpoint: Checkpoint) -> int | None:
     """Number of weights in the folder's safetensors files, None for a hub id or other formats.
 
     Raises:
-        ModelUnavailable: a file that is none of safetensors.
+        ModelUnavailable: as `stored_tensors`.
     """
-    files = sorted(Path(checkpoint.name).glob("*.safetensors"))
-    return sum(map(_weights_in, files)) or None
+    return sum(tensor.size for tensor in stored_tensors(Path(checkpoint.name)).values()) or None
 
 
 def weight_bytes(checkpoint: Checkpoint, width: int) -> int:
@@ -25,12 +93,12 @@ def weight_bytes(checkpoint: Checkpoint, width: int) -> int:
 
     A model without files here (a hub id, a configuration alone) is counted by its architecture.
     """
-    if getattr(checkpoint.config, "quantization_config", None) is not None:
-        files = sum(file.stat().st_size for file in Path(checkpoint.name).glob("*.safetensors"))
-        if files:
-            return files
+    tensors = stored_tensors(Path(checkpoint.name)).values()
+    if tensors and getattr(checkpoint.config, "quantization_config", None) is not None:
+        return sum(file.stat().st_size for file in {tensor.file for tensor in tensors})
 
-    return (weight_count(checkpoint) or _weights_of_architecture(checkpoint)) * width
+    count = sum(tensor.size for tensor in tensors)
+    return (count or sum(w.numel() for w in architecture(checkpoint).parameters())) * width
 
 
 def kv_values_per_token(checkpoint: Checkpoint) -> int:
@@ -41,26 +109,55 @@ def kv_values_per_token(checkpoint: Checkpoint) -> int:
     return int(2 * config.num_hidden_layers * heads * head_dim)
 
 
-def _weights_of_architecture(checkpoint: Checkpoint) -> int:
+def architecture(checkpoint: Checkpoint) -> Any:
+    """The model of a checkpoint's configuration, without memory for weights.
+
+    Raises:
+        ModelUnavailable: a configuration that makes none.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(checkpoint.config)
-    return sum(weight.numel() for weight in model.parameters())
+    with naming("config.json", checkpoint.name), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            checkpoint.config, trust_remote_code=checkpoint.trust_remote_code
+        )
+    model.tie_weights()
+    return model
 
 
-def _weights_in(file: Path) -> int:
-    """Number of weights by the header of a safetensors file.
+def _indexed(index: Path) -> dict[str, str]:
+    """The names of tensors and the files that hold them, by an index.
 
     Raises:
-        ModelUnavailable: it has none.
+        ModelUnavailable: it is damaged, or names a file outside of its folder.
     """
     try:
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(min(size, file.stat().st_size)))
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        return sum(math.prod(tensor["shape"]) for tensor in tensors)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelUnavailable(f"{file} is no safetensors file.", "Fetch it again.") from error
+        names = json.loads(index.read_bytes())["weight_map"]
+        plain = all(isinstance(file, str) and Path(file).name == file for file in names.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelUnavailable(f"{index} is no index of weights.", AGAIN) from error
+    if not plain or not names:
+        raise ModelUnavailable(f"{index} names a file that is not beside it.", AGAIN)
+    return dict(names)
+
+
+def _tensors_in(file: Path) -> Iterator[tuple[str, Stored]]:
+    """The tensors of a safetensors file, by its header.
+
+    Raises:
+        ModelUnavailable: it has none, or another length than the header says.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise ModelUnavailable(f"There is no {file}.", AGAIN)
+    try:
+        with safe_open(file, framework="np") as opened:
+            for name in opened.keys():  # noqa: SIM118  # it is no mapping
+                tensor = opened.get_slice(name)
+                yield name, Stored(file, tensor.get_dtype(), tuple(tensor.get_shape()))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelUnavailable(
+            f"{file} is no safetensors file: {first_line(error)}.", AGAIN
+        ) from error

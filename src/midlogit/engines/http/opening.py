@@ -282,7 +282,11 @@ async def _served_model(client: Client, facts: ServerFacts, max_context: int) ->
 def _tokenizer_files(upstream: Upstream, facts: ServerFacts) -> Checkpoint | None:
     """The tokenizer files that the user named, else those of a server on this machine."""
     if upstream.tokenizer is not None:
-        return Checkpoint.open(upstream.tokenizer, upstream.chat_template)
+        return Checkpoint.open(
+            upstream.tokenizer,
+            upstream.chat_template,
+            trust_remote_code=upstream.trust_remote_code,
+        )
     if (Path(facts.root) / "tokenizer.json").is_file() and has_transformers():
         return Checkpoint.open(facts.root, upstream.chat_template)
     return None

@@ -25,6 +25,8 @@ class Upstream:
             if it is on this machine, else to ask the server.
         api_key: None for MIDLOGIT_BASE_API_KEY or MIDLOGIT_TEACHER_API_KEY of the environment, else OPENAI_API_KEY.
         chat_template: which of the tokenizer's named chat templates to use.
+        trust_remote_code: whether to run Python code that comes with `tokenizer`; never that of a folder which only
+            the server names.
     """
 
     urls: str | Sequence[str]
@@ -32,6 +34,7 @@ class Upstream:
     tokenizer: str | Path | None = None
     api_key: str | None = field(default=None, repr=False)
     chat_template: str | None = None
+    trust_remote_code: bool = False
 
     def endpoints(self, side: str) -> tuple[Endpoint, ...]:
         """The replicas of a side, "base" or "teacher".

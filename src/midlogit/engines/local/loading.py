@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -108,8 +109,30 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
         ModelUnavailable: the weights cannot be loaded.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(checkpoint.name, dtype=dtype).to(device).eval()
+        model, report = AutoModelForCausalLM.from_pretrained(
+            checkpoint.name,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=checkpoint.trust_remote_code,
+        )
     except Exception as error:  # a damaged file, or a device that is too small, fails in many ways
         raise ModelUnavailable(
             f"The weights of {checkpoint.name} cannot be loaded: {first_line(error)}"
         ) from error
+    _require_all_loaded(checkpoint, report)
+    return model.to(device).eval()
+
+
+def _require_all_loaded(checkpoint: Checkpoint, report: Mapping[str, Any]) -> None:
+    """Checks the report of transformers, which gives random values to what no file holds.
+
+    Raises:
+        ModelUnavailable: a tensor is missing, of another shape, or of no use.
+    """
+    for kind, names in report.items():
+        if names:
+            raise ModelUnavailable(
+                f"The weights of {checkpoint.name} do not fit its configuration:"
+                f" {kind.replace('_', ' ')} {', '.join(map(str, sorted(names)[:3]))}."
+            )

@@ -10,6 +10,7 @@ from midlogit.engines.draft_length import DraftLength, SpeculationOption
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
 from midlogit.models.checkpoint import Checkpoint, TemplateNames, names_of_sides, open_checkpoints
+from midlogit.models.fit import require_fit
 from midlogit.models.mixing import Mixing
 from midlogit.models.modules import checkpoint_of
 
@@ -30,6 +31,7 @@ def open_pair(
     max_num_seqs: int,
     speculation: SpeculationOption,
     chat_template: TemplateNames,
+    trust_remote_code: bool,
 ) -> tuple[Mixing, LocalEngine]:
     """See `Pair.local`."""
     if max_num_seqs < 1:
@@ -37,12 +39,18 @@ def open_pair(
     draft_length = DraftLength(speculation)
     modules = _module(base), _module(teacher)
     checkpoints = _open_checkpoints(
-        (base, teacher), (base_tokenizer, teacher_tokenizer), chat_template
+        (base, teacher),
+        (base_tokenizer, teacher_tokenizer),
+        chat_template,
+        trust_remote_code=trust_remote_code,
     )
+    require("torch", "local")
+    for checkpoint, module in zip(checkpoints, modules, strict=True):
+        if module is None:
+            require_fit(checkpoint)
     mixing = Mixing(*checkpoints)
     mixing.require_mixable()
 
-    require("torch", "local")
     import torch
 
     from midlogit.engines.local.engine import LocalEngine
@@ -68,7 +76,11 @@ def _module(side: str | Path | Module | None) -> Module | None:
 
 
 def _open_checkpoints(
-    sides: Sequence[Any], tokenizers: Sequence[Any], chat_template: TemplateNames
+    sides: Sequence[Any],
+    tokenizers: Sequence[Any],
+    chat_template: TemplateNames,
+    *,
+    trust_remote_code: bool,
 ) -> tuple[Checkpoint, Checkpoint]:
     """The checkpoints of two folders or modules.
 
@@ -82,10 +94,12 @@ def _open_checkpoints(
                 "Leave it out: a folder holds its tokenizer.",
             )
     if None in sides or all(_module(side) is None for side in sides):
-        return open_checkpoints(sides[0], sides[1], chat_template)
+        return open_checkpoints(
+            sides[0], sides[1], chat_template, trust_remote_code=trust_remote_code
+        )
 
     base, teacher = (
-        Checkpoint.open(side, name)
+        Checkpoint.open(side, name, trust_remote_code=trust_remote_code)
         if _module(side) is None
         else checkpoint_of(side, tokenizer, name)
         for side, tokenizer, name in zip(

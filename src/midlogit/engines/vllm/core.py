@@ -390,8 +390,9 @@ def _make_engine_core(model: str, arguments: Mapping[str, Any]) -> Any:
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.executor import Executor
 
+    arguments = {"load_format": "safetensors", **arguments}
     try:
         config = EngineArgs(model=model, **arguments).create_engine_config(UsageContext.LLM_CLASS)
         return EngineCore(config, Executor.get_class(config), log_stats=False)
-    except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
+    except Exception as error:  # a damaged file fails in many ways
         raise ModelUnavailable(f"vLLM cannot run {model}: {first_line(error)}") from error

@@ -17,6 +17,7 @@ from midlogit.engines.vllm.options import (
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
 from midlogit.models.checkpoint import Checkpoint, TemplateNames, open_checkpoints
+from midlogit.models.fit import require_fit
 from midlogit.models.mixing import Mixing
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def open_pair(
     max_model_len: int | None,
     speculation: SpeculationOption,
     chat_template: TemplateNames,
+    trust_remote_code: bool,
     options: Mapping[str, Any],
 ) -> tuple[Mixing, VllmEngine]:
     """See `Pair.vllm`."""
@@ -46,11 +48,14 @@ def open_pair(
         )
     wanted = draft_length(speculation)
 
-    checkpoints = _limit_context(open_checkpoints(base, teacher, chat_template), max_model_len)
+    opened = open_checkpoints(base, teacher, chat_template, trust_remote_code=trust_remote_code)
+    checkpoints = _limit_context(opened, max_model_len)
+    torch = require("torch", "local")
+    for checkpoint in checkpoints:
+        require_fit(checkpoint)
     mixing = Mixing(*checkpoints)
     mixing.require_mixable()
 
-    torch = require("torch", "local")
     version = require_vllm()
     require_options(options)
     lengths = supported_draft_length(wanted, version, on_gpu=torch.cuda.is_available())

@@ -79,6 +79,7 @@ class CorePair:
             _process.release()
 
     def _open(self, checkpoint: Checkpoint, **arguments: Any) -> Core:
-        core = Core(checkpoint.name, **arguments)
+        options = {"trust_remote_code": checkpoint.trust_remote_code, **arguments.pop("options")}
+        core = Core(checkpoint.name, options=options, **arguments)
         self._opened.append(core)
         return core

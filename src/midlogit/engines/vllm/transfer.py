@@ -21,37 +21,20 @@ from midlogit.engines.vllm.given import Run
 from midlogit.engines.weights import NamedTensors, are_finite, check_weights, checksum
 from midlogit.errors import InvalidRequest, WeightMismatch, first_line
 from midlogit.models.checkpoint import Checkpoint
+from midlogit.models.weights import architecture, stored_tensors
 
 WAITS = "Requests wait until an update is complete: send the weights again, or call update_base."
 
 
 def layout_of(checkpoint: Checkpoint) -> Layout:
     """The tensors of a checkpoint: of its safetensors files, or where they are not here, of its architecture."""
-    files = sorted(Path(checkpoint.name).glob("*.safetensors"))
-    if not files:
-        return _layout_of_architecture(checkpoint)
-
-    from safetensors import safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118  # it is no mapping
-                shapes[name] = tuple(opened.get_slice(name).get_shape())
+    shapes = {name: tensor.shape for name, tensor in stored_tensors(Path(checkpoint.name)).items()}
+    if not shapes:
+        return Layout.of(architecture(checkpoint))
     if not checkpoint.config.tie_word_embeddings:
         return Layout(shapes, frozenset())
     embedding = next((shapes[name] for name in shapes if name.endswith("embed_tokens.weight")), ())
     return Layout({"lm_head.weight": embedding, **shapes}, frozenset({"lm_head.weight"}))
-
-
-def _layout_of_architecture(checkpoint: Checkpoint) -> Layout:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(checkpoint.config)
-    model.tie_weights()
-    return Layout.of(model)
 
 
 class TransferEngine(SteppingEngine[Run], WeightTransfer):

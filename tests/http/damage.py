@@ -67,7 +67,7 @@ DAMAGE: dict[str, Callable[[Any], Any]] = {
     "a list too many": _with_lists(lambda lists: lists.append(lists[0])),
     "id short": _with_lists(lambda lists: lists[0].popitem()),
     "ids too many": _with_lists(
-        lambda lists: lists[0].update({f"token_id:{i}": -99.0 for i in range(4000, 4004)})
+        lambda lists: [lists[0].setdefault(f"token_id:{i}", -99.0) for i in range(4000, 4004)]
     ),
     "id beyond the vocabulary": _with_first_key(lambda name: "token_id:4096"),
     "negative id": _with_first_key(lambda name: "token_id:-1"),

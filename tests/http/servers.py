@@ -68,9 +68,14 @@ class Server:
     """One `vllm serve` on 127.0.0.1, with vLLM's control calls and a transfer of weights where it is `controlled`."""
 
     def __init__(
-        self, model: Path, *flags: str, version: str = VERSION, controlled: bool = False
+        self,
+        model: Path,
+        *flags: str,
+        version: str = VERSION,
+        controlled: bool = False,
+        port: int | None = None,
     ) -> None:
-        port = free_port()
+        self.port = port = port or free_port()
         self.url = f"http://127.0.0.1:{port}/v1"
         self._log = ROOT / ".cache" / f"server-{port}.log"
         environment = {
@@ -120,6 +125,11 @@ class Server:
                 time.sleep(0.5)
         self.stop()
         raise RuntimeError(f"The server did not start:\n{self._log.read_text()[-4000:]}")
+
+    def kill(self) -> None:
+        """Ends it without warning, as a machine that runs out of memory does."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
     def stop(self) -> None:
         if self._process.poll() is None:

@@ -12,6 +12,7 @@ import pytest
 from midlogit import Completion, Pair, SamplingParams
 from midlogit.engines.http import weight_watch
 from midlogit.engines.http.fingerprints import differ
+from midlogit.server.call import add_versions
 from tests.http.conftest import Urls
 from tests.http.proxy import Proxy
 from tests.http.test_engine import PROMPTS
@@ -66,6 +67,9 @@ def test_other_weights_under_the_same_name(
         found = pair.generate(PROMPTS[:3], PARAMS, progress=False)
         assert changed(found) == {("base",)}
         assert found[0].to_dict()["weights_changed"] == ["base"]
+        choice: dict[str, object] = {}
+        add_versions(choice, found[0])
+        assert choice == {"weights_changed": ["base"]}
         assert caplog.text.count("serves other weights") == 1 and f"base {urls.base}" in caplog.text
 
         pair.update_base()  # whoever gave the server new weights says so

@@ -313,9 +313,11 @@ class Call(ABC):
 
 
 def add_versions(choice: dict[str, Any], completion: Completion) -> None:
-    """Adds which weights of the base drew which tokens, once they have changed."""
+    """Adds which weights of the base drew which tokens, once they have changed, and changes that nobody told of."""
     if completion.weight_versions:
         choice["weight_versions"] = [span._asdict() for span in completion.weight_versions]
+    if completion.weights_changed:
+        choice["weights_changed"] = completion.weights_changed
 
 
 def _unbroken(completion: Completion) -> Completion:

@@ -160,7 +160,9 @@ class ReplicaPool:
         self, slot: Slot, k: int, drafts: rows.DraftRequest
     ) -> asyncio.Future[list[rows.DraftStep]]:
         """Drafts after the slot's prefix, each with the `k` most likely ids there."""
-        request = RowRequest(slot, slot.prefix, k, (), drafts, self._client.loop.create_future())
+        request = RowRequest(
+            slot, list(slot.prefix), k, (), drafts, self._client.loop.create_future()
+        )
         return self._enqueue(slot, [request])[0]
 
     def _enqueue(self, slot: Slot, requests: list[RowRequest]) -> list[asyncio.Future[Any]]:
@@ -357,7 +359,7 @@ class ReplicaPool:
 
 def _prefixes(slot: Slot, drafted: Sequence[int]) -> list[list[int]]:
     """The slot's prefix, and the prefix after each drafted token."""
-    return [slot.prefix, *([*slot.prefix, *drafted[: n + 1]] for n in range(len(drafted)))]
+    return [[*slot.prefix, *drafted[:n]] for n in range(1 + len(drafted))]
 
 
 def _resolve(request: RowRequest, row: Any) -> None:

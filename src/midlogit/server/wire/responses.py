@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
+from midlogit.outputs import Side
+
 
 class ErrorInfo(TypedDict):
     message: str
@@ -77,6 +79,7 @@ class CompletionChoice(_CompletionChoice, total=False):
     prompt_token_ids: list[int]
     prompt_logprobs: list[dict[str, PromptLogprob] | None]
     weight_versions: list[WeightVersion]
+    weights_changed: list[Side]
     midlogit: MixtureFacts
 
 
@@ -124,6 +127,7 @@ class _ChatChoice(TypedDict):
 class ChatChoice(_ChatChoice, total=False):
     token_ids: list[int]
     weight_versions: list[WeightVersion]
+    weights_changed: list[Side]
     midlogit: MixtureFacts
 
 

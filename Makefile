@@ -12,7 +12,7 @@ VLLM_TESTS := $(VLLM)/.tests
 RAY := .cache/ray
 RAY_TESTS := $(RAY)/.tests
 
-.PHONY: demo test test-http test-faults test-fuzz test-light test-vllm test-exports test-verl test-ray test-ray-kills ray vllm check lint newest bench clean
+.PHONY: demo test test-http test-faults test-fuzz test-light test-vllm test-exports test-clients test-verl test-ray test-ray-kills ray vllm check lint newest bench clean
 
 demo: $(RUNS)
 	@$(BIN)/midlogit demo
@@ -20,7 +20,7 @@ demo: $(RUNS)
 # First all that needs no vLLM; then, side by side, what needs two vLLM servers and what runs vLLM inside the process.
 # vLLM pins torch and much else, so it is installed (once) into an environment of its own below .cache.
 # One thread a process: several share the processors, and models this small do not want more.
-test test-http test-faults test-fuzz test-light test-vllm test-exports test-verl test-ray test-ray-kills: export OMP_NUM_THREADS = 1
+test test-http test-faults test-fuzz test-light test-vllm test-exports test-clients test-verl test-ray test-ray-kills: export OMP_NUM_THREADS = 1
 test: $(TESTS) $(VLLM_TESTS)
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm --ignore tests/trainers --ignore tests/verl
 	@echo "tests/http and tests/vllm run side by side; each reports when it has ended ..."
@@ -48,7 +48,12 @@ test-fuzz: $(TESTS)
 
 # Not part of `make test`: verl and axolotl take several GB below .cache.
 test-exports: $(TESTS)
-	$(BIN)/pytest tests/trainers
+	$(BIN)/pytest tests/trainers/test_trainers.py
+
+# Not part of `make test`: clients of prime-rl and AReaL take 2 GB below .cache. MIDLOGIT_SLIME and MIDLOGIT_PRIME_RL name
+# checkouts, which take part if they are there.
+test-clients: $(TESTS)
+	$(BIN)/pytest tests/trainers/test_clients.py
 
 # Not part of `make test`: verl takes several GB below .cache. Its own plugin of pytest would warn of our settings.
 test-verl: $(VLLM_TESTS)

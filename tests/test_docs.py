@@ -46,6 +46,10 @@ OTHERS |= {"general", "ground_truth", "answer", "agent_name"}  # columns of verl
 OTHERS |= {"AgentLoopWorker", "vLLMHttpServer", "tokenizer_path"}  # verl
 OTHERS |= {"compute_rollout_correction_and_rejection_mask"}
 OTHERS |= {"rollout.engine_kwargs.vllm.max_logprobs"}
+OTHERS |= {"Dataset", "Sample", "rollout_top_p_token_ids", "status", "label"}  # slime
+OTHERS |= {"api_key_var", "base_url", "data.name", "dppo_mask_high", "dppo_mask_low", "extra_body"}
+OTHERS |= {"kl_tau", "opd", "sampling"}  # prime-rl
+OTHERS |= {"RemotevLLMEngine"}  # AReaL
 VLLM_OPTIONS = {
     "--weight-transfer-config",
     "--port",
@@ -53,6 +57,23 @@ VLLM_OPTIONS = {
     "--max-model-len",
     "--max-logprobs",
     "--logprobs-mode",
+}
+SLIME_OPTIONS = {
+    "--update-weight-transport",
+    "--use-tis",
+    "--use-opd",
+    "--opd-type",
+    "--apply-chat-template",
+    "--custom-config-path",
+    "--rollout-top-p",
+    "--rollout-top-k",
+    "--partial-rollout",
+    "--input-key",
+    "--label-key",
+    "--rollout-external-engine-addrs",
+    "--custom-generate-function-path",
+    "--update-weight-mode",
+    "--update-weight-disk-dir",
 }
 
 
@@ -253,7 +274,8 @@ def is_module_name(parts: list[str]) -> bool:
             names = {node.name for node in tree(path / f"{part}.py").body if hasattr(node, "name")}
             return len(parts) == n + 1 or parts[n + 1] in names
         if not (path / part).is_dir():
-            return len(parts) == 1 and part in fields_of_requests()
+            exported = n > 0 and f'"{part}"' in (path / "__init__.py").read_text()
+            return len(parts) == n + 1 and (exported or part in fields_of_requests())
         path = path / part
     return True
 
@@ -323,7 +345,7 @@ def test_commands_and_options_exist(page: Path) -> None:
             source = (ROOT / called[1].replace(".", "/")).with_suffix(".py").read_text()
             assert all(f'"{option}"' in source for option in used), command
         elif re.match(r"(serve )?--", command):
-            assert used <= everywhere | VLLM_OPTIONS, command
+            assert used <= everywhere | VLLM_OPTIONS | SLIME_OPTIONS, command
 
 
 def test_formulas_that_are_cited_exist() -> None:

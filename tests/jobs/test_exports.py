@@ -150,6 +150,35 @@ def test_verl_sft_has_whole_conversations(chats: Job, tmp_path: Path) -> None:
     assert row["token_ids"] == result["token_ids"] and row["q_logprobs"] == result["logprobs"]
 
 
+def test_slime_rl_has_labels_and_metadata(chats: Job, texts: Job, tmp_path: Path) -> None:
+    for name, job, prompts in (("c", chats, PLAIN_CHATS), ("t", texts, [TEXTS[0], *TEXTS[2:]])):
+        found = export(job, "slime-rl", tmp_path / name)
+        answers = ("a building", "blue", "hello")
+        assert rows_of(found.path) == [
+            {"prompt": prompt, "label": answer, "metadata": {"row_id": row_id}}
+            for prompt, answer, row_id in zip(
+                prompts, answers, ("row-0", "row-2", "row-3"), strict=True
+            )
+        ]
+
+
+def test_slime_rl_has_the_policys_prompt(pair: Pair, tmp_path: Path) -> None:
+    own = {"label": ["1"], "metadata": [{"source": "books"}], "level": [3]}
+    job = run(pair, tmp_path / "job", ["A"], params=SHORT, columns={**own, "base_prompt": ["B"]})
+    assert rows_of(export(job, "slime-rl").path) == [
+        {
+            "prompt": "B",
+            "label": "1",
+            "metadata": {
+                "row_id": "row-0",
+                "level": 3,
+                "source": "books",
+                "teacher_prompt": "A",
+            },
+        }
+    ]
+
+
 @pytest.mark.parametrize("side", ["q", "teacher"])
 def test_axolotl_candidates_stand_before_their_tokens(
     chats: Job, tmp_path: Path, side: str

@@ -28,10 +28,44 @@ AXOLOTL = [
 ]
 # verl-core leaves out only what runs models on a GPU; an installed midlogit is a plugin that verl loads.
 VERL = ["verl[verl-core]==0.9.1", "scipy", "--editable", f"{ROOT}[http]"]
+# AReaL asks for CUDA and libraries of agents; its engine for vLLM servers imports these alone. With two more they run
+# slime's rollout loop.
+AREAL = [
+    "aiofiles",
+    "aiohttp",
+    "colorlog",
+    "einops",
+    "flask",
+    "httpx",
+    "hydra-core==1.4.0.dev1",
+    "lark",
+    "numba",
+    "omegaconf==2.4.0.dev2",
+    "openai",
+    "orjson",
+    "packaging",
+    "pillow",
+    "psutil",
+    "pybase64",
+    "pydantic",
+    "ray",
+    "requests",
+    "setproctitle",
+    "tenacity",
+    "torchdata",
+    "transformers==5.3.0",
+    "uvloop",
+]
+SLIME = ["pylatexenc", "sglang-router==0.3.2"]
+CLIENTS = {
+    "prime-rl": [["verifiers==0.4.0", "renderers[transformers]==0.1.12"]],
+    "areal": [TORCH, ["--no-deps", "areal==1.0.4"], [*AREAL, *SLIME]],
+}
 STEPS = {
     "verl": [TORCH, VERL],
     "axolotl": [TORCH, ["--no-deps", "axolotl==0.19.0", "liger-kernel==0.8.1"], AXOLOTL],
 }
+ALL = STEPS | CLIENTS
 
 
 def install(library: str) -> Path:
@@ -41,14 +75,14 @@ def install(library: str) -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # pytest-xdist runs several of us
-        if done.exists() and done.read_text() == str(STEPS[library]):
+        if done.exists() and done.read_text() == str(ALL[library]):
             return python
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = [python, "-m", "pip", "--disable-pip-version-check", "-qq", "install", "--no-compile"]
-        for packages in STEPS[library]:
+        for packages in ALL[library]:
             subprocess.run([*pip, *packages], check=True)
-        done.write_text(str(STEPS[library]))
+        done.write_text(str(ALL[library]))
     return python
 
 

@@ -314,7 +314,7 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="trl-sft, trl-prompt, verl-rl, verl-sft, axolotl-kd, openai, jsonl or datasets."
+            help="trl-sft, trl-prompt, verl-rl, verl-sft, slime-rl, axolotl-kd, openai, jsonl or datasets."
         ),
     ],
     out: Annotated[

@@ -25,6 +25,7 @@ from midlogit.server.chat import chat_completions
 from midlogit.server.completions import completions
 from midlogit.server.openapi import description
 from midlogit.server.service import Service
+from midlogit.server.tokens import generate
 
 PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -77,12 +78,13 @@ def build_app(service: Service, load: Callable[[], None]) -> Starlette:
 
 def training_routes() -> list[Route]:
     """Routes that trainers call: the control plane, and each model alone under its own prefix."""
-    found = [*control.ROUTES]
+    found = [*control.ROUTES, Route("/inference/v1/generate", generate, methods=["POST"])]
     for side in get_args(Side):
         found += [
             Route(f"/{side}/health", routes.health),
             Route(f"/{side}/v1/models", partial(routes.models, side=side)),
             Route(f"/{side}/v1/completions", partial(completions, side=side), methods=["POST"]),
+            Route(f"/{side}/inference/v1/generate", partial(generate, side=side), methods=["POST"]),
         ]
     return found
 

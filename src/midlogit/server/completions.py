@@ -29,7 +29,7 @@ async def completions(http: HttpRequest, side: Side | None = None) -> Response:
     """Completions and scores of q*, or of one side alone."""
     service: Service = http.app.state.service
     body = await read_body(http, CompletionBody, service.settings.max_body_bytes)
-    service.require_model(body.model, side or MODEL)
+    service.require_model(body.model, side)
     if side is not None:
         require_no_mixture(body, side)
     if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:

@@ -34,6 +34,9 @@ from midlogit.server.wire.requests import Body, validated
 
 B = TypeVar("B", bound=Body)
 
+# What slime asks of an SGLang server that it did not start itself.
+ONE_ENGINE = {"tp_size": 1, "pp_size": 1, "enable_memory_saver": False}
+
 
 async def server_info(http: Request, service: Service) -> Any:
     """The part of vLLM's configuration that clients read."""
@@ -45,7 +48,8 @@ async def server_info(http: Request, service: Service) -> Any:
                 "logprobs_mode": "processed_logprobs",  # log q of what was sampled
                 "max_model_len": service.max_model_len,
             },
-        }
+        },
+        **ONE_ENGINE,
     }
 
 
@@ -132,13 +136,19 @@ async def is_paused(http: Request, service: Service) -> Any:
 async def abort_requests(http: Request, service: Service) -> Any:
     """Ends everything that waits or runs, with what it has."""
     body = await _body(http, AbortBody, service)
-    if body.request_ids:
+    if body.request_ids or not body.abort_all:
         raise ApiError(400, "unsupported_option", "Leave request_ids out: all are aborted.")
     aborted = service.gate.running + service.gate.waiting
     await asyncio.to_thread(service.pair.pause, "abort")
     if not service.paused:
         await asyncio.to_thread(service.pair.resume)
     return {"status": "aborted", "aborted": aborted}
+
+
+async def loads(http: Request, service: Service) -> Any:
+    """How many completions run or wait."""
+    gate = service.gate
+    return {"loads": [{"num_running_reqs": gate.running, "num_waiting_reqs": gate.waiting}]}
 
 
 async def _apply(service: Service, path: str, version: Version) -> None:
@@ -197,4 +207,15 @@ ROUTES = [
     _route("POST", "/resume", resume),
     _route("GET", "/is_paused", is_paused),
     _route("POST", "/abort_requests", abort_requests),
+    # slime, as it calls SGLang's servers; weights by update_weights_from_disk
+    _route("POST", "/pause_generation", pause),
+    _route("POST", "/continue_generation", resume),
+    _route("GET", "/flush_cache", reset_prefix_cache),
+    _route("GET", "/get_weight_version", weight_info),
+    _route("POST", "/abort_request", abort_requests),
+    _route("GET", "/v1/loads", loads),
+    # AReaL, as it calls its own server around vLLM
+    _route("POST", "/areal_pause_generation", pause),
+    _route("POST", "/areal_continue_generation", resume),
+    _route("POST", "/areal_update_weights", update_from_disk),
 ]

@@ -41,13 +41,17 @@ def prompt_logprobs(
 def _position(
     token_id: int, logprob: float, candidates: Candidates, vocabulary: Vocabulary
 ) -> Position:
-    """The candidates and the token itself, whose rank is one more than theirs where it is not among them."""
+    """The token itself, then the candidates; its rank is one more than theirs where it is not among them.
+
+    The token comes first, as in vLLM, because clients take the first entry for its score.
+    """
     known = {**dict(candidates), token_id: logprob}
+    ranks = {i: rank for rank, i in enumerate(known, start=1)}
     return {
         str(i): {
-            "logprob": finite(value),
-            "rank": rank,
+            "logprob": finite(known[i]),
+            "rank": ranks[i],
             "decoded_token": vocabulary.text(i),
         }
-        for rank, (i, value) in enumerate(known.items(), start=1)
+        for i in dict.fromkeys((token_id, *known))
     }

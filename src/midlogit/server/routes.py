@@ -12,7 +12,7 @@ from midlogit import __version__
 from midlogit.errors import InvalidRequest, PromptTooLong
 from midlogit.server.alone import Side
 from midlogit.server.body import read_body
-from midlogit.server.service import MODEL, Service, display_name
+from midlogit.server.service import Service, display_name
 from midlogit.server.streaming import while_connected
 from midlogit.server.wire.requests import DetokenizeBody, TokenizeBody
 from midlogit.server.wire.responses import ModelCard, Tokenized, TokenizerInfo
@@ -28,19 +28,21 @@ def as_json(data: Any) -> Response:
 
 async def models(http: Request, side: Side | None = None) -> Response:
     """The model served: q*, or one side alone."""
-    return as_json({"object": "list", "data": [_card(http.app.state.service, side)]})
+    service: Service = http.app.state.service
+    cards = [_card(service, name) for name in service.models(side)]
+    return as_json({"object": "list", "data": cards})
 
 
 async def model(http: Request) -> Response:
     service: Service = http.app.state.service
     service.require_model(http.path_params["name"])
-    return as_json(_card(service))
+    return as_json(_card(service, http.path_params["name"]))
 
 
-def _card(service: Service, side: Side | None = None) -> ModelCard:
+def _card(service: Service, name: str) -> ModelCard:
     mixing = service.pair.mixing
     return {
-        "id": side or MODEL,
+        "id": name,
         "object": "model",
         "created": service.started,
         "owned_by": "midlogit",

@@ -18,6 +18,7 @@ from midlogit.models.checkpoint import Checkpoint, Model, files_of
 from midlogit.outputs import Completion, Scores
 from midlogit.pair import Pair
 from midlogit.requests.sequence import Request
+from midlogit.server.alone import Side
 from midlogit.server.errors import ApiError
 from midlogit.server.gate import RETRY_AFTER, Bodies, Gate, Pass
 from midlogit.server.lanes import Lanes
@@ -119,13 +120,22 @@ class Service:
         mixing = self.pair.mixing
         return min(mixing.base.max_context, mixing.teacher.max_context)
 
-    def require_model(self, name: str | None, model: str = MODEL) -> None:
+    def models(self, side: Side | None = None) -> list[str]:
+        """Names of q*, or of one side alone; for a trainer also the checkpoint's, by which it asks for its policy."""
+        model = side or MODEL
+        if not self.settings.train:
+            return [model]
+        mixing = self.pair.mixing
+        return [model, (mixing.teacher if side == "teacher" else mixing.base).name]
+
+    def require_model(self, name: str | None, side: Side | None = None) -> None:
         """Checks the name of the model, which a request may leave out.
 
         Raises:
             ApiError: 404 for another name.
         """
-        if name and name != model:
+        model = side or MODEL
+        if name and name != model and name not in self.models(side):
             raise ApiError(
                 404,
                 "model_not_found",

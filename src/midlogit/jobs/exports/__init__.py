@@ -7,7 +7,7 @@ from pathlib import Path
 
 from midlogit.errors import InvalidRequest
 from midlogit.jobs.errors import storing
-from midlogit.jobs.exports import axolotl, folder, jsonl, openai, trl, verl, writing
+from midlogit.jobs.exports import axolotl, folder, jsonl, openai, slime, trl, verl, writing
 from midlogit.jobs.exports.results import Choices, Results, Tally
 from midlogit.jobs.job import Job
 
@@ -32,6 +32,7 @@ FORMATS: dict[str, Format] = {
     "trl-prompt": Format(".parquet", writing.parquet(trl.prompt)),
     "verl-rl": Format(".parquet", writing.parquet(verl.rl)),
     "verl-sft": Format(".parquet", writing.parquet(verl.sft)),
+    "slime-rl": Format(".parquet", writing.parquet(slime.rl)),
     KD: Format(".parquet", writing.parquet(axolotl.kd)),
     "openai": Format(".jsonl", writing.json_lines(openai.answers)),
     "jsonl": Format(".jsonl", writing.json_lines(jsonl.lines)),

@@ -76,3 +76,26 @@ def table_of(columns: Mapping[str, pa.Array]) -> pa.Table:
     import pyarrow as pa
 
     return pa.table(dict(columns))
+
+
+def fields(column: pa.ChunkedArray | None, name: str) -> Columns:
+    """The fields of a struct as columns; a column of another type is one field, of this name."""
+    import pyarrow as pa
+
+    if column is None:
+        return {}
+    if not pa.types.is_struct(column.type):
+        return {name: column}
+    whole = column.combine_chunks()
+    return dict(zip((field.name for field in whole.type), whole.flatten(), strict=True))
+
+
+def struct(fields: Columns) -> pa.Array:
+    """Columns as the fields of one."""
+    import pyarrow as pa
+
+    arrays = [
+        column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        for column in fields.values()
+    ]
+    return pa.StructArray.from_arrays(arrays, list(fields))

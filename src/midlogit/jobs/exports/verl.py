@@ -79,7 +79,7 @@ def _rl_table(table: pa.Table, results: Results, shape: Shape, first: int) -> pa
     import pyarrow as pa
 
     given = {name: table[name] for name in results.carried}
-    extra = _fields(given.pop("extra_info", None))
+    extra = columns.fields(given.pop("extra_info", None), "extra_info")
     row = {
         "data_source": _all(DATA_SOURCE, table),
         "prompt": prompt_array(table, shape),
@@ -93,36 +93,14 @@ def _rl_table(table: pa.Table, results: Results, shape: Shape, first: int) -> pa
         **given,
         **extra,
     }
-    return columns.table_of({**row, "extra_info": _struct(extra)})
+    return columns.table_of({**row, "extra_info": columns.struct(extra)})
 
 
 def _reward_model(given: columns.Columns, table: pa.Table) -> pa.Array:
     """The rule and the right answer, empty where the input names none."""
     found = next((given[name] for name in ANSWERS if name in given), None)
     truth = _all("", table) if found is None else found
-    return _struct({"style": _all("rule", table), "ground_truth": truth})
-
-
-def _fields(column: pa.ChunkedArray | None) -> columns.Columns:
-    """The fields of a struct as columns; a column of another type is one field."""
-    import pyarrow as pa
-
-    if column is None:
-        return {}
-    if not pa.types.is_struct(column.type):
-        return {"extra_info": column}
-    whole = column.combine_chunks()
-    return dict(zip((field.name for field in whole.type), whole.flatten(), strict=True))
-
-
-def _struct(fields: columns.Columns) -> pa.Array:
-    import pyarrow as pa
-
-    arrays = [
-        column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        for column in fields.values()
-    ]
-    return pa.StructArray.from_arrays(arrays, list(fields))
+    return columns.struct({"style": _all("rule", table), "ground_truth": truth})
 
 
 def _all(value: str, table: pa.Table) -> pa.Array:

@@ -58,3 +58,4 @@ class CheckBody(Body):
 
 class AbortBody(Body):
     request_ids: list[str] | None = None
+    abort_all: bool = True

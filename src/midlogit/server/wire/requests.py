@@ -102,7 +102,7 @@ OPTIONS: Harmless = {
     "suffix": ("",),
     "thinking_token_budget": (-1,),
     "tool_choice": ("none", "auto"),
-    "top_k": (-1, 0),
+    "top_k": (-1, 0, 10**8),  # the last is AReaL's default, above any vocabulary
     "top_p": (1,),
     "truncate_prompt_tokens": (),
     "truncation_side": ANY,

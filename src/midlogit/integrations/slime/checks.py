@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from midlogit.errors import InvalidRequest
-
-ALPHA_RULE = "midlogit_alpha_rule"
+from midlogit.integrations.checks import require
 
 
 def require_servers(args: Any) -> list[str]:
@@ -18,31 +16,31 @@ def require_servers(args: Any) -> list[str]:
     Raises:
         InvalidRequest: there are none.
     """
-    addresses: list[str] | None = args.rollout_external_engine_addrs
-    if not addresses:
-        raise InvalidRequest(
-            "slime runs SGLang servers of its own, which know nothing of q*.",
-            "Start `midlogit serve --train`, and name it by --rollout-external-engine-addrs HOST:PORT.",
-        )
+    addresses: list[str] = args.rollout_external_engine_addrs or []
+    require(
+        bool(addresses),
+        "slime runs SGLang servers of its own, which know nothing of q*.",
+        "Start `midlogit serve --train`, and name it by --rollout-external-engine-addrs HOST:PORT.",
+    )
     return addresses
 
 
 def require_correction(args: Any) -> None:
-    """slime weighs rollouts by how likely the policy and q* are to draw them.
+    """slime weighs rollouts by how likely the policy and q* are to draw them, and the server gets the policy's weights.
 
     Raises:
-        InvalidRequest: it would train on them as if the policy had drawn them.
+        InvalidRequest: it would not, or would send weights in a way that the server does not know.
     """
-    if not (args.use_tis or args.use_rollout_logprobs):
-        raise InvalidRequest(
-            "slime would train on rollouts of q* as if the policy had drawn them.",
-            "Give --use-tis; or --use-rollout-logprobs, which clips the ratio to q* as PPO does.",
-        )
-    if args.update_weight_transport != "disk" or args.update_weight_mode != "full":
-        raise InvalidRequest(
-            "The server takes whole weights from files.",
-            "Give --update-weight-mode full --update-weight-transport disk.",
-        )
+    require(
+        args.use_tis or args.use_rollout_logprobs,
+        "slime would train on rollouts of q* as if the policy had drawn them.",
+        "Give --use-tis; or --use-rollout-logprobs, which clips the ratio to q* as PPO does.",
+    )
+    require(
+        (args.update_weight_mode, args.update_weight_transport) == ("full", "disk"),
+        "The server takes whole weights from files.",
+        "Give --update-weight-mode full --update-weight-transport disk.",
+    )
 
 
 def require_replay(mask: list[list[int]] | None, top_p: float) -> None:
@@ -51,8 +49,8 @@ def require_replay(mask: list[list[int]] | None, top_p: float) -> None:
     Raises:
         InvalidRequest: slime and the server disagree on whether there is one.
     """
-    if (mask is None) != (top_p == 1.0):
-        raise InvalidRequest(
-            f"--rollout-top-p is {top_p:g}, and the server {'holds no' if mask is None else 'holds a'} nucleus.",
-            "Leave the nucleus to --rollout-top-p.",
-        )
+    require(
+        (mask is None) == (top_p == 1.0),
+        f"--rollout-top-p is {top_p:g}, and the server {'holds no' if mask is None else 'holds a'} nucleus.",
+        "Leave the nucleus to --rollout-top-p.",
+    )

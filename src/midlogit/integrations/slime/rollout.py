@@ -10,12 +10,12 @@ from typing import Any
 
 from midlogit.integrations.slime.calls import post
 from midlogit.integrations.slime.checks import (
-    ALPHA_RULE,
     require_correction,
     require_replay,
     require_servers,
 )
 
+ALPHA_RULE = "midlogit_alpha_rule"  # an argument of the user's
 RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "sampling_seed": "seed"}
 # How SGLang shows and trims text; the server answers with ids, which are decoded here.
 OF_TEXT = ("skip_special_tokens", "no_stop_trim", "spaces_between_special_tokens", "custom_params")

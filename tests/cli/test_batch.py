@@ -315,19 +315,6 @@ def test_signals_leave_a_job_that_goes_on(batch: Command, pair: Pair) -> None:
     assert not any(Path("RUN/claims").iterdir()) and not any(Path("RUN/journal").iterdir())
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a small disk")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
 def test_a_full_disk(batch: Command, small_disk: Path) -> None:
     ten_rows()
     line = ("in.jsonl", "--out", small_disk / "RUN", "--n", 16, "--max-tokens", 30)

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from midlogit.errors import MidlogitError
+from midlogit.lines import take_back
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -106,18 +107,11 @@ class Output(io.FileIO):
             except BrokenPipeError:
                 self._lose("Whoever read standard output has gone; the rest is not written", "")
             except OSError as error:
-                self._take_back(size - len(rest))
+                take_back(1, (size - len(rest)) * self._is_file)
                 self._lose(
                     f"Cannot write to standard output: {error.strerror}", "The rest is not written."
                 )
         return size
-
-    def _take_back(self, written: int) -> None:
-        """Removes a partial line from a full disk, unless something has been written after it."""
-        with suppress(OSError):
-            end = os.lseek(1, 0, os.SEEK_CUR)
-            if self._is_file and written and os.fstat(1).st_size == end:
-                os.ftruncate(1, end - written)
 
     def _lose(self, message: str, hint: str) -> None:
         self._is_lost = True

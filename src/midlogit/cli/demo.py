@@ -73,11 +73,13 @@ def run_demo(
         _print_figures(completion, seconds)
         _print_disagreements(pair, tokens)
         if page is not None:
+            from midlogit.jobs.files import write_whole
             from midlogit.report.text_page import text_page
             from midlogit.report.tokens import TokenTexts
 
             names = TokenTexts(pair.mixing.teacher.detokenizer)
-            page.write_text(text_page(prompt, tokens, completion, names, written), encoding="utf-8")
+            text = text_page(prompt, tokens, completion, names, written)
+            write_whole(page, text.encode())
             print(f"\n{page}")
 
 

@@ -79,6 +79,7 @@ def run_report(runs: list[Path], outputs: Outputs, *, deep: bool, tokenizer: str
     Raises:
         MidlogitError: as `make_report`. OSError: a file cannot be written.
     """
+    from midlogit.jobs.files import write_whole
     from midlogit.report import make_report
 
     if len(runs) > 2:
@@ -86,11 +87,11 @@ def run_report(runs: list[Path], outputs: Outputs, *, deep: bool, tokenizer: str
     require("vl_convert", "report")
     report = make_report(*runs, deep=deep, tokenizer=tokenizer)
 
-    outputs.page.write_text(report.page(static=outputs.static), encoding="utf-8")
+    write_whole(outputs.page, report.page(static=outputs.static).encode())
     written = [str(outputs.page)]
     if outputs.json:
         numbers = outputs.page.with_suffix(".json")
-        numbers.write_bytes(report.json())
+        write_whole(numbers, report.json())
         written.append(str(numbers))
     if outputs.figures is not None:
         files = report.write_figures(outputs.figures)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import orjson
 
+from midlogit import lines
 from midlogit.jobs.part_files import part_name
 from midlogit.jobs.run_folder import RunFolder
 
@@ -30,9 +31,11 @@ class Attempts:
         file = os.open(
             self._folder / part_name(part), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666
         )
-        os.write(file, line + b"\n")
-        os.fsync(file)
-        os.close(file)
+        try:
+            lines.append(file, line + b"\n")
+            os.fsync(file)
+        finally:
+            os.close(file)
 
     def count(self, part: int) -> int:
         """How often an engine died while the part was open."""

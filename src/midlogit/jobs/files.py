@@ -60,6 +60,26 @@ def new_file(final: Path, scratch: Path, *, replace: bool = False) -> Iterator[P
             written.unlink()
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that is there whole or not at all: until then one of that name stays as it was.
+
+    What is no file, such as a pipe or terminal, is written to as it is.
+
+    Raises:
+        OSError: it cannot be written; names it.
+    """
+    target = path.resolve()
+    try:
+        if target.exists() and not target.is_file():
+            target.write_bytes(content)
+            return
+        target.parent.stat()  # no folder is made
+        with new_file(target, target.parent, replace=True) as written:
+            written.write_bytes(content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def sync(path: Path) -> None:
     """Has the system write a file, or the names in a folder, to the device."""
     descriptor = os.open(path, os.O_RDONLY)

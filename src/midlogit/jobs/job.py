@@ -14,6 +14,7 @@ from midlogit.errors import InvalidRequest
 from midlogit.extras import require
 from midlogit.jobs.claims import Presence
 from midlogit.jobs.errors import storing
+from midlogit.jobs.files import write_whole
 from midlogit.jobs.manifest import Manifest
 from midlogit.jobs.options import JobOptions, allowed_errors, job_parameters
 from midlogit.jobs.part_files import read_metadata, read_part
@@ -211,13 +212,13 @@ def write_card(folder: RunFolder) -> None:
         return
     manifest = folder.manifest()
     parameters = manifest.parameters
-    path.write_text(
+    text = (
         "---\nconfigs:\n- config_name: default\n  data_files: data/*.parquet\n"
         "tags:\n- midlogit\n- synthetic\n---\n\n"
         f"# {folder.path.resolve().name}\n\n"
         f"{manifest.items} completions of {manifest.rows} prompts, drawn by midlogit {manifest.version} from q*, "
         f"the mixture of two language models with both KL divergences equal at each token.\n\n"
         f"- sampling: `{parameters['sampling']}`\n- engine: {parameters['engine']}\n"
-        f"- fingerprint of all parameters: `{manifest.fingerprint}` (`plan/manifest.json`)\n",
-        encoding="utf-8",
+        f"- fingerprint of all parameters: `{manifest.fingerprint}` (`plan/manifest.json`)\n"
     )
+    write_whole(path, text.encode())

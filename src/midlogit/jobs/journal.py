@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from midlogit import lines
 from midlogit.jobs.files import unique_name
 from midlogit.jobs.part_files import part_name
 from midlogit.jobs.schema import FLAG_LISTS, Record
@@ -38,10 +39,7 @@ class Journal:
     def append(self, row: int, record: Record) -> None:
         """Writes the record of a completion of a row of the part."""
         line = orjson.dumps({"row": row, **_encoded(record)}) + b"\n"
-        written = os.write(self._file, line)
-        while written < len(line):
-            written += os.write(self._file, line[written:])
-
+        lines.append(self._file, line)
         if time.monotonic() - self._synced > SYNC_S:
             self.sync()
 

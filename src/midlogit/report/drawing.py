@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 from midlogit.extras import require
+from midlogit.jobs.files import write_whole
 from midlogit.look import LIGHT
 from midlogit.report.picture import Picture
 from midlogit.report.vega import Spec, printed
@@ -62,7 +63,7 @@ def write_figures(pictures: Sequence[Picture], folder: Path) -> list[Path]:
         }
         for suffix, content in contents.items():
             path = folder / f"{picture.name}.{suffix}"
-            path.write_bytes(content)
+            write_whole(path, content)
             written.append(path)
     return written
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
+
+from midlogit import lines
 
 logger = logging.getLogger("midlogit.server")
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -55,9 +59,23 @@ class LineFormatter(logging.Formatter):
         return self._redact(text.encode("unicode_escape").decode())
 
 
+class LineHandler(logging.StreamHandler[Any]):
+    """Writes each line whole, or where the disk is full none of it: a log of JSON stays one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record) + self.terminator
+        try:
+            descriptor = self.stream.fileno()
+        except (AttributeError, OSError):  # a stream without a file
+            self.stream.write(line)
+            return
+        with suppress(OSError):
+            lines.append(descriptor, line.encode(errors="backslashreplace"))
+
+
 def set_up(as_json: bool, redact: Callable[[str], str]) -> None:
     """Sends the server's lines and uvicorn's warnings to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LineHandler(sys.stderr)
     handler.setFormatter(LineFormatter(as_json, redact))
     for name, level in (("midlogit.server", logging.INFO), ("uvicorn.error", logging.WARNING)):
         named = logging.getLogger(name)

@@ -79,10 +79,10 @@ async def generate(
 
 @lru_cache(maxsize=1)
 def _tokenizer(checkpoint: str) -> Any:
-    """The policy's tokenizer, as slime loads it."""
+    """The policy's tokenizer; the server has it without code of the model's own, too."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
+    return AutoTokenizer.from_pretrained(checkpoint)
 
 
 def _prompt_ids(sample: Any, tokenizer: Any) -> list[int]:

@@ -12,7 +12,7 @@ VLLM_TESTS := $(VLLM)/.tests
 RAY := .cache/ray
 RAY_TESTS := $(RAY)/.tests
 
-.PHONY: demo test test-http test-faults test-fuzz test-light test-vllm test-exports test-clients test-verl test-ray test-ray-kills ray vllm check lint newest bench clean
+.PHONY: demo test test-http test-faults test-fuzz test-light test-vllm test-load test-exports test-clients test-verl test-ray test-ray-kills ray vllm check lint newest bench clean
 
 demo: $(RUNS)
 	@$(BIN)/midlogit demo
@@ -20,9 +20,9 @@ demo: $(RUNS)
 # First all that needs no vLLM; then, side by side, what needs two vLLM servers and what runs vLLM inside the process.
 # vLLM pins torch and much else, so it is installed (once) into an environment of its own below .cache.
 # One thread a process: several share the processors, and models this small do not want more.
-test test-http test-faults test-fuzz test-light test-vllm test-exports test-clients test-verl test-ray test-ray-kills: export OMP_NUM_THREADS = 1
+test test-http test-faults test-fuzz test-light test-vllm test-load test-exports test-clients test-verl test-ray test-ray-kills: export OMP_NUM_THREADS = 1
 test: $(TESTS) $(VLLM_TESTS)
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm --ignore tests/trainers --ignore tests/verl
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm --ignore tests/trainers --ignore tests/verl --ignore tests/load
 	@echo "tests/http and tests/vllm run side by side; each reports when it has ended ..."
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-http test-vllm
 
@@ -45,6 +45,10 @@ test-vllm: $(VLLM_TESTS)
 # Two hundred damaged model folders; `make test` has the first of them.
 test-fuzz: $(TESTS)
 	MIDLOGIT_FUZZ_SEEDS=200 $(BIN)/pytest -n 2 tests/local/test_damaged_folders.py
+
+# Not part of `make test`: it takes minutes, and measures times, for which the machine must be idle.
+test-load: $(TESTS)
+	$(BIN)/pytest -s tests/load
 
 # Not part of `make test`: verl and axolotl take several GB below .cache.
 test-exports: $(TESTS)

@@ -50,6 +50,7 @@ OTHERS |= {"Dataset", "Sample", "rollout_top_p_token_ids", "status", "label"}  #
 OTHERS |= {"api_key_var", "base_url", "data.name", "dppo_mask_high", "dppo_mask_low", "extra_body"}
 OTHERS |= {"kl_tau", "opd", "sampling"}  # prime-rl
 OTHERS |= {"RemotevLLMEngine"}  # AReaL
+OTHERS |= {"client_max_body_size", "proxy_read_timeout", "limit_conn", "limit_req"}  # nginx
 VLLM_OPTIONS = {
     "--weight-transfer-config",
     "--port",

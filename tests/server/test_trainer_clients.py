@@ -124,7 +124,7 @@ def test_prime_rl_samples_and_updates(live: Live, root: Path) -> None:
     post(live, "/pause?mode=keep&clear_cache=false")
     post(live, "/update_weights", {"weight_dir": checkpoint(root, 1).as_posix()})
     post(live, "/resume")
-    thread.join()
+    thread.join(300)
     assert checksum(live) == sum_of(1)
     spans = answers[0]["choices"][0]["weight_versions"]
     assert spans == [{"version": 1, "start": spans[0]["start"], "end": 120}] and spans[0]["start"]
@@ -210,7 +210,7 @@ def test_slime_updates_from_disk(live: Live, root: Path) -> None:
         live, "/inference/v1/generate", of_prime_rl(live, max_tokens=400, ignore_eos=True)
     )
     post(live, "/pause_generation", {})
-    thread.join()
+    thread.join(300)
     assert answers[0]["choices"][0]["finish_reason"] == "abort"
     assert live.http.get("/flush_cache").status_code == 200
     folder = checkpoint(root, 2)
@@ -234,7 +234,7 @@ def test_slime_aborts_what_runs(live: Live) -> None:
     (load,) = live.http.get("/v1/loads?include=core").json()["loads"]
     assert (load["num_running_reqs"], load["num_waiting_reqs"]) == (1, 0)
     post(live, "/abort_request", {"abort_all": True})
-    thread.join()
+    thread.join(300)
     assert answers[0]["choices"][0]["finish_reason"] == "abort"
     (load,) = live.http.get("/v1/loads?include=core").json()["loads"]
     assert (load["num_running_reqs"], load["num_waiting_reqs"]) == (0, 0)
@@ -263,7 +263,7 @@ def test_areal_samples_and_updates(live: Live, root: Path) -> None:
     long = of_areal(400) | {"ignore_eos": True, "stop_token_ids": []}
     thread, answers = in_background(live, "/v1/completions", long)
     post(live, "/areal_pause_generation", {})
-    thread.join()
+    thread.join(300)
     (choice,) = answers[0]["choices"]
     assert choice["finish_reason"] == "abort"
     ids = [int(token.split(":")[1]) for token in choice["logprobs"]["tokens"]]

@@ -14,6 +14,7 @@ import pytest
 from midlogit import InvalidRequest, SamplingParams
 from midlogit.engines.local.engine import LocalEngine
 from midlogit.models.checkpoint import Checkpoint
+from midlogit.server import call
 from midlogit.server.body import MOST_VALUES
 from midlogit.server.service import BODIES
 from tests.server.conftest import Live, bundled_pair, run_server
@@ -132,8 +133,9 @@ def test_json_as_deep_as_it_gets(server: Live) -> None:
 
 
 def test_texts_of_more_tokens_than_are_told(server: Live) -> None:
-    response = server.post("/tokenize", {"prompt": "\N{FOX FACE}" * 2**17})
-    assert response.status_code == 400 and "131072" in response.text
+    response = server.post("/tokenize", {"prompt": "\N{FOX FACE}" * 140_000})
+    assert response.status_code == 400
+    assert "140000 characters and more than 131072 tokens" in response.text
     assert response.json()["error"]["code"] == "context_length_exceeded"
     assert server.post("/tokenize", {"prompt": "Once " * 5000}).json()["count"] > 5000
 
@@ -247,9 +249,46 @@ def wait_for(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def test_prompts_are_scored_bit_by_bit(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {
+        "prompt": ["Once upon a time", "The fox ran", "a b"],
+        "n": 2,
+        "max_tokens": 0,
+        "echo": True,
+    }
+    asked: list[dict[str, Any]] = [{"logprobs": 3}, {"prompt_logprobs": 2}]
+    whole = [server.complete(**body, **fields)["choices"] for fields in asked]
+    streamed = server.stream(COMPLETIONS, body | {"logprobs": 3})
+
+    calls = []
+    run = server.pair.run_scores
+    monkeypatch.setattr(call, "SCORED", 1)
+    monkeypatch.setattr(
+        server.pair, "run_scores", lambda requests: calls.append(len(requests)) or run(requests)
+    )
+    parts = [server.complete(**body, **fields)["choices"] for fields in asked]
+    again = server.stream(COMPLETIONS, body | {"logprobs": 3})
+    assert [shapes(choices) for choices in parts] == [shapes(choices) for choices in whole]
+    assert [shapes(e["choices"]) for e in again] == [shapes(e["choices"]) for e in streamed]
+    assert calls == [1] * 9
+
+
+def shapes(choices: list[dict[str, Any]]) -> list[Any]:
+    """Choices without the numbers, which depend in their last digits on what is computed together."""
+    return [
+        (
+            choice["index"],
+            choice["text"],
+            (choice["logprobs"] or {}).get("tokens"),
+            [position and sorted(position) for position in choice.get("prompt_logprobs", [])],
+        )
+        for choice in choices
+    ]
+
+
 def test_a_call_of_the_library_that_nobody_can_keep(server: Live) -> None:
     params = SamplingParams(n=16_384)
-    for call in (server.pair.generate, server.pair.as_completed):
+    for run in (server.pair.generate, server.pair.as_completed):
         with pytest.raises(InvalidRequest, match="16384000 completions"):
-            call(["a"] * 1000, params)
+            run(["a"] * 1000, params)
     assert isinstance(server.pair.engine, LocalEngine) and not server.rows

@@ -189,8 +189,8 @@ def test_a_long_text_holds_up_nobody(server: Live) -> None:
     def tokenize_much() -> None:
         start = time.perf_counter()
         assert (
-            server.post("/tokenize", {"prompt": "the quick fox " * 60_000}).json()["count"]
-            == 180_002
+            server.post("/tokenize", {"prompt": "the quick fox " * 40_000}).json()["count"]
+            == 120_002
         )
         took.append(time.perf_counter() - start)
 
@@ -198,7 +198,7 @@ def test_a_long_text_holds_up_nobody(server: Live) -> None:
     thread.start()
     time.sleep(0.1)
     answered = 0
-    while not took:
+    while thread.is_alive():
         server.complete("Once", max_tokens=1)
         answered += 1
     thread.join()

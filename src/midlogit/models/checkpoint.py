@@ -211,15 +211,17 @@ class Checkpoint:
         Args:
             add_special_tokens: with what the tokenizer itself adds, such as a beginning-of-text id. A text that
                 carries it already gets no second one.
-            most: tokens that are of use; a text that certainly has more is not tokenized.
+            most: tokens that are of use; a text that has far more is not tokenized as a whole.
 
         Raises:
-            PromptTooLong: more than `most` tokens, by the number of characters.
+            PromptTooLong: more than `most` tokens, by the number of characters or by the tokens of a part.
         """
         if most is not None and len(text) > most and self._density is not None:
             fewest = self._density.fewest_tokens(text)
             if fewest > most:
                 raise PromptTooLong(f"has {len(text)} characters, so at least {fewest} tokens")
+        if most is not None:
+            self._require_few_tokens(text, most)
 
         ids = self._ids(text, add_special_tokens)
         return undoubled(ids, self._ids_before) if add_special_tokens else ids
@@ -265,6 +267,22 @@ class Checkpoint:
     @cached_property
     def _density(self) -> Density | None:
         return Density.of(self.tokenizer.backend_tokenizer)
+
+    def _require_few_tokens(self, text: str, most: int) -> None:
+        """Refuses a text whose parts have more than twice as many tokens as are of use.
+
+        A tokenizer holds up the whole process while it hands over the ids of a text, and each part has few.
+
+        Raises:
+            PromptTooLong: so many tokens.
+        """
+        if len(text.encode(errors="replace")) <= 4 * most:
+            return
+        count = 0
+        for start in range(0, len(text), most):
+            count += len(self._ids(text[start : start + most], False))
+            if count > 2 * most:
+                raise PromptTooLong(f"has {len(text)} characters and more than {most} tokens")
 
     @cached_property
     def _ids_before(self) -> list[int]:

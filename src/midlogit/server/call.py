@@ -35,9 +35,9 @@ from midlogit.server.streaming import DONE, EventStream, JsonParts, event, while
 from midlogit.server.wire.requests import Sampling
 from midlogit.server.wire.responses import Usage
 
-MOST_ENTRIES = (
-    2**22
-)  # log-probabilities of candidates and ids of prompts in an answer; 16 times as many for a trainer
+SCORED = 2**17  # candidates of prompts that are held at once, while nothing is generated
+# Log-probabilities of candidates and ids of prompts in an answer; 16 times as many for a trainer.
+MOST_ENTRIES = 2**22
 
 
 async def respond(
@@ -74,7 +74,7 @@ class Call(ABC):
     Attributes:
         prompts: one request per prompt, once they are read. requests: one per completion; none where only the prompts
             are asked for.
-        scores: of the prompts, where they are asked for; filled by `respond`.
+        scores: of the prompts whose choices are made now, by index, where they are asked for.
 
     Args:
         scores: candidates for each token of the prompts; None where no prompt is to be scored.
@@ -99,7 +99,7 @@ class Call(ABC):
     ) -> None:
         self.service = service
         self.n = body.n
-        self.scores: list[Scores] = []
+        self.scores: dict[int, Scores] = {}
         self._scores = scores
         self._streams, self._includes_usage = body.stream, body.includes_usage
         self._adds_ids, self._adds_facts = body.return_token_ids, body.midlogit.diagnostics
@@ -197,10 +197,16 @@ class Call(ABC):
 
     async def _answer(self, entry: Pass) -> Response:
         """The whole answer; each choice becomes bytes as soon as it is known."""
-        await self._score()
         compute = self.service.lanes.compute
         choices: dict[int, bytes] = {}
         tokens = 0
+        if not self.requests:
+            async with aclosing(self._openings()) as indices:
+                async for index in indices:
+                    choices[index] = await compute(partial(_json_of, self.opening, index))
+        else:
+            await self._score(self.prompts)
+
         async with aclosing(self.service.run(self.requests, entry)) as events:
             async for happened in events:
                 if isinstance(happened, Completion):
@@ -210,10 +216,6 @@ class Call(ABC):
                     choices[index] = await compute(
                         partial(_json_of, self.choice, completion, index)
                     )
-
-        if not self.requests:
-            for index in range(len(self.prompts) * self.n):
-                choices[index] = await compute(partial(_json_of, self.opening, index))
 
         body = {**self._head, **self.frame([], chunk=False), "usage": self._usage(tokens)}
         head, separator, tail = orjson.dumps(body).partition(b'"choices":[')
@@ -233,10 +235,11 @@ class Call(ABC):
         yield DONE
 
     async def _chunks(self, entry: Pass) -> AsyncGenerator[bytes, None]:
-        await self._score()
-        for index in range(len(self.prompts) * self.n):
-            if opening := await self.service.lanes.compute(partial(self._opening_chunk, index)):
-                yield opening
+        compute = self.service.lanes.compute
+        async with aclosing(self._openings()) as indices:
+            async for index in indices:
+                if opening := await compute(partial(self._opening_chunk, index)):
+                    yield opening
 
         sent: dict[int, int] = {}
         tokens = 0
@@ -260,11 +263,32 @@ class Call(ABC):
         choice = self.opening(index)
         return None if choice is None else self._chunk([choice])
 
-    async def _score(self) -> None:
-        if self._scores is not None:
-            params = replace(self.prompts[0].params, top_logprobs=self._scores)
-            texts = [replace(prompt, params=params) for prompt in self.prompts]
-            self.scores = await self.service.score(texts)
+    async def _openings(self) -> AsyncGenerator[int, None]:
+        """Scores the prompts bit by bit, where that is asked for; yields each choice that can be opened."""
+        for prompts in self._windows():
+            await self._score(prompts)
+            for prompt in prompts:
+                for sample in range(self.n):
+                    yield prompt.index * self.n + sample
+
+    def _windows(self) -> Iterator[list[Request]]:
+        """The prompts, as many together as have few candidates."""
+        window: list[Request] = []
+        entries = 0
+        for prompt in self.prompts:
+            window.append(prompt)
+            entries += len(prompt.teacher_ids) * (1 + (self._scores or 0))
+            if entries >= SCORED:
+                yield window
+                window, entries = [], 0
+        yield window
+
+    async def _score(self, prompts: list[Request]) -> None:
+        if self._scores is None or not prompts:
+            return
+        params = replace(prompts[0].params, top_logprobs=self._scores)
+        found = await self.service.score([replace(prompt, params=params) for prompt in prompts])
+        self.scores = {prompt.index: scores for prompt, scores in zip(prompts, found, strict=True)}
 
     def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> bytes:
         told = {"usage": usage} if self._includes_usage else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import socket
@@ -47,6 +48,8 @@ def serve(settings: ServerSettings, open_pair: Callable[[], Pair]) -> None:
     def load() -> None:
         try:
             service.open(open_pair())
+            gc.collect()
+            gc.freeze()  # what was loaded stays, and looking through it again would hold up everybody
             logger.info("ready: %s", where)
         except Exception as error:  # raised again below, by the thread that waits for the server
             failures.append(error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -32,29 +31,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(base: str | list[str], teacher: str | list[str], **options: object) -> list[Completion]:
     with Pair.http(base, teacher, **options) as pair:  # type: ignore[arg-type]
         return pair.generate(PROMPTS, PARAMS, progress=False)
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(
-    "fault",
-    [
-        lambda call: "delay" if call % 5 == 0 else "",
-        lambda call: "reset" if call % 4 == 0 else "",
-        lambda call: "truncate" if call % 4 == 0 else "",
-        lambda call: "429" if call % 4 == 0 else "",
-        lambda call: "500" if call % 10 == 0 else "",
-    ],
-    ids=["delay", "reset", "truncate", "429", "500 in 10%"],
-)
-def test_same_tokens_through_faults(
-    fault: Callable[[int], str], proxies: tuple[Proxy, Proxy], undisturbed: list[list[int]]
-) -> None:
-    for proxy in proxies:
-        proxy.fault = fault
-    # Enough retries that several calls at once cannot use up one's own by chance.
-    completions = run(proxies[0].url, proxies[1].url, max_retries=8)
-    assert [c.error for c in completions] == [None] * len(completions)
-    assert [c.token_ids for c in completions] == undisturbed
 
 
 def test_same_tokens_through_a_pause_of_five_seconds(

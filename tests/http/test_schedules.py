@@ -18,17 +18,14 @@ from midlogit import Completion, Pair, SamplingParams
 from midlogit.engines.http import client
 from midlogit.models.checkpoint import bundled
 from tests.http.conftest import FLAGS, Urls
-from tests.http.damage import DAMAGE
 from tests.http.proxy import Proxy
 from tests.http.servers import Server
+from tests.http.test_answers import FAULTS
 from tests.http.test_engine import PROMPTS
 
 SCHEDULES = 12
 TEXTS = [f"{prompt} {n}" for n in range(3) for prompt in PROMPTS]  # 48 requests a schedule
 PARAMS = SamplingParams(max_tokens=6, seed=11, ignore_eos=True)
-FAULTS = [
-    *DAMAGE, "truncate", "longer", "shorter", "text", "swap", "twice", "reset", "delay", "429", "500", "502",
-]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

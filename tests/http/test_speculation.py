@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -100,27 +99,6 @@ def test_sampled_continuations_follow_the_law_of_lockstep(lockstep: Pair, four: 
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(
-    "fault",
-    [
-        lambda call: "reset" if call % 4 == 0 else "",
-        lambda call: "truncate" if call % 4 == 0 else "",
-        lambda call: "500" if call % 10 == 0 else "",
-    ],
-    ids=["reset", "truncate", "500 in 10%"],
-)
-def test_same_tokens_through_faults(
-    fault: Callable[[int], str], proxies: tuple[Proxy, Proxy], undisturbed: list[list[int]]
-) -> None:
-    base, teacher = proxies
-    with Pair.http(base.url, teacher.url, speculation=4, max_retries=8) as pair:
-        base.fault = teacher.fault = fault
-        completions = both(pair, SAMPLED)
-    assert [c.error for c in completions] == [None] * len(completions)
-    assert [c.token_ids for c in completions] == undisturbed
-
-
-@pytest.mark.usefixtures("quick")
 def test_sequences_move_from_a_killed_replica(urls: Urls, undisturbed: list[list[int]]) -> None:
     with (
         Proxy(urls.base) as first,
@@ -185,7 +163,7 @@ def test_calls_for_a_token_fall_to_a_third(proxies: tuple[Proxy, Proxy], preset:
                 params = SamplingParams.preset(
                     preset, max_tokens=48, seed=3, ignore_eos=True, temperature=temperature
                 )
-                for prompt in PROMPTS[4:6]:
+                for prompt in PROMPTS[4:5]:
                     drawn += len(pair.generate([prompt], params)[0].token_ids)
             calls[drafts] = (sum(proxy.calls for proxy in proxies) - before) / drawn
     print(f"{preset}: calls a token {calls[0]:.2f} in lock-step, {calls[4]:.2f} with four drafts")

@@ -68,7 +68,7 @@ def serve(settings: ServerSettings, open_pair: Callable[[], Pair]) -> None:
     if failures:
         raise failures[0]
     if service.failure is not None:
-        raise EngineFailure(service.failure, "Start the server again.")
+        raise EngineFailure(f"{service.failure.rstrip('.')}.", "Start the server again.")
 
 
 def url_of(host: str, port: int) -> str:

@@ -96,8 +96,9 @@ async def page(_: Request) -> Response:
     return Response(content, headers=headers, media_type="text/html")
 
 
-async def openapi(_: Request) -> Response:
-    return routes.as_json(description())
+async def openapi(http: Request) -> Response:
+    service: Service = http.app.state.service
+    return await service.lanes.compute(lambda: routes.as_json(description()))
 
 
 async def _to_the_boundary(_: Request, error: Exception) -> Response:

@@ -217,9 +217,12 @@ class Call(ABC):
                         partial(_json_of, self.choice, completion, index)
                     )
 
-        body = {**self._head, **self.frame([], chunk=False), "usage": self._usage(tokens)}
-        head, separator, tail = orjson.dumps(body).partition(b'"choices":[')
+        frame = await compute(partial(_json_of, self._whole_frame, tokens))
+        head, separator, tail = frame.partition(b'"choices":[')
         return JsonParts(head + separator, [choices[i] for i in sorted(choices)], tail)
+
+    def _whole_frame(self, tokens: int) -> dict[str, Any]:
+        return {**self._head, **self.frame([], chunk=False), "usage": self._usage(tokens)}
 
     async def _stream(self, entry: Pass) -> AsyncGenerator[bytes, None]:
         """The answer as Server-Sent Events; an error in the middle is an event, too."""

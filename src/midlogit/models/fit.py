@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from midlogit.errors import ModelUnavailable
 from midlogit.models.checkpoint import Checkpoint
+from midlogit.models.files import open_config
 from midlogit.models.weights import Stored, architecture, stored_tensors, weights_folder
 
 FLOATING = ("F64", "F32", "F16", "BF16")
@@ -42,7 +44,9 @@ def require_fit(checkpoint: Checkpoint) -> None:
     if getattr(checkpoint.config, "quantization_config", None) is not None:
         return
 
-    _compare(architecture(checkpoint), stored, folder)
+    # The checkpoint knows the configuration of its text model alone; files hold the other parts, too.
+    whole = open_config(checkpoint.name, trust_remote_code=checkpoint.trust_remote_code)
+    _compare(architecture(replace(checkpoint, config=whole)), stored, folder)
 
 
 def _compare(model: Any, stored: dict[str, Stored], folder: Path) -> None:

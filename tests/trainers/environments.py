@@ -28,7 +28,7 @@ AXOLOTL = [
 ]
 # verl-core leaves out only what runs models on a GPU; an installed midlogit is a plugin that verl loads.
 VERL = ["verl[verl-core]==0.9.1", "scipy", "--editable", f"{ROOT}[http]"]
-# AReaL asks for CUDA and libraries of agents; its engine for vLLM servers imports these alone. With two more they run
+# AReaL asks for CUDA and libraries of agents; its engine for vLLM servers imports these alone. With four more they run
 # slime's rollout loop.
 AREAL = [
     "aiofiles",
@@ -56,7 +56,7 @@ AREAL = [
     "transformers==5.3.0",
     "uvloop",
 ]
-SLIME = ["pylatexenc", "sglang-router==0.3.2"]
+SLIME = ["array-api-compat", "pyarrow", "pylatexenc", "sglang-router==0.3.2"]
 CLIENTS = {
     "prime-rl": [["verifiers==0.4.0", "renderers[transformers]==0.1.12"]],
     "areal": [TORCH, ["--no-deps", "areal==1.0.4"], [*AREAL, *SLIME]],

@@ -133,6 +133,13 @@ def test_a_part_of_a_fused_weight_is_not_left_out(tmp_path: Path, name: str) -> 
         Pair.vllm(folder, TEACHER)
 
 
+def test_a_second_file_of_weights_is_refused(tmp_path: Path) -> None:
+    folder = shutil.copytree(BASE, tmp_path / "model")
+    shutil.copy(folder / "model.safetensors", folder / "adapter_model.safetensors")
+    with pytest.raises(ModelUnavailable, match=r"adapter_model\.safetensors beside"):
+        Pair.vllm(folder, TEACHER)
+
+
 def test_models_that_do_not_fit_say_what_they_need() -> None:
     need = Need.of(Checkpoint.open(TEACHER), torch.bfloat16, max_num_seqs=256, drafts=0)
     larger = replace(need, name="large", weights=28 * GIB)

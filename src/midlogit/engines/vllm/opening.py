@@ -14,11 +14,12 @@ from midlogit.engines.vllm.options import (
     require_vllm,
     supported_draft_length,
 )
-from midlogit.errors import InvalidRequest
+from midlogit.errors import InvalidRequest, ModelUnavailable
 from midlogit.extras import require
 from midlogit.models.checkpoint import Checkpoint, TemplateNames, open_checkpoints
 from midlogit.models.fit import require_fit
 from midlogit.models.mixing import Mixing
+from midlogit.models.weights import SINGLE
 
 if TYPE_CHECKING:
     from midlogit.engines.vllm.engine import VllmEngine
@@ -52,6 +53,7 @@ def open_pair(
     checkpoints = _limit_context(opened, max_model_len)
     torch = require("torch", "local")
     for checkpoint in checkpoints:
+        _require_one_file(Path(checkpoint.name))
         require_fit(checkpoint)
     mixing = Mixing(*checkpoints)
     mixing.require_mixable()
@@ -82,6 +84,20 @@ def open_pair(
     engine = VllmEngine(cores, checkpoints[0], decider, lengths, max_num_seqs)
     engine.start()
     return mixing, engine
+
+
+def _require_one_file(folder: Path) -> None:
+    """Refuses files beside a single file of weights: vLLM would read them all, in no order.
+
+    Raises:
+        ModelUnavailable: names one.
+    """
+    others = sorted(f.name for f in folder.glob("*.safetensors") if f.name != SINGLE)
+    if others and (folder / SINGLE).is_file():
+        raise ModelUnavailable(
+            f"{folder} holds {others[0]} beside {SINGLE}, and vLLM reads both.",
+            "Remove one of them.",
+        )
 
 
 def _limit_context(

@@ -107,7 +107,8 @@ def start_router() -> tuple[subprocess.Popen[bytes], int]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "sglang_router.launch_router", "--host", "127.0.0.1"]
-    router = subprocess.Popen([*command, "--port", str(port), "--disable-circuit-breaker"])
+    command += ["--port", str(port), "--disable-circuit-breaker"]
+    router = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     for _ in range(600):
         try:
             requests.get(f"http://127.0.0.1:{port}/workers", timeout=5).raise_for_status()

@@ -46,19 +46,20 @@ class ReceivingServers(UpdatedServers, WeightTransfer):
         self._run_in_loop(self._finish(version, running))
 
     async def _backend(self) -> str | None:
+        path = "//server_info?config_format=json"
         try:
-            info = await self.client.call_once(self._servers[0], "//server_info?config_format=json")
+            backend: str | None = await self.client.call_once(
+                self._servers[0], path, read=_backend_in
+            )
         except CallFailed:  # not in development mode
             return None
-        config = info["vllm_config"]["weight_transfer_config"]
-        return None if config is None else str(config["backend"])
+        return backend
 
     async def _world_size(self) -> int:
         return sum(await self._world_sizes())
 
     async def _world_sizes(self) -> list[int]:
-        answers = await self._on_all("/get_world_size", None)
-        return [answer["world_size"] for answer in answers]
+        return await self._on_all("/get_world_size", None, lambda answer: int(answer["world_size"]))
 
     async def _init(self, init_info: dict[str, Any]) -> None:
         """Each server's ranks follow those of the one before it."""
@@ -151,3 +152,9 @@ class ReceivingServers(UpdatedServers, WeightTransfer):
         if not self._is_half_loaded:
             await self._on_all("/resume", {})
         self._open_gate()
+
+
+def _backend_in(answer: Any) -> str | None:
+    """The backend of transfers in a server's answer to /server_info."""
+    config = answer["vllm_config"]["weight_transfer_config"]
+    return None if config is None else str(config["backend"])

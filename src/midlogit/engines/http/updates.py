@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,27 +144,44 @@ class UpdatedServers(Engine, Updating):
         finally:
             await self._on_all("/resume", {})
 
-    async def _on_all(self, path: str, body: dict[str, Any] | None) -> list[Any]:
-        """Makes one of vLLM's control calls to all servers at once; returns their answers in order.
+    async def _on_all(
+        self,
+        path: str,
+        body: dict[str, Any] | None,
+        read: Callable[[Any], Any] = lambda answer: answer,
+    ) -> list[Any]:
+        """Makes one of vLLM's control calls to all servers at once.
+
+        Args:
+            read: makes a result of an answer.
+
+        Returns:
+            The results in the servers' order.
 
         Raises:
             InvalidRequest, ServerUnavailable: as `_control`, of the first that failed, after all have ended.
         """
-        calls = [self._control(server, path, body) for server in self._servers]
+        calls = [self._control(server, path, body, read) for server in self._servers]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
         return answers
 
-    async def _control(self, server: Endpoint, path: str, body: dict[str, Any] | None) -> Any:
+    async def _control(
+        self,
+        server: Endpoint,
+        path: str,
+        body: dict[str, Any] | None,
+        read: Callable[[Any], Any] = lambda answer: answer,
+    ) -> Any:
         """Makes one of vLLM's control calls, a GET without a body.
 
         Raises:
             InvalidRequest: the server does not serve it. ServerUnavailable: it failed.
         """
         try:
-            return await self.client.call_once(server, "/" + path, body)
+            return await self.client.call_once(server, "/" + path, body, read)
         except CallFailed as failure:
             where = f"The {server.name} cannot be updated: {failure.message} from {path}."
             if failure.status == 404:

@@ -116,6 +116,15 @@ class Replica:
         await self._post("/resume", {})
         self._admits.set()
 
+    async def update(self, folder: Path, global_steps: int) -> None:
+        """All of an update, in verl's order."""
+        await self.abort_all_requests()
+        await self.load(folder, global_steps)
+        await self.resume_generation()
+
+    async def sleep(self) -> None:
+        """Nothing: no trainer needs its memory."""
+
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
         async with (
             aiohttp.ClientSession() as session,

@@ -40,7 +40,8 @@ import midlogit
 from midlogit import Pair, SamplingParams
 
 for module in pkgutil.walk_packages(midlogit.__path__, "midlogit."):
-    if not module.name.endswith("__main__"):
+    of_verl = module.name.startswith("midlogit.integrations.verl")  # which verl itself imports
+    if not module.name.endswith("__main__") and not of_verl:
         __import__(module.name)
 for speculation in ("off", 1):
     with Pair.local(dtype="float32", device="cpu", speculation=speculation) as pair:

@@ -47,13 +47,20 @@ def read_request(method: Any, url: Any, body: Any) -> BatchRequest:
         read = validated(body, KINDS[url])
         base_own, teacher_own = base_prompts(read.midlogit, 1), teacher_prompts(read.midlogit, 1)
     except ApiError as error:
-        raise InvalidRequest(f"Its body cannot be honoured. {error.message}") from None
+        told = f"Its body cannot be honoured. {error.message}"
+        raise InvalidRequest(told, error.hint) from None
 
     prompt, overrides = _of_chat(read) if isinstance(read, ChatBody) else _of_completion(read)
-    base_prompt = base_own[0] if base_own else None
+    base_prompt = None if base_own is None else _listed(base_own[0])
     if teacher_own is not None:
-        prompt, base_prompt = teacher_own[0], prompt if base_prompt is None else base_prompt
+        base_prompt = prompt if base_prompt is None else base_prompt
+        prompt = _listed(teacher_own[0])
     return BatchRequest(prompt, base_prompt, _sampling(read) | overrides)
+
+
+def _listed(prompt: Prompt) -> Prompt:
+    """A prompt as inputs of other formats hold it."""
+    return prompt if isinstance(prompt, str) else list(prompt)  # type: ignore[return-value]
 
 
 def _of_chat(body: ChatBody) -> tuple[Prompt, dict[str, Any]]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import TEACHER
 from tests.updates import Named, named, trained
 from tests.vllm.conftest import open_pair
-from tests.vllm.test_transfer import info, register_file_backend
+from tests.vllm.test_transfer import info
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -26,8 +26,9 @@ BODY = {"n": 4, "max_tokens": 12, "return_token_ids": True, "midlogit": {"diagno
 
 @pytest.fixture(scope="module")
 def live() -> Iterator[Live]:
-    register_file_backend()
-    options: dict[str, Any] = {"weight_transfer_config": {"backend": "file"}, "max_num_seqs": 8}
+    from tests.file_transfer import NAME
+
+    options: dict[str, Any] = {"weight_transfer_config": {"backend": NAME}, "max_num_seqs": 8}
     with run_server(lambda: open_pair(**options), train=True, preset="rollout") as opened:
         yield opened
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,12 +87,14 @@ def test_every_token_after_a_lost_connection_comes_from_checked_weights(
     """As after a restart: the server is not there for a moment, and then has other weights."""
     base, teacher = proxies
     with Pair.http(base.url, teacher.url, max_retries=8) as pair:
-        stream = pair.stream(PROMPTS[5], SamplingParams(max_tokens=40, seed=1, ignore_eos=True))
+        stream = pair.stream(PROMPTS[5], SamplingParams(max_tokens=200, seed=1, ignore_eos=True))
         for _ in range(3):
             next(stream)
-        base.dead = True
+        lost = threading.Event()
+        base.fault = lambda call: lost.set() or "reset"  # type: ignore[func-returns-value]
+        assert lost.wait(60)
         reload(urls, other)
-        base.dead = False
+        base.fault = lambda call: ""
         *_, completion = stream
         assert isinstance(completion, Completion)
         assert completion.weights_changed == ["base"] and completion.error is None

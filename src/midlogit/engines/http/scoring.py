@@ -59,6 +59,8 @@ class ScoringServers(ReceivingServers, Scoring):
 
     def _scored(self, text: Scored, _: asyncio.Task[None]) -> None:
         del self._scoring[id(text)]
+        if self._closed and not text.is_finished:  # perhaps cancelled before its task had begun
+            text.abort()
 
     async def _abort_scoring(self) -> None:
         tasks = list(self._scoring.values())
@@ -76,9 +78,6 @@ class ScoringServers(ReceivingServers, Scoring):
                     text.finish(await self._decisions(text))
                 finally:
                     self._gate.leave(reading)
-        except asyncio.CancelledError:
-            if self._closed:
-                text.abort()
         except CallFailed as failure:
             text.fail(f"Prompt {text.request.index}: {failure.message}.")
         except Exception as error:  # the engine's own boundary: whoever waits for it must hear

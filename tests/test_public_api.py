@@ -47,7 +47,8 @@ FIELDS = {
     "Rollout": (
         "prompt_token_ids", "teacher_prompt_token_ids", "token_ids", "logprobs", "base_logprobs", "teacher_logprobs",
         "base_support_logprobs", "teacher_support_logprobs", "base_support_logmass", "teacher_support_logmass", "alpha",
-        "kl_base", "kl_teacher", "support", "finish_reason", "weight_versions", "text",
+        "kl_base", "kl_teacher", "support", "finish_reason", "weight_versions",
+        "weights_changed", "text",
     ),
 }  # fmt: skip
 

@@ -275,6 +275,7 @@ class Completion:
             support=self.support,
             finish_reason=self.finish_reason,
             weight_versions=self.weight_versions,
+            weights_changed=self.weights_changed,
             text=self.text,
         )
 
@@ -297,6 +298,7 @@ class Scores:
             ids, only their common ending is scored.
         diagnostics: one entry for each scored token; `logprobs` are log q, −inf where q gives it nothing.
         top: candidates at each scored position when top_logprobs was asked for.
+        weights_changed: sides whose server was found to have other weights, as in `Completion`.
         error: what went wrong; nothing is scored then.
     """
 
@@ -306,6 +308,7 @@ class Scores:
     first: int
     diagnostics: Diagnostics
     top: list[Top] | None
+    weights_changed: list[Side]
     error: str | None
 
     @classmethod
@@ -315,12 +318,18 @@ class Scores:
         token_ids: tuple[int, ...],
         base_token_ids: tuple[int, ...],
         decisions: list[Decision],
+        weights_changed: list[Side],
         error: str | None,
     ) -> Scores:
-        top = [d.top for d in decisions if d.top]
-        first = len(token_ids) - len(decisions)
         return cls(
-            index, token_ids, base_token_ids, first, Diagnostics.of(decisions), top or None, error
+            index,
+            token_ids,
+            base_token_ids,
+            first=len(token_ids) - len(decisions),
+            diagnostics=Diagnostics.of(decisions),
+            top=[d.top for d in decisions if d.top] or None,
+            weights_changed=weights_changed,
+            error=error,
         )
 
 

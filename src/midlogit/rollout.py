@@ -35,6 +35,7 @@ class Rollout:
         support: the ids of each support, where return_support asked for them.
         finish_reason: stop, length or abort.
         weight_versions: which version of the base's weights drew which tokens; empty while no version was ever set.
+        weights_changed: sides whose server had other weights than it should have, as in `Completion`.
     """
 
     prompt_token_ids: list[int]
@@ -53,4 +54,5 @@ class Rollout:
     support: list[list[int]] | None
     finish_reason: Literal["stop", "length", "abort"]
     weight_versions: list[WeightVersion]
+    weights_changed: list[Literal["base", "teacher"]]
     text: str

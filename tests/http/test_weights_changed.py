@@ -8,11 +8,13 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from midlogit import Completion, Pair, SamplingParams
 from midlogit.engines.http import weight_watch
 from midlogit.engines.http.fingerprints import differ
+from midlogit.jobs.schema import Layout, record_of
 from midlogit.server.call import add_versions
 from tests.http.conftest import Urls
 from tests.http.proxy import Proxy
@@ -67,7 +69,13 @@ def test_other_weights_under_the_same_name(
         reload(urls, other)
         found = pair.generate(PROMPTS[:3], PARAMS, progress=False)
         assert changed(found) == {("base",)}
-        assert found[0].to_dict()["weights_changed"] == ["base"]
+        assert (
+            found[0].to_dict()["weights_changed"] == found[0].rollout().weights_changed == ["base"]
+        )
+        assert [s.weights_changed for s in pair.score(PROMPTS[:2])] == [["base"]] * 2
+        layout = Layout("none", 0, pa.schema([]))
+        assert record_of(found[0], 1, layout)["weights_changed"] == "base"
+        assert record_of(expected[0], 1, layout)["weights_changed"] is None
         choice: dict[str, object] = {}
         add_versions(choice, found[0])
         assert choice == {"weights_changed": ["base"]}

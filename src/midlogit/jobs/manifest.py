@@ -18,7 +18,7 @@ from midlogit.jobs.schema import DiagnosticsLevel
 from midlogit.params import SamplingParams
 from midlogit.requests.prompts import Reading
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SHOWN_FIELDS = 8
 
 

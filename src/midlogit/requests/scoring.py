@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.uniforms import TokenUniforms
 from midlogit.decide.base import RowSettings
-from midlogit.outputs import Decision, Scores
+from midlogit.outputs import Decision, Scores, Side
 from midlogit.params import SamplingParams
 from midlogit.requests.sequence import Request, row_settings
 
@@ -47,11 +47,16 @@ class ScoreRequest:
 
 
 class Scored:
-    """The state of one score request; `listener` hears the Scores, once."""
+    """The state of one score request; `listener` hears the Scores, once.
+
+    Attributes:
+        weights_changed: sides that scored it with weights that a server should not have.
+    """
 
     def __init__(self, request: ScoreRequest, listener: Callable[[Scores], None]) -> None:
         self.request = request
         self.is_finished = False
+        self.weights_changed: list[Side] = []
         self._listener = listener
 
     @property
@@ -93,7 +98,14 @@ class Scored:
         self.is_finished = True
         request = self.request
         self._listener(
-            Scores.of(request.index, request.teacher_ids, request.base_ids, decisions, error)
+            Scores.of(
+                request.index,
+                request.teacher_ids,
+                request.base_ids,
+                decisions,
+                self.weights_changed,
+                error,
+            )
         )
 
 

@@ -201,6 +201,8 @@ class CompletionCall(Call):
             )
         if body.midlogit.diagnostics:
             choice["midlogit"] = facts_of_scores(scores)
+        if scores.weights_changed:
+            choice["weights_changed"] = scores.weights_changed
 
     def _echoed_logprobs(self, scores: Scores, index: int) -> CompletionLogprobs:
         vocabulary = self.service.vocabulary

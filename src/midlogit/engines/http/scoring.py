@@ -103,6 +103,7 @@ class ScoringServers(ReceivingServers, Scoring):
             for start in range(0, len(settings), ROWS):
                 part = settings[start : start + ROWS]
                 decisions += await self._decide(slots, part, k)
+            text.weights_changed = self.sides.with_other_weights(slots)
         finally:
             for side, slot in zip(sides, slots, strict=True):
                 side.release(slot)

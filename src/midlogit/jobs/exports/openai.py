@@ -25,6 +25,7 @@ COLUMNS = (
     "token_ids",
     "finish_reason",
     "stop_reason",
+    "weights_changed",
     "error",
     "prompt_tokens",
     "base_prompt_tokens",
@@ -115,6 +116,7 @@ def _choice(sample: Row, is_chat: bool) -> dict[str, Any]:
     diagnostics = {
         name: [_finite(value) for value in sample[name]] for name in MODELS if name in sample
     }
+    changed = sample["weights_changed"]
     return {
         "index": sample["sample"],
         **given,
@@ -122,6 +124,7 @@ def _choice(sample: Row, is_chat: bool) -> dict[str, Any]:
         "finish_reason": sample["finish_reason"],
         "stop_reason": sample["stop_reason"],
         "token_ids": sample["token_ids"],
+        **({"weights_changed": changed.split(", ")} if changed else {}),
         "midlogit": {
             "base_prompt_tokens": sample["base_prompt_tokens"],
             **({"diagnostics": diagnostics} if diagnostics else {}),

@@ -6,38 +6,23 @@ Exit codes: 0 done, 1 failure, 2 usage, 4 done with error rows, 75 stopped with 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from midlogit.cli.options import (
     AlphaRuleName,
-    Base,
-    BaseKey,
-    BaseModel,
-    BaseTemplate,
     BaseTemplateKwargs,
-    BaseTokenizer,
-    Context,
-    Device,
-    Dtype,
-    Engine,
-    MaxNumSeqs,
     MaxTokens,
-    Memory,
     PresetName,
-    Speculation,
     StopIdName,
-    Teacher,
-    TeacherKey,
-    TeacherModel,
-    TeacherTemplate,
-    TeacherTokenizer,
     Temperature,
     TemplateKwargs,
-    TopK,
-    Trust,
 )
+from midlogit.cli.pair import takes_pair
+
+if TYPE_CHECKING:
+    from midlogit.cli.loading import PairOptions
 
 batch = typer.Typer(
     help="Batch jobs: prompts of any number, results that survive crashes.",
@@ -63,6 +48,7 @@ Worker = Annotated[
     "run",
     help="Work on a job until it is complete; the same line begins it and goes on after a crash.",
 )
+@takes_pair
 def run(
     context: typer.Context,
     inputs: Annotated[
@@ -87,14 +73,11 @@ def run(
         str | None, typer.Option(help="Column of the base's own prompt.")
     ] = None,
     encoding: Annotated[str, typer.Option(help="Encoding of text and JSON lines.")] = "utf-8",
-    base: Base = None,
-    teacher: Teacher = None,
+    pair: PairOptions,
     chat: Annotated[
         bool,
         typer.Option("--chat", help="Text prompts are user messages, in each side's template."),
     ] = False,
-    base_chat_template: BaseTemplate = None,
-    teacher_chat_template: TeacherTemplate = None,
     chat_template_kwargs: TemplateKwargs = None,
     base_chat_template_kwargs: BaseTemplateKwargs = None,
     n: Annotated[int, typer.Option(help="Completions for each row.")] = 1,
@@ -140,31 +123,9 @@ def run(
     gpus_per_replica: Annotated[
         float | None, typer.Option(help="On Ray: by default as many as the models need.")
     ] = None,
-    engine: Engine = "auto",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: Trust = False,
-    max_num_seqs: MaxNumSeqs = None,
-    gpu_memory_utilization: Memory = 0.9,
-    max_model_len: Context = None,
-    speculation: Speculation = "auto",
-    top_k: TopK = "20",
-    base_model: BaseModel = None,
-    teacher_model: TeacherModel = None,
-    base_tokenizer: BaseTokenizer = None,
-    teacher_tokenizer: TeacherTokenizer = None,
-    base_api_key: BaseKey = None,
-    teacher_api_key: TeacherKey = None,
 ) -> None:
     from midlogit.cli.jobs import OnRay, plan_job, run_job
-    from midlogit.cli.loading import (
-        InProcess,
-        PairOptions,
-        mixture_changes,
-        parse_speculation,
-        parse_template_kwargs,
-        upstream,
-    )
+    from midlogit.cli.loading import mixture_changes, parse_template_kwargs
     from midlogit.jobs import Columns, JobOptions
     from midlogit.params import SamplingParams
     from midlogit.requests.prompts import Reading
@@ -193,32 +154,6 @@ def run(
         rows_per_part=rows_per_part,
         max_errors=max_errors,
     )
-    pair = PairOptions(
-        base,
-        teacher,
-        (
-            upstream(
-                base,
-                base_model,
-                base_tokenizer,
-                base_api_key,
-                base_chat_template,
-                trust_remote_code,
-            ),
-            upstream(
-                teacher,
-                teacher_model,
-                teacher_tokenizer,
-                teacher_api_key,
-                teacher_chat_template,
-                trust_remote_code,
-            ),
-        ),
-        InProcess(engine, device, dtype, gpu_memory_utilization, max_model_len),
-        top_k,
-        parse_speculation(speculation),
-        max_num_seqs,
-    )
     if context.info_name == "plan":
         raise typer.Exit(plan_job(inputs or [], out, options, pair))
     on_ray = OnRay(ray, replicas, gpus_per_replica)
@@ -240,63 +175,20 @@ def status(
 
 
 @batch.command()
+@takes_pair
 def retry(
     run: Run,
+    *,
     errors: Annotated[
         bool, typer.Option("--errors", help="Completions that ended as errors; the default.")
     ] = True,
-    base: Base = None,
-    teacher: Teacher = None,
-    base_chat_template: BaseTemplate = None,
-    teacher_chat_template: TeacherTemplate = None,
+    pair: PairOptions,
     max_errors: MaxErrors = "100%",
     worker: Worker = None,
-    engine: Engine = "auto",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: Trust = False,
-    max_num_seqs: MaxNumSeqs = None,
-    gpu_memory_utilization: Memory = 0.9,
-    max_model_len: Context = None,
-    speculation: Speculation = "auto",
-    top_k: TopK = "20",
-    base_model: BaseModel = None,
-    teacher_model: TeacherModel = None,
-    base_tokenizer: BaseTokenizer = None,
-    teacher_tokenizer: TeacherTokenizer = None,
-    base_api_key: BaseKey = None,
-    teacher_api_key: TeacherKey = None,
 ) -> None:
     """Make completions again that ended as errors; the parts that hold them are replaced."""
     from midlogit.cli.jobs import retry_job
-    from midlogit.cli.loading import InProcess, PairOptions, parse_speculation, upstream
 
-    pair = PairOptions(
-        base,
-        teacher,
-        (
-            upstream(
-                base,
-                base_model,
-                base_tokenizer,
-                base_api_key,
-                base_chat_template,
-                trust_remote_code,
-            ),
-            upstream(
-                teacher,
-                teacher_model,
-                teacher_tokenizer,
-                teacher_api_key,
-                teacher_chat_template,
-                trust_remote_code,
-            ),
-        ),
-        InProcess(engine, device, dtype, gpu_memory_utilization, max_model_len),
-        top_k,
-        parse_speculation(speculation),
-        max_num_seqs,
-    )
     raise typer.Exit(retry_job(run, pair, worker, max_errors))
 
 

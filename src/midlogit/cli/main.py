@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -26,16 +26,11 @@ from midlogit.cli.options import (
     BaseTemplate,
     BaseTemplateKwargs,
     BaseTokenizer,
-    Context,
     Device,
     Dtype,
-    Engine,
-    MaxNumSeqs,
     MaxTokens,
-    Memory,
     PresetName,
     Seed,
-    Speculation,
     StopIdName,
     Teacher,
     TeacherKey,
@@ -47,9 +42,13 @@ from midlogit.cli.options import (
     TopK,
     Trust,
 )
+from midlogit.cli.pair import takes_pair
 from midlogit.cli.report import report
 from midlogit.cli.serve import serve
 from midlogit.errors import InvalidRequest, MidlogitError
+
+if TYPE_CHECKING:
+    from midlogit.cli.loading import PairOptions
 
 app = typer.Typer(
     help="Sample text from the exact middle of two language models.",
@@ -119,6 +118,7 @@ def demo(
 
 
 @app.command(cls=PromptCommand)
+@takes_pair
 def generate(
     prompts: Annotated[
         list[str] | None,
@@ -126,6 +126,7 @@ def generate(
             help="Prompts; read from --input or standard input, one per line, when none is given."
         ),
     ] = None,
+    *,
     input: Annotated[
         Path | None,
         typer.Option(
@@ -149,16 +150,13 @@ def generate(
             "--strict", help="Stop before anything runs when one prompt cannot be honoured."
         ),
     ] = False,
-    base: Base = None,
-    teacher: Teacher = None,
+    pair: PairOptions,
     base_prompt: Annotated[
         str | None, typer.Option(help="The base sees this text in place of the prompt.")
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Prompts are user messages, in each side's template.")
     ] = False,
-    base_chat_template: BaseTemplate = None,
-    teacher_chat_template: TeacherTemplate = None,
     chat_template_kwargs: TemplateKwargs = None,
     base_chat_template_kwargs: BaseTemplateKwargs = None,
     max_tokens: MaxTokens = 256,
@@ -181,32 +179,10 @@ def generate(
     json: Annotated[
         bool, typer.Option("--json", help="Print each completion as one line of JSON.")
     ] = False,
-    engine: Engine = "auto",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: Trust = False,
-    max_num_seqs: MaxNumSeqs = None,
-    gpu_memory_utilization: Memory = 0.9,
-    max_model_len: Context = None,
-    speculation: Speculation = "auto",
-    top_k: TopK = "20",
-    base_model: BaseModel = None,
-    teacher_model: TeacherModel = None,
-    base_tokenizer: BaseTokenizer = None,
-    teacher_tokenizer: TeacherTokenizer = None,
-    base_api_key: BaseKey = None,
-    teacher_api_key: TeacherKey = None,
 ) -> None:
     """Sample completions from q*; without --base and --teacher from the bundled pair."""
     from midlogit.cli.generate import Job, run_generate
-    from midlogit.cli.loading import (
-        InProcess,
-        PairOptions,
-        mixture_changes,
-        parse_speculation,
-        parse_template_kwargs,
-        upstream,
-    )
+    from midlogit.cli.loading import mixture_changes, parse_template_kwargs
     from midlogit.jobs.inputs import Columns
     from midlogit.params import SamplingParams
 
@@ -234,33 +210,7 @@ def generate(
         strict=strict,
         chat_template_kwargs=parse_template_kwargs(chat_template_kwargs, base_chat_template_kwargs),
     )
-    options = PairOptions(
-        base,
-        teacher,
-        (
-            upstream(
-                base,
-                base_model,
-                base_tokenizer,
-                base_api_key,
-                base_chat_template,
-                trust_remote_code,
-            ),
-            upstream(
-                teacher,
-                teacher_model,
-                teacher_tokenizer,
-                teacher_api_key,
-                teacher_chat_template,
-                trust_remote_code,
-            ),
-        ),
-        InProcess(engine, device, dtype, gpu_memory_utilization, max_model_len),
-        top_k,
-        parse_speculation(speculation),
-        max_num_seqs,
-    )
-    raise typer.Exit(run_generate(job, options))
+    raise typer.Exit(run_generate(job, pair))
 
 
 @app.command()

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from midlogit.cli.options import (
-    Base,
-    BaseKey,
-    BaseModel,
-    BaseTemplate,
-    BaseTemplateKwargs,
-    BaseTokenizer,
-    Context,
-    Device,
-    Dtype,
-    Engine,
-    MaxNumSeqs,
-    Memory,
-    Speculation,
-    Teacher,
-    TeacherKey,
-    TeacherModel,
-    TeacherTemplate,
-    TeacherTokenizer,
-    TemplateKwargs,
-    TopK,
-    Trust,
-)
+from midlogit.cli.options import BaseTemplateKwargs, TemplateKwargs
+from midlogit.cli.pair import takes_pair
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
 
@@ -37,9 +17,10 @@ if TYPE_CHECKING:
     from midlogit.cli.loading import PairOptions
 
 
+@takes_pair
 def serve(
-    base: Base = None,
-    teacher: Teacher = None,
+    *,
+    pair: PairOptions,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     api_key: Annotated[
@@ -54,11 +35,8 @@ def serve(
         str | None,
         typer.Option(help="Preset of requests that name none: balanced; with --train, rollout."),
     ] = None,
-    base_chat_template: BaseTemplate = None,
-    teacher_chat_template: TeacherTemplate = None,
     chat_template_kwargs: TemplateKwargs = None,
     base_chat_template_kwargs: BaseTemplateKwargs = None,
-    max_num_seqs: MaxNumSeqs = None,
     max_queued: Annotated[
         int | None,
         typer.Option(
@@ -96,66 +74,15 @@ def serve(
         ),
     ] = None,
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
-    engine: Engine = "auto",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: Trust = False,
-    gpu_memory_utilization: Memory = 0.9,
-    max_model_len: Context = None,
-    speculation: Speculation = "auto",
-    top_k: TopK = "20",
-    base_model: BaseModel = None,
-    teacher_model: TeacherModel = None,
-    base_tokenizer: BaseTokenizer = None,
-    teacher_tokenizer: TeacherTokenizer = None,
-    base_api_key: BaseKey = None,
-    teacher_api_key: TeacherKey = None,
 ) -> None:
     """Serve q* as one model behind an OpenAI-compatible API, with a live page at /."""
-    from midlogit.cli.loading import (
-        InProcess,
-        PairOptions,
-        parse_speculation,
-        parse_template_kwargs,
-        upstream,
-    )
+    from midlogit.cli.loading import parse_template_kwargs
     from midlogit.params import DEFAULT_PRESET
 
-    options = PairOptions(
-        base,
-        teacher,
-        (
-            upstream(
-                base,
-                base_model,
-                base_tokenizer,
-                base_api_key,
-                base_chat_template,
-                trust_remote_code,
-            ),
-            upstream(
-                teacher,
-                teacher_model,
-                teacher_tokenizer,
-                teacher_api_key,
-                teacher_chat_template,
-                trust_remote_code,
-            ),
-        ),
-        InProcess(
-            engine,
-            device,
-            dtype,
-            gpu_memory_utilization,
-            max_model_len,
-            "nccl" if train and weights_root is None else None,
-        ),
-        top_k,
-        parse_speculation(speculation),
-        max_num_seqs,
-    )
+    if train and weights_root is None:
+        pair = replace(pair, in_process=replace(pair.in_process, weight_transfer="nccl"))
     _run_serve(
-        options,
+        pair,
         chat_template_kwargs=parse_template_kwargs(chat_template_kwargs, base_chat_template_kwargs),
         log_format=log_format,
         host=host.strip("[]"),

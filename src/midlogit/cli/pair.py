@@ -1,0 +1,115 @@
+"""The options by which a command names a pair and its engine; knows their names and defaults, opens nothing."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from midlogit.cli.options import (
+    Base,
+    BaseKey,
+    BaseModel,
+    BaseTemplate,
+    BaseTokenizer,
+    Context,
+    Device,
+    Dtype,
+    Engine,
+    MaxNumSeqs,
+    Memory,
+    Speculation,
+    Teacher,
+    TeacherKey,
+    TeacherModel,
+    TeacherTemplate,
+    TeacherTokenizer,
+    TopK,
+    Trust,
+)
+
+if TYPE_CHECKING:
+    from midlogit.cli.loading import PairOptions
+
+NAMES = ("base", "teacher")  # the options that stand in the place of `pair`; the others come last
+
+
+def takes_pair(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command the options of a pair in the place of its parameter `pair`, a `PairOptions`."""
+    shared = _parameters(_pair_options)
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in _parameters(command).items():
+        parameters += [shared[name] for name in NAMES] if name == "pair" else [parameter]
+    parameters += [parameter for name, parameter in shared.items() if name not in NAMES]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> Any:
+        pair = _pair_options(**{name: given.pop(name) for name in shared})
+        return command(pair=pair, **given)
+
+    # Typer reads both.
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a function by name, by keyword alone, with their types as objects."""
+    hints = get_type_hints(function, localns={"PairOptions": object}, include_extras=True)
+    return {
+        name: parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(function).parameters.items()
+    }
+
+
+def _pair_options(
+    base: Base = None,
+    teacher: Teacher = None,
+    base_chat_template: BaseTemplate = None,
+    teacher_chat_template: TeacherTemplate = None,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: Trust = False,
+    max_num_seqs: MaxNumSeqs = None,
+    gpu_memory_utilization: Memory = 0.9,
+    max_model_len: Context = None,
+    speculation: Speculation = "auto",
+    top_k: TopK = "20",
+    base_model: BaseModel = None,
+    teacher_model: TeacherModel = None,
+    base_tokenizer: BaseTokenizer = None,
+    teacher_tokenizer: TeacherTokenizer = None,
+    base_api_key: BaseKey = None,
+    teacher_api_key: TeacherKey = None,
+) -> PairOptions:
+    """The pair that the options of a command name.
+
+    Raises:
+        InvalidRequest: an option that cannot be honoured.
+    """
+    from midlogit.cli.loading import InProcess, PairOptions, parse_speculation, upstream
+
+    upstreams = (
+        upstream(
+            base, base_model, base_tokenizer, base_api_key, base_chat_template, trust_remote_code
+        ),
+        upstream(
+            teacher,
+            teacher_model,
+            teacher_tokenizer,
+            teacher_api_key,
+            teacher_chat_template,
+            trust_remote_code,
+        ),
+    )
+    return PairOptions(
+        base,
+        teacher,
+        upstreams,
+        InProcess(engine, device, dtype, gpu_memory_utilization, max_model_len),
+        top_k,
+        parse_speculation(speculation),
+        max_num_seqs,
+    )

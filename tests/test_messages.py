@@ -6,8 +6,6 @@ import array
 import asyncio
 import json
 import pickle
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +27,7 @@ from midlogit.errors import InvalidField
 from midlogit.messages import of_each_side, plain_messages, template_variables
 from midlogit.models.tokenization import Density
 from midlogit.requests.prompts import Reading
+from tests.commands import run
 from tests.conftest import BASE, TEACHER
 from tests.variants import open_folders, with_bos, with_named_templates, with_thinking
 
@@ -335,25 +334,12 @@ def test_named_templates_are_chosen_for_each_side(
 
 def test_template_options_of_the_command_line(tmp_path: Path) -> None:
     folder = with_thinking(tmp_path / "pair", ("base", "teacher"))
-    command = [
-        sys.executable,
-        "-m",
-        "midlogit",
-        "generate",
-        "--max-tokens",
-        "1",
-        "--json",
-        "--chat",
-        "Hi",
-    ]
-    command += ["--base", str(folder / "base"), "--teacher", str(folder / "teacher")]
-    command += [
-        "--chat-template-kwargs",
-        '{"enable_thinking": false}',
-        "--base-chat-template-kwargs",
-        "{}",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    models = ("--base", folder / "base", "--teacher", folder / "teacher")
+    variables = ("--chat-template-kwargs", '{"enable_thinking": false}')
+    of_base = ("--base-chat-template-kwargs", "{}")
+    done = run(
+        *("generate", "--max-tokens", 1, "--json", "--chat", "Hi"), *models, *variables, *of_base
+    )
     usage = json.loads(done.stdout)["usage"]
     assert usage["prompt_tokens"] > usage["base_prompt_tokens"]
     assert parse_template_kwargs('{"enable_thinking": false}', None) == (OFF, OFF)

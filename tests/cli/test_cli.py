@@ -13,6 +13,7 @@ import pytest
 
 import midlogit
 from midlogit import Pair, SamplingParams
+from tests.commands import run
 from tests.conftest import BASE, TEACHER
 from tests.questions import QUESTIONS
 
@@ -21,12 +22,6 @@ DIAGNOSTICS = (
     "alpha", "kl_base", "kl_teacher", "entropy", "ess_base", "ess_teacher", "ess_ratio",
     "logprobs", "base_logprobs", "teacher_logprobs", "forced",
 )  # fmt: skip
-
-
-def run(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=300
-    )
 
 
 def test_json_holds_the_contract(pair: Pair) -> None:

@@ -35,7 +35,7 @@ OTHERS = {
     "load_format",
 }  # vLLM
 OTHERS |= {"theta", "t"}  # the older coordinator's words for the two models
-OTHERS |= {"null", "real_models", "Int64"}  # JSON, a marker of tests, a type of pandas
+OTHERS |= {"null", "true", "real_models", "Int64"}  # JSON, a marker of tests, a type of pandas
 OTHERS |= {"datasets.load_dataset", "custom_id"}  # datasets, OpenAI batch files
 OTHERS |= {"SFTTrainer", "GRPOTrainer", "ref_per_token_logps", "sampling_per_token_logps"}  # TRL
 OTHERS |= {"RLOOTrainer", "mask_truncated_completions", "vllm_importance_sampling_mode"}
@@ -51,6 +51,7 @@ OTHERS |= {"api_key_var", "base_url", "data.name", "dppo_mask_high", "dppo_mask_
 OTHERS |= {"kl_tau", "opd", "sampling"}  # prime-rl
 OTHERS |= {"RemotevLLMEngine"}  # AReaL
 OTHERS |= {"client_max_body_size", "proxy_read_timeout", "limit_conn", "limit_req"}  # nginx
+NAMED = re.compile(r"(?<![\w-])--[a-z][a-z-]*")  # an option
 VLLM_OPTIONS = {
     "--weight-transfer-config",
     "--port",
@@ -210,7 +211,12 @@ def options() -> dict[str, set[str]]:
         r"^## midlogit ?([\w ]*)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE
     )
     return {
-        command: set(re.findall(r"^  (--[a-z-]+)", section, re.M)) for command, section in sections
+        command: {
+            option
+            for line in re.findall(r"^  --.*", section, re.M)
+            for option in NAMED.findall(line)
+        }
+        for command, section in sections
     }
 
 
@@ -338,7 +344,7 @@ def test_commands_and_options_exist(page: Path) -> None:
     everywhere = set().union(*options().values())
     for command in commands(page):
         command = re.sub(r"\s#.*| {2,}#.*", "", command)
-        used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", command))
+        used = set(NAMED.findall(command))
         if called := re.match(r"(?:\w+=\S+ )*midlogit (batch \w+|\w+)", command):
             assert called[1] in options(), command
             assert used <= options()[called[1]], command

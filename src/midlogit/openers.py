@@ -6,7 +6,7 @@ Knows the public options; each engine's folder knows how to honour them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -146,6 +146,8 @@ class Openers(ABC):
         speculation: SpeculationOption = "auto",
         chat_template: TemplateNames = None,
         trust_remote_code: bool = False,
+        base_args: Mapping[str, Any] | None = None,
+        teacher_args: Mapping[str, Any] | None = None,
         **engine_args: Any,
     ) -> Self:
         """Two models inside this process on vLLM's scheduler, paged attention and CUDA graphs, full vocabulary.
@@ -161,6 +163,7 @@ class Openers(ABC):
             speculation: tokens that the base drafts ahead for the teacher to check at once; "auto" chooses as
                 many as measured times say pay. It changes the speed, never the tokens (docs/speculation.md).
             chat_template, trust_remote_code: as of `Pair.local`.
+            base_args, teacher_args: options of vLLM's EngineArgs for one side, in the place of those for both.
             engine_args: further options of vLLM's EngineArgs, for both models (docs/vllm.md).
 
         Raises:
@@ -184,5 +187,7 @@ class Openers(ABC):
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
             options=engine_args,
+            base_args=base_args or {},
+            teacher_args=teacher_args or {},
         )
         return cls(mixing, engine)

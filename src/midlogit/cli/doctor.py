@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from midlogit.cli.loading import PairOptions, quiet_transformers
+from midlogit.engines.vllm.options import why_unusable
 from midlogit.errors import InvalidRequest, MidlogitError
 from midlogit.models.checkpoint import Checkpoint, Model, files_of, open_checkpoints
 from midlogit.models.fit import require_fit
@@ -66,6 +67,8 @@ def _folders(options: PairOptions, width: int) -> int:
         return 1
 
     _can_be_mixed(mixing)
+    reason = why_unusable()
+    print(f"engine     auto takes {f'local: {reason}' if reason else 'vllm'}")
     return 0
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import orjson
 
@@ -15,6 +17,7 @@ from midlogit.core.rules import parse_rule
 from midlogit.engines.draft_length import SpeculationOption, require_speculation
 from midlogit.engines.http.upstream import Upstream
 from midlogit.engines.http.urls import looks_like_server
+from midlogit.engines.vllm.options import why_unusable
 from midlogit.errors import InvalidRequest
 from midlogit.extras import has_transformers, require
 from midlogit.jobs.source import PairSource
@@ -22,6 +25,7 @@ from midlogit.messages import template_variables
 from midlogit.pair import Pair
 
 ENGINES = ("auto", "local", "vllm")
+OWN_OPTIONS = inspect.signature(Pair.vllm).parameters.keys() - {"kv_cache_memory_bytes"}
 MAX_NUM_SEQS = {"local": 16, "vllm": 256, "http": 256}
 
 
@@ -32,6 +36,7 @@ class InProcess:
     Attributes:
         engine: auto, local (transformers) or vllm. device: auto, a device, or BASE,TEACHER.
         gpu_memory_utilization, max_model_len: for vLLM alone.
+        engine_args: further keywords of `Pair.vllm`.
         weight_transfer: how vLLM receives new weights of the base, such as nccl; None for not at all.
     """
 
@@ -40,6 +45,7 @@ class InProcess:
     dtype: str = "auto"
     gpu_memory_utilization: float = 0.9
     max_model_len: int | None = None
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
     weight_transfer: str | None = None
 
     def __post_init__(self) -> None:
@@ -50,6 +56,13 @@ class InProcess:
                 f"--device {self.device} cannot be used with vLLM, which takes the first.",
                 "Choose one by CUDA_VISIBLE_DEVICES.",
             )
+
+    @property
+    def chosen(self) -> Literal["local", "vllm"]:
+        """The engine; of "auto" what this machine has."""
+        if self.engine == "auto":
+            return "local" if self.device != "auto" or why_unusable() else "vllm"
+        return "vllm" if self.engine == "vllm" else "local"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +114,7 @@ class PairOptions:
         """
         if self.max_num_seqs is not None:
             return self.max_num_seqs
-        in_process = "vllm" if self.in_process.engine == "vllm" else "local"
-        return MAX_NUM_SEQS["http" if self.on_servers else in_process]
+        return MAX_NUM_SEQS["http" if self.on_servers else self.in_process.chosen]
 
     def parsed_top_k(self) -> int | Literal["auto"]:
         """`top_k` as `Pair.http` takes it.
@@ -148,6 +160,8 @@ def source_of(options: PairOptions) -> PairSource:
         raise InvalidRequest(
             f"--engine {here.engine} runs models here, and two servers are named.", "Leave it out."
         )
+    if here.engine_args and (options.on_servers or here.chosen != "vllm"):
+        _refuse_engine_args(here.engine_args, options.on_servers)
     if not options.on_servers or has_transformers():
         quiet_transformers()
 
@@ -163,7 +177,7 @@ def source_of(options: PairOptions) -> PairSource:
         "chat_template": options.chat_templates,
         "trust_remote_code": options.trust_remote_code,
     }
-    if here.engine == "vllm":
+    if here.chosen == "vllm":
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if here.weight_transfer is not None:
             shared["weight_transfer_config"] = {"backend": here.weight_transfer}
@@ -175,6 +189,7 @@ def source_of(options: PairOptions) -> PairSource:
                 "gpu_memory_utilization": here.gpu_memory_utilization,
                 "max_model_len": here.max_model_len,
                 **shared,
+                **here.engine_args,
             },
         )
 
@@ -251,6 +266,69 @@ def parse_speculation(text: str) -> SpeculationOption:
     option: Any = int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else text
     require_speculation(option)
     return option  # type: ignore[no-any-return]
+
+
+def parse_engine_args(
+    common: Mapping[str, Any],
+    both: Sequence[str] | None,
+    base: Sequence[str] | None,
+    teacher: Sequence[str] | None,
+) -> dict[str, Any]:
+    """vLLM's options as keywords of `Pair.vllm`.
+
+    Args:
+        common: of options that have a name of their own on the command line; None for those that are not given.
+        both, base, teacher: NAME=VALUE texts for both sides, and for one alone.
+
+    Raises:
+        InvalidRequest: a text without a name or value, or an option that is given twice.
+    """
+    found = {name: value for name, value in common.items() if value is not None}
+    for name, value in _named_values("--engine-arg", both):
+        if name in found:
+            raise InvalidRequest(f"{name} is given twice.", "Give it once for both models.")
+        if name in OWN_OPTIONS:
+            raise InvalidRequest(
+                f"--engine-arg cannot set {name}, which is no option of vLLM's alone.",
+                "The command has an option for it: see --help.",
+            )
+        found[name] = value
+    for option, texts in (("base", base), ("teacher", teacher)):
+        if own := dict(_named_values(f"--{option}-arg", texts)):
+            found[f"{option}_args"] = own
+    return found
+
+
+def _named_values(option: str, texts: Sequence[str] | None) -> Iterator[tuple[str, Any]]:
+    """The names and values of NAME=VALUE texts; a value that is no JSON is text."""
+    names: set[str] = set()
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InvalidRequest(f"{option} is {text!r}.", "Write it as quantization=fp8.")
+        if name in names:
+            raise InvalidRequest(f"{name} is given twice by {option}.", "Give it once.")
+        names.add(name)
+        try:
+            yield name, orjson.loads(value)
+        except orjson.JSONDecodeError:
+            yield name, value
+
+
+def _refuse_engine_args(given: Mapping[str, Any], on_servers: bool) -> NoReturn:
+    """Refuses options of vLLM where another engine runs.
+
+    Raises:
+        InvalidRequest: always.
+    """
+    names = {"base_args": "--base-arg", "teacher_args": "--teacher-arg"}
+    name = next(iter(given))
+    said = f"{names.get(name, name)} is an option of vLLM in this process"
+    if on_servers:
+        raise InvalidRequest(f"{said}, and two servers are named.", "Give it to the servers.")
+    raise InvalidRequest(
+        f"{said}, and the engine is local.", "Give --engine vllm, or leave it out."
+    )
 
 
 def parse_template_kwargs(

@@ -97,7 +97,13 @@ def demo(
 ) -> None:
     """Watch two models write one text: α, both KLs, and what each alone would have said."""
     from midlogit.cli.demo import run_demo
-    from midlogit.cli.loading import InProcess, PairOptions, parse_template_kwargs, upstream
+    from midlogit.cli.loading import (
+        InProcess,
+        PairOptions,
+        are_urls,
+        parse_template_kwargs,
+        upstream,
+    )
     from midlogit.params import SamplingParams
 
     params = SamplingParams.preset(
@@ -107,7 +113,8 @@ def demo(
         upstream(base, chat_template=base_chat_template, trust_remote_code=trust_remote_code),
         upstream(teacher, chat_template=teacher_chat_template, trust_remote_code=trust_remote_code),
     )
-    options = PairOptions(base, teacher, upstreams, InProcess(device=device, dtype=dtype))
+    engine = "auto" if are_urls(base, teacher) else "local"  # vLLM takes longer to start
+    options = PairOptions(base, teacher, upstreams, InProcess(engine, device, dtype))
     run_demo(
         prompt,
         params,

@@ -55,7 +55,8 @@ BaseTemplateKwargs = Annotated[
 Engine = Annotated[
     str,
     typer.Option(
-        help="For models in this process: local (transformers), vllm, or auto, which is local."
+        help="For models in this process: local (transformers), vllm, or auto: vllm where it is installed and there "
+        "is a GPU, else local."
     ),
 ]
 MaxNumSeqs = Annotated[
@@ -66,6 +67,45 @@ MaxNumSeqs = Annotated[
 ]
 Memory = Annotated[
     float, typer.Option(help="vLLM: share of the GPU for both models and their caches.")
+]
+EngineArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-arg",
+        metavar="NAME=VALUE",
+        help="vLLM: an option of its EngineArgs for both models; the value is JSON or text. May be repeated.",
+    ),
+]
+BaseArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--base-arg", metavar="NAME=VALUE", help="The same for the base alone, in their place."
+    ),
+]
+TeacherArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--teacher-arg",
+        metavar="NAME=VALUE",
+        help="The same for the teacher alone, in their place.",
+    ),
+]
+Quantization = Annotated[
+    str | None,
+    typer.Option(help="vLLM: how weights are quantised; by default as their folders say."),
+]
+CacheDtype = Annotated[str | None, typer.Option(help="vLLM: of the KV caches, such as fp8.")]
+Eager = Annotated[
+    bool | None,
+    typer.Option("--enforce-eager", help="vLLM: no CUDA graphs; starts sooner, runs slower."),
+]
+LoadFormat = Annotated[str | None, typer.Option(help="vLLM: of the files of weights.")]
+Revision = Annotated[str | None, typer.Option(help="vLLM: branch, tag or commit of the hub ids.")]
+BatchedTokens = Annotated[
+    int | None, typer.Option(help="vLLM: most tokens that a step computes of each model.")
+]
+PrefixCaching = Annotated[
+    bool | None, typer.Option(help="vLLM: share the beginnings of prompts; by default on.")
 ]
 Context = Annotated[int | None, typer.Option(help="vLLM: most tokens of prompt and completion.")]
 Speculation = Annotated[

@@ -9,18 +9,28 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from midlogit.cli.options import (
     Base,
+    BaseArgs,
     BaseKey,
     BaseModel,
     BaseTemplate,
     BaseTokenizer,
+    BatchedTokens,
+    CacheDtype,
     Context,
     Device,
     Dtype,
+    Eager,
     Engine,
+    EngineArgs,
+    LoadFormat,
     MaxNumSeqs,
     Memory,
+    PrefixCaching,
+    Quantization,
+    Revision,
     Speculation,
     Teacher,
+    TeacherArgs,
     TeacherKey,
     TeacherModel,
     TeacherTemplate,
@@ -75,6 +85,16 @@ def _pair_options(
     max_num_seqs: MaxNumSeqs = None,
     gpu_memory_utilization: Memory = 0.9,
     max_model_len: Context = None,
+    quantization: Quantization = None,
+    kv_cache_dtype: CacheDtype = None,
+    enforce_eager: Eager = None,
+    load_format: LoadFormat = None,
+    revision: Revision = None,
+    max_num_batched_tokens: BatchedTokens = None,
+    enable_prefix_caching: PrefixCaching = None,
+    engine_arg: EngineArgs = None,
+    base_arg: BaseArgs = None,
+    teacher_arg: TeacherArgs = None,
     speculation: Speculation = "auto",
     top_k: TopK = "20",
     base_model: BaseModel = None,
@@ -89,7 +109,24 @@ def _pair_options(
     Raises:
         InvalidRequest: an option that cannot be honoured.
     """
-    from midlogit.cli.loading import InProcess, PairOptions, parse_speculation, upstream
+    from midlogit.cli.loading import (
+        InProcess,
+        PairOptions,
+        parse_engine_args,
+        parse_speculation,
+        upstream,
+    )
+
+    common = {
+        "quantization": quantization,
+        "kv_cache_dtype": kv_cache_dtype,
+        "enforce_eager": enforce_eager,
+        "load_format": load_format,
+        "revision": revision,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "enable_prefix_caching": enable_prefix_caching,
+    }
+    engine_args = parse_engine_args(common, engine_arg, base_arg, teacher_arg)
 
     upstreams = (
         upstream(
@@ -108,7 +145,7 @@ def _pair_options(
         base,
         teacher,
         upstreams,
-        InProcess(engine, device, dtype, gpu_memory_utilization, max_model_len),
+        InProcess(engine, device, dtype, gpu_memory_utilization, max_model_len, engine_args),
         top_k,
         parse_speculation(speculation),
         max_num_seqs,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,20 @@ from typing import Any, Literal
 from midlogit.engines.http.upstream import Upstream
 from midlogit.models.checkpoint import Checkpoint, Model, files_of, open_checkpoints
 from midlogit.models.mixing import Mixing
+from midlogit.models.weights import at_revision
 from midlogit.pair import Pair
 
 SERVED_DRAFTS = 4  # per round over HTTP, where nothing else is asked for
 SAMPLED_BYTES = 1 << 20  # of the beginning and the end of a file of weights
+# Options of vLLM that tokens do not depend on; of a revision there are digests.
+NO_FACTS = {
+    "block_size",
+    "enable_prefix_caching",
+    "enforce_eager",
+    "max_num_batched_tokens",
+    "revision",
+    "weight_transfer_config",
+}
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
@@ -62,6 +73,24 @@ class PairSource:
             return given
         return "off" if self.options.get("top_k") == "auto" else SERVED_DRAFTS
 
+    def _revision(self, side: str) -> str | None:
+        """Which revision of a hub id vLLM runs; None for the newest."""
+        own = self.options.get(f"{side}_args") or {}
+        revision: str | None = own.get("revision", self.options.get("revision"))
+        return revision
+
+    @property
+    def _engine_args(self) -> dict[str, Any]:
+        """vLLM's own options that tokens depend on, as JSON data, those of one side by its name."""
+        if self.engine != "vllm":
+            return {}
+        own = inspect.signature(Pair.vllm).parameters.keys() | NO_FACTS
+        found = {name: value for name, value in self.options.items() if name not in own}
+        for side in ("base", "teacher"):
+            given = self.options.get(f"{side}_args") or {}
+            found |= {f"{side}.{name}": given[name] for name in given.keys() - NO_FACTS}
+        return json.loads(json.dumps(found, default=str))  # type: ignore[no-any-return]
+
     @contextmanager
     def mixing(self) -> Iterator[Mixing]:
         """The two models without their weights, for the duration of the block.
@@ -72,8 +101,8 @@ class PairSource:
         if self.engine != "http":
             mixing = Mixing(
                 *open_checkpoints(
-                    self.base,  # type: ignore[arg-type]
-                    self.teacher,  # type: ignore[arg-type]
+                    at_revision(self.base, self._revision("base")),  # type: ignore[arg-type]
+                    at_revision(self.teacher, self._revision("teacher")),  # type: ignore[arg-type]
                     self.options.get("chat_template"),
                     trust_remote_code=self.options.get("trust_remote_code", False),
                 )
@@ -100,6 +129,8 @@ class PairSource:
             facts |= {"top_k": self.options.get("top_k", 20), "speculation": self._fixed_drafts}
         else:
             facts["dtype"] = self.options.get("dtype", "auto")
+        if options := self._engine_args:
+            facts["engine_args"] = options
         return {
             **facts,
             "base": _facts_of(mixing.base, self.base),

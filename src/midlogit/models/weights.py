@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from midlogit.errors import ModelUnavailable, first_line
+from midlogit.errors import InvalidRequest, ModelUnavailable, first_line
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.models.files import naming
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FILES = [SINGLE, "model-*", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]  # of a model
 AGAIN = "Fetch it again."
 
 
@@ -49,6 +50,30 @@ def weights_folder(checkpoint: Checkpoint) -> Path:
     except Exception as error:  # the hub fails in many ways
         raise ModelUnavailable(
             f"The weights of {checkpoint.name} cannot be fetched: {first_line(error)}"
+        ) from error
+
+
+def at_revision(name: str | Path | None, revision: str | None) -> str | Path | None:
+    """The folder of a hub id's files at a revision, which are fetched; without a revision, the name.
+
+    Raises:
+        InvalidRequest: a revision of a folder, or of the bundled pair.
+        ModelUnavailable: the hub does not give them.
+    """
+    if revision is None:
+        return name
+    if name is None or Path(name).exists():
+        raise InvalidRequest(
+            f"revision is {revision!r}, and {name or 'the bundled pair'} is no hub id.",
+            "Leave it out: a folder has no revisions.",
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(str(name), revision=revision, allow_patterns=FILES)
+    except Exception as error:  # the hub fails in many ways
+        raise ModelUnavailable(
+            f"{name} cannot be fetched at the revision {revision!r}: {first_line(error)}"
         ) from error
 
 

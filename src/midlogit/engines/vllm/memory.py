@@ -43,11 +43,19 @@ class Need:
     token: int
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, dtype: torch.dtype, max_num_seqs: int, drafts: int) -> Need:
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        max_num_seqs: int,
+        drafts: int,
+        cache_dtype: str = "auto",
+    ) -> Need:
         """Estimates it from the checkpoint's configuration; quantised weights count by their files.
 
         Args:
             drafts: the largest number of drafts per step.
+            cache_dtype: of the KV cache, as vLLM names it; formats of less than 8 bits count as 8.
         """
         config, width = checkpoint.config, dtype.itemsize
         inner = int(getattr(config, "intermediate_size", 4 * config.hidden_size))
@@ -57,7 +65,7 @@ class Need:
             checkpoint.name,
             weight_bytes(checkpoint, width),
             activations + logits + GRAPHS_BYTES,
-            kv_values_per_token(checkpoint) * width,
+            kv_values_per_token(checkpoint) * _cache_width(cache_dtype, dtype),
         )
 
     def describe(self) -> str:
@@ -84,6 +92,7 @@ def split_device(
     max_num_seqs: int,
     max_model_len: int | None,
     drafts: int,
+    cache_dtypes: tuple[str, str] = ("auto", "auto"),
 ) -> Split:
     """Splits the device of this process between two models.
 
@@ -94,12 +103,15 @@ def split_device(
         max_num_seqs: most sequences that run at once.
         max_model_len: most tokens of a sequence, None for the models' own limit.
         drafts: the largest number of drafts per step.
+        cache_dtypes: of the KV caches of (base, teacher), as vLLM names them.
 
     Raises:
         DoesNotFit: the two models and their caches are larger than the device.
     """
-    base_need = Need.of(base, _dtype_of(base, dtype), max_num_seqs, drafts)
-    teacher_need = Need.of(teacher, _dtype_of(teacher, dtype), max_num_seqs, drafts)
+    base_need = Need.of(base, _dtype_of(base, dtype), max_num_seqs, drafts, cache_dtypes[0])
+    teacher_need = Need.of(
+        teacher, _dtype_of(teacher, dtype), max_num_seqs, drafts, cache_dtypes[1]
+    )
     if not torch.cuda.is_available():
         return split_cpu(base_need, teacher_need, given)
 
@@ -173,6 +185,13 @@ def _equal_tokens(base: Need, teacher: Need, size: int) -> tuple[int, int]:
     """Divides bytes so that both caches hold the same number of tokens."""
     both = base.token + teacher.token
     return size * base.token // both, size * teacher.token // both
+
+
+def _cache_width(cache_dtype: str, dtype: torch.dtype) -> int:
+    """Bytes of one number in the KV cache."""
+    if cache_dtype == "auto":
+        return dtype.itemsize
+    return DTYPES[cache_dtype].itemsize if cache_dtype in DTYPES else 1
 
 
 def _dtype_of(checkpoint: Checkpoint, dtype: str) -> torch.dtype:

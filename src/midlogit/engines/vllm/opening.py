@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midlogit.engines.draft_length import SpeculationOption
 from midlogit.engines.vllm.options import (
+    SIDES,
+    Options,
     draft_length,
-    require_options,
+    options_of_sides,
+    require_taken,
     require_vllm,
     supported_draft_length,
 )
@@ -19,7 +21,7 @@ from midlogit.extras import require
 from midlogit.models.checkpoint import Checkpoint, TemplateNames, open_checkpoints
 from midlogit.models.fit import require_fit
 from midlogit.models.mixing import Mixing
-from midlogit.models.weights import SINGLE
+from midlogit.models.weights import SINGLE, at_revision
 
 if TYPE_CHECKING:
     from midlogit.engines.vllm.engine import VllmEngine
@@ -37,7 +39,9 @@ def open_pair(
     speculation: SpeculationOption,
     chat_template: TemplateNames,
     trust_remote_code: bool,
-    options: Mapping[str, Any],
+    options: Options,
+    base_args: Options,
+    teacher_args: Options,
 ) -> tuple[Mixing, VllmEngine]:
     """See `Pair.vllm`."""
     if max_num_seqs < 1:
@@ -49,6 +53,8 @@ def open_pair(
         )
     wanted = draft_length(speculation)
 
+    base = at_revision(base, base_args.get("revision", options.get("revision")))
+    teacher = at_revision(teacher, teacher_args.get("revision", options.get("revision")))
     opened = open_checkpoints(base, teacher, chat_template, trust_remote_code=trust_remote_code)
     checkpoints = _limit_context(opened, max_model_len)
     torch = require("torch", "local")
@@ -59,7 +65,7 @@ def open_pair(
     mixing.require_mixable()
 
     version = require_vllm()
-    require_options(options)
+    of_sides = options_of_sides(options, base_args, teacher_args)
     lengths = supported_draft_length(wanted, version, on_gpu=torch.cuda.is_available())
 
     from midlogit.decide import decider_for
@@ -72,14 +78,19 @@ def open_pair(
         "max_num_seqs": max_num_seqs,
         "max_model_len": max_model_len,
     }
+    for side, checkpoint, own in zip(SIDES, checkpoints, of_sides, strict=True):
+        require_taken(
+            side, checkpoint.name, {"trust_remote_code": trust_remote_code, **limits, **own}
+        )
     shares = split_device(
         *checkpoints,
         utilization=gpu_memory_utilization,
         given=kv_cache_memory_bytes,
         drafts=max(lengths.choices, default=0),
+        cache_dtypes=tuple(own.get("kv_cache_dtype", "auto") for own in of_sides),
         **limits,
     )
-    cores = CorePair(*checkpoints, shares, lengths.choices, options=options, **limits)
+    cores = CorePair(*checkpoints, shares, lengths.choices, options=of_sides, **limits)
     decider = decider_for(mixing.alignment.size, cores.base.device)
     engine = VllmEngine(cores, checkpoints[0], decider, lengths, max_num_seqs)
     engine.start()

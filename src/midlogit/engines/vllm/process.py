@@ -22,7 +22,7 @@ class CorePair:
         base, teacher: the models.
         shares: of the device.
         draft_lengths: the numbers of drafts above 0 that the teacher may verify per step.
-        options: further EngineArgs, for both; `weight_transfer_config` for the base alone.
+        options: further EngineArgs of (base, teacher).
         limits: further arguments of `Core`, for both.
 
     Raises:
@@ -37,7 +37,7 @@ class CorePair:
         teacher: Checkpoint,
         shares: Split,
         draft_lengths: Sequence[int],
-        options: Mapping[str, Any],
+        options: tuple[Mapping[str, Any], Mapping[str, Any]],
         **limits: Any,
     ) -> None:
         if not _process.acquire(blocking=False):
@@ -55,7 +55,7 @@ class CorePair:
                 kv_cache_bytes=shares.teacher_cache,
                 memory_share=shares.teacher_share,
                 draft_lengths=draft_lengths,
-                options={k: v for k, v in options.items() if k != "weight_transfer_config"},
+                options=options[1],
                 **limits,
             )
             self.base = self._open(
@@ -63,7 +63,7 @@ class CorePair:
                 kv_cache_bytes=shares.base_cache,
                 memory_share=shares.base_share,
                 draft_lengths=(),
-                options=options,
+                options=options[0],
                 **limits,
             )
         except BaseException:

@@ -12,7 +12,7 @@ VLLM_TESTS := $(VLLM)/.tests
 RAY := .cache/ray
 RAY_TESTS := $(RAY)/.tests
 
-.PHONY: demo test test-http test-faults test-fuzz test-light test-vllm test-load test-exports test-clients test-verl test-ray test-ray-kills ray vllm check lint newest bench clean
+.PHONY: demo test test-http test-faults test-fuzz test-light test-vllm test-vllm-v2 test-load test-exports test-clients test-verl test-ray test-ray-kills ray vllm check lint newest bench clean
 
 demo: $(RUNS)
 	@$(BIN)/midlogit demo
@@ -20,7 +20,7 @@ demo: $(RUNS)
 # First all that needs no vLLM; then, side by side, what needs two vLLM servers and what runs vLLM inside the process.
 # vLLM pins torch and much else, so it is installed (once) into an environment of its own below .cache.
 # One thread a process: several share the processors, and models this small do not want more.
-test test-http test-faults test-fuzz test-light test-vllm test-load test-exports test-clients test-verl test-ray test-ray-kills: export OMP_NUM_THREADS = 1
+test test-http test-faults test-fuzz test-light test-vllm test-vllm-v2 test-load test-exports test-clients test-verl test-ray test-ray-kills: export OMP_NUM_THREADS = 1
 test: $(TESTS) $(VLLM_TESTS)
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm --ignore tests/trainers --ignore tests/verl --ignore tests/load
 	@echo "tests/http and tests/vllm run side by side; each reports when it has ended ..."
@@ -40,6 +40,12 @@ test-faults: $(TESTS) $(VLLM_TESTS)
 	$(BIN)/pytest tests/http/test_schedules.py
 
 test-vllm: $(VLLM_TESTS)
+	$(VLLM)/bin/pytest tests/vllm
+
+# Not part of `make test`: it takes minutes. vLLM's second model runner, whose kernels run in Triton's interpreter.
+test-vllm-v2: export VLLM_USE_V2_MODEL_RUNNER = 1
+test-vllm-v2: export PYTHONPATH = $(CURDIR)/tests/vllm/interpreter
+test-vllm-v2: $(VLLM_TESTS)
 	$(VLLM)/bin/pytest tests/vllm
 
 # Two hundred damaged model folders; `make test` has the first of them.

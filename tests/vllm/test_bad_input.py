@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,10 @@ from midlogit import (
     SamplingParams,
 )
 from midlogit.engines.vllm.core import Core
-from midlogit.engines.vllm.inputs import DeviceTokens
-from midlogit.engines.vllm.internals import require_internals
+from midlogit.engines.vllm.internals import require_core
 from midlogit.engines.vllm.memory import GIB, Need, split
-from midlogit.engines.vllm.options import require_vllm
+from midlogit.engines.vllm.options import V2, require_vllm
+from midlogit.engines.vllm.runner import DeviceTokens
 from midlogit.engines.vllm.steps import ExecutedStep, ScheduledStep
 from midlogit.errors import DoesNotFit, MissingExtra, UnsupportedVersion
 from midlogit.models.checkpoint import Checkpoint
@@ -48,11 +49,41 @@ def test_another_vllm_is_named_with_those_that_are_known(
 @pytest.mark.parametrize("version", ["0.24.0", "0.32.0+cpu", "0.28.1.post2"])
 def test_known_versions_are_taken(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(vllm, "__version__", version)
+    monkeypatch.setenv(V2, "0")  # so that it is put back
+    monkeypatch.delenv(V2)
     assert require_vllm() == version
+    assert os.environ[V2] == "0"
+
+
+@pytest.mark.parametrize(
+    ("version", "has_triton", "says"),
+    [
+        ("0.31.0", True, "which is not known of vLLM 0.31.0"),
+        ("0.32.0", False, "needs Triton; vLLM 0.32.0 cannot use it here"),
+    ],
+)
+def test_model_runner_v2_where_it_cannot_run(
+    monkeypatch: pytest.MonkeyPatch, version: str, has_triton: bool, says: str
+) -> None:
+    monkeypatch.setenv(V2, "1")
+    monkeypatch.setattr(vllm, "__version__", version)
+    monkeypatch.setattr("vllm.triton_utils.HAS_TRITON", has_triton)
+    with pytest.raises(UnsupportedVersion, match=f"{V2} asks for .* {says}"):
+        Pair.vllm()
+
+
+def test_model_runner_v2_is_taken_where_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(V2, "0")  # so that it is put back
+    monkeypatch.delenv(V2)
+    monkeypatch.setattr("midlogit.engines.vllm.options.NEWEST_V1", (0, 31))
+    monkeypatch.setattr("vllm.triton_utils.HAS_TRITON", True)
+    require_vllm()
+    assert os.environ[V2] == "1"
 
 
 def test_a_vllm_that_cannot_verify_drafts_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "__version__", "0.24.0+cpu")
+    monkeypatch.delenv(V2, raising=False)
     with pytest.raises(InvalidRequest, match=r"vLLM 0\.24\.0\+cpu cannot read drafts on a CPU"):
         Pair.vllm(speculation=3)
 
@@ -79,11 +110,15 @@ def test_a_vllm_without_the_internals_is_refused(
 ) -> None:
     # Privates, since the check runs while a pair opens, and a process holds only one pair.
     core = crowded.engine.cores[0]
-    monkeypatch.delattr(type(core._runner), "_to_list")
-    monkeypatch.delattr(type(core._runner).__mro__[1], "_to_list")
-    monkeypatch.delattr(core._runner, "_to_list")
-    with pytest.raises(UnsupportedVersion, match=r"lacks GPUModelRunner\._to_list"):
-        require_internals(core._core, core._runner)
+    runner = core._runner._runner
+    monkeypatch.setattr(runner, "execute_model_state", None)
+    monkeypatch.delattr(runner, "execute_model_state")
+    with pytest.raises(UnsupportedVersion, match=r"lacks GPUModelRunner\.execute_model_state"):
+        type(core._runner)(core._executor, (), 1)
+
+    monkeypatch.delattr(core._executor.driver_worker.worker, "_weight_update_active")
+    with pytest.raises(UnsupportedVersion, match=r"lacks Worker\._weight_update_active"):
+        require_core(core._core)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from tests.vllm.conftest import engine_of, open_crowded, require_empty, schedule
 PROMPTS = [" ".join(["river"] * (11 * n % 90)) + QUESTIONS[n % 16] for n in range(32)]
 BASE_PROMPTS = [" ".join(["stone"] * (37 * n % 110)) + QUESTIONS[(n + 5) % 16] for n in range(32)]
 GREEDY = SamplingParams(temperature=0, max_tokens=40)
+
+NUM_BATCHES = 20 if os.environ.get("TRITON_INTERPRET") == "1" else 200  # the interpreter is slow
 
 
 @pytest.fixture(scope="module", params=["off", 3], ids=["lock_step", "drafting"])
@@ -194,11 +197,11 @@ def test_streams_pieces_as_they_are_drawn(crowded: Pair) -> None:
 @pytest.mark.parametrize(
     "crowded", [3], indirect=True, ids=["drafting"]
 )  # steps that admit are lock-step
-def test_two_thousand_requests_leave_nothing_behind(crowded: Pair) -> None:
+def test_thousands_of_requests_leave_nothing_behind(crowded: Pair) -> None:
     """Random lengths and aborts in a cache too small for them: none is lost, nothing hangs, no block is held."""
     chance = random.Random(5)
     batches = []
-    for number in range(200):
+    for number in range(NUM_BATCHES):
         prompts = [" ".join(["word"] * chance.randrange(1, 60)) for _ in range(10)]
         base_prompts = [" ".join(["river"] * chance.randrange(1, 60)) for _ in range(10)]
         params = SamplingParams(
@@ -214,8 +217,8 @@ def test_two_thousand_requests_leave_nothing_behind(crowded: Pair) -> None:
                 rest = batch.stop()
                 finished += [c for c in rest if c.finish_reason != "abort"]
                 aborted += [c for c in rest if c.finish_reason == "abort"]
-    assert len(finished) + len(aborted) == 2000
+    assert len(finished) + len(aborted) == 10 * NUM_BATCHES
     assert {c.finish_reason for c in finished} == {"stop", "length"}
-    assert len(aborted) > 100 and min(counts) > 0
+    assert len(aborted) > NUM_BATCHES / 4 and min(counts) > 0
     crowded.generate(QUESTIONS[:1], GREEDY)
     require_empty(crowded)

@@ -1,4 +1,4 @@
-"""One vLLM engine core, stepped by hand; with graphs.py and inputs.py all that knows vLLM's internals. Knows no pair.
+"""One vLLM engine core, stepped by hand: knows vLLM's scheduler, no model runner (runner.py) and no pair.
 
 vLLM's own step is schedule, execute, sample, update. Here the caller decides which tokens are sampled, and passes the
 step from one method to the next as a value (steps.py): `schedule` gives a `ScheduledStep`, `execute` an `ExecutedStep`,
@@ -16,34 +16,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from midlogit.decide.base import LogitRows
-from midlogit.engines.vllm.graphs import DecodeGraphs
-from midlogit.engines.vllm.inputs import DeviceTokens, InputTokens
-from midlogit.engines.vllm.internals import require_internals
+from midlogit.engines.vllm.internals import require_core
 from midlogit.engines.vllm.observer import StepClock
+from midlogit.engines.vllm.runner import DeviceTokens, Runner
+from midlogit.engines.vllm.runner_v1 import RunnerV1
+from midlogit.engines.vllm.runner_v2 import RunnerV2
 from midlogit.engines.vllm.steps import ExecutedStep, SampledStep, ScheduledStep
 from midlogit.errors import ModelUnavailable, first_line
 
 PLACEHOLDER = (0,)  # sampled in place of a token whose id only the device knows
-
-
-class NoDrafts:
-    """No-op proposer registered with vLLM; the other model supplies the drafts."""
-
-    def __init__(self, vllm_config: Any) -> None:
-        pass
-
-    def load_model(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def propose(
-        self, sampled_token_ids: list[list[int]], *args: Any, **kwargs: Any
-    ) -> list[list[int]]:
-        return [[] for _ in sampled_token_ids]
 
 
 class Core:
@@ -79,6 +64,7 @@ class Core:
         draft_lengths: Sequence[int],
         options: Mapping[str, Any],
     ) -> None:
+        from vllm import envs
         from vllm.v1.core.sched.async_scheduler import AsyncScheduler
         from vllm.v1.core.sched.interface import PauseState
         from vllm.v1.worker import workspace
@@ -94,44 +80,29 @@ class Core:
             "disable_log_stats": True,
             "skip_tokenizer_init": True,
         }
+        runner_class = RunnerV2 if envs.VLLM_USE_V2_MODEL_RUNNER else RunnerV1
         if draft_lengths:
-            arguments["speculative_config"] = {
-                "method": "custom_class",
-                "model": f"{NoDrafts.__module__}.{NoDrafts.__qualname__}",
-                "num_speculative_tokens": draft_lengths[-1],
-            }
+            arguments["speculative_config"] = runner_class.draft_slots(draft_lengths)
         self._core = _make_engine_core(model, {**arguments, **options})
         self._scheduler, self._pause_states = self._core.scheduler, PauseState
         self._executor = self._core.model_executor
-        self._runner = self._executor.driver_worker.worker.model_runner
-        require_internals(self._core, self._runner)
+        require_core(self._core)
 
         # vLLM keeps one workspace per process, and the engine that is made last replaces it.
         self._workspaces, self._workspace = workspace, workspace._manager
         self._num_salts = 0  # what later requests share no prefix of earlier ones by
-        self._sampled_RW: Tensor | None = None  # tokens for vLLM's sampler to return
-        self._replace_sampler()
-        self._inputs = InputTokens(self._runner)
 
         # Draft slots are asked for step by step, not by the scheduler itself.
         self._scheduler.num_spec_tokens = 0
         self._scheduler._spec_token_placeholders = []
-        # The largest number of drafts has vLLM's own graphs.
-        further_lengths = [1 + n for n in (0, *draft_lengths)[:-1]]
-        self._graphs = DecodeGraphs(self._runner, further_lengths, max_num_seqs)
+        self._scheduler.dynamic_sd_lookup = None
+
+        self._runner: Runner = runner_class(self._executor, draft_lengths, max_num_seqs)
         self.clock = StepClock()
-
-    def _replace_sampler(self) -> None:
-        """Makes the model runner take its tokens from `sample`."""
-        from vllm.v1.outputs import SamplerOutput
-
-        self._runner._sample = lambda logits, metadata: SamplerOutput(self._sampled_RW, None)
-        # The tokens are in main memory; vLLM's own method would wait for the device.
-        self._runner._to_list = Tensor.tolist
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self._runner.device)
+        return self._runner.device
 
     @property
     def is_empty(self) -> bool:
@@ -221,23 +192,7 @@ class Core:
         """
         with self.clock.part("execute"):
             self._workspaces._manager = self._workspace
-            with self._inputs.fed(device_tokens), self._graphs.selected(1 + step.num_drafts):
-                runner_output = self._executor.execute_model(step.scheduler_output)
-
-            # There is an output already where no token was scheduled.
-            rows = self._ready_rows(step) if runner_output is None else {}
-            return ExecutedStep(step, runner_output, rows)
-
-    def _ready_rows(self, step: ScheduledStep) -> dict[str, int]:
-        """The first row of logits of each ready request."""
-        is_unready = self._runner.discard_request_mask.np
-        drafts = step.scheduler_output.scheduled_spec_decode_tokens
-        rows, row = {}, 0
-        for place, key in enumerate(self._runner.input_batch.req_ids):
-            if not is_unready[place]:
-                rows[key] = row
-            row += 1 + len(drafts.get(key, ()))
-        return rows
+            return self._runner.execute(step, device_tokens)
 
     def logit_rows(self, step: ExecutedStep, keys: Sequence[str], offset: int = 0) -> LogitRows:
         """The raw logits of ready requests of the step that was executed last, until it is sampled.
@@ -246,7 +201,7 @@ class Core:
             offset: number of drafts before the row, for each request.
         """
         rows = [step.rows[key] + offset for key in keys]
-        return LogitRows(self._runner.execute_model_state.logits, rows)
+        return LogitRows(self._runner.logits_RV, rows)
 
     def defer(self, keys: Collection[str]) -> None:
         """Takes ready requests of the executed step back, which get no token: their last token is computed again.
@@ -263,18 +218,7 @@ class Core:
     def sample(self, step: ExecutedStep, tokens: Mapping[str, Sequence[int]]) -> SampledStep:
         """Gives the model runner the tokens of a step; a ready request without tokens gets none."""
         with self.clock.part("sample"):
-            output = step.runner_output
-            if output is None:
-                batch, is_unready = self._runner.input_batch, self._runner.discard_request_mask.np
-                width = max(map(len, tokens.values()), default=1)
-                sampled_RW = np.full((len(batch.req_ids), width), -1, dtype=np.int32)
-                for place, key in enumerate(batch.req_ids):
-                    if key in step.rows:
-                        is_unready[place] = key not in tokens
-                        sampled_RW[place, : len(tokens.get(key, ()))] = tokens.get(key, ())
-
-                self._sampled_RW = torch.from_numpy(sampled_RW)
-                output = self._executor.sample_tokens(None)
+            output = step.runner_output or self._runner.sample(step, tokens)
             return SampledStep(step.scheduled, output)
 
     def sample_placeholder(self, step: ExecutedStep, keys: Collection[str]) -> SampledStep:
@@ -296,7 +240,6 @@ class Core:
             count: successive steps that sampled placeholders.
         """
         scheduled, output = step.scheduled.scheduler_output, step.runner_output
-        batch = self._runner.input_batch
         for place, key in enumerate(output.req_ids):
             if not output.sampled_token_ids[place]:
                 continue  # it got no placeholder
@@ -306,14 +249,7 @@ class Core:
             # To the scheduler it was one step that verified its drafts.
             scheduled.num_scheduled_tokens[key] += count - 1
             scheduled.scheduled_spec_decode_tokens[key] = [0] * (count - 1)
-
-            known_ids = self._runner.requests[key].output_token_ids
-            known_ids[len(known_ids) - count :] = sampled
-            row = batch.req_id_to_index.get(key)
-            if row is not None:  # else it was preempted since
-                start = batch.num_tokens_no_spec[row] - count
-                batch.token_ids_cpu[row, start : start + len(sampled)] = sampled
-                batch.num_tokens_no_spec[row] = start + len(sampled)
+            self._runner.replace_placeholders(key, sampled, count)
 
     def update(self, step: SampledStep) -> None:
         """Tells the scheduler which tokens were sampled."""
@@ -357,7 +293,7 @@ class Core:
 
     def weights(self) -> Iterable[Tensor]:
         """The model's weights as vLLM holds them, fused ones among them."""
-        return self._runner.get_model().parameters()  # type: ignore[no-any-return]
+        return self._runner.model.parameters()
 
     def repack_head(self) -> None:
         """Packs the head anew for the CPU: of a tied one vLLM's loader leaves the old packed copy in place."""
@@ -365,7 +301,7 @@ class Core:
             return
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-        for module in self._runner.get_model().modules():
+        for module in self._runner.model.modules():
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)
 

@@ -21,7 +21,6 @@ from midlogit.decide.transfer import HostCopy, to_device
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.vllm.core import Core
 from midlogit.engines.vllm.given import Run
-from midlogit.engines.vllm.inputs import DeviceTokens
 from midlogit.engines.vllm.observer import Observer, StepClock, StepRecord
 from midlogit.engines.vllm.process import CorePair
 from midlogit.engines.vllm.rounds import (
@@ -32,6 +31,7 @@ from midlogit.engines.vllm.rounds import (
     TrackedSequence,
     num_accepted,
 )
+from midlogit.engines.vllm.runner import DeviceTokens
 from midlogit.engines.vllm.scoring import ScoringEngine
 from midlogit.engines.vllm.steps import ExecutedStep, SampledStep
 from midlogit.models.checkpoint import Checkpoint

@@ -1,4 +1,4 @@
-"""CUDA graphs for decode steps of several lengths; knows vLLM's model runner and dispatcher, no scheduler."""
+"""CUDA graphs for decode steps of several lengths; knows model runner V1 and its dispatcher, no scheduler."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Input tokens of a forward pass that only the device knows; knows buffers of vLLM's model runner, no scheduler."""
+"""Input tokens of a forward pass that only the device knows; knows buffers of model runner V1, no scheduler."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,22 +11,7 @@ import torch
 from torch import Tensor
 
 from midlogit.decide.transfer import to_device
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceTokens:
-    """Input tokens of N requests that are on the device and not yet on the host.
-
-    Attributes:
-        keys: the requests.
-        tokens_NQ: the last Q tokens that the forward pass computes of each.
-        num_rejected_N: how many of each request's placeholders were rejected, where the host does not know it yet:
-            its tokens are that many positions earlier than scheduled.
-    """
-
-    keys: Sequence[str]
-    tokens_NQ: Tensor
-    num_rejected_N: Tensor | None = None
+from midlogit.engines.vllm.runner import DeviceTokens
 
 
 class InputTokens:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from midlogit.errors import UnsupportedVersion
 
 
-def require_internals(core: Any, runner: Any) -> None:
-    """Checks by name all internals of vLLM that are used here.
+def require_core(core: Any) -> None:
+    """Checks by name what is used of an EngineCore and of what it has.
 
     Raises:
-        UnsupportedVersion: one is missing.
+        UnsupportedVersion: something is missing.
     """
-    used = {
+    _require({
         "EngineCore": (
             core, "add_request", "abort_requests", "request_block_hasher", "shutdown", "vllm_config",
         ),
@@ -25,19 +26,54 @@ def require_internals(core: Any, runner: Any) -> None:
         "Worker": (
             core.model_executor.driver_worker.worker, "reload_weights", "_weight_update_active",
         ),
+    })  # fmt: skip
+    if core.async_scheduling or core.batch_queue is not None:
+        raise _lacks("synchronous scheduling")
+
+
+def require_runner_v1(runner: Any) -> None:
+    """Checks by name what is used of model runner V1.
+
+    Raises:
+        UnsupportedVersion: something is missing.
+    """
+    _require({
         "GPUModelRunner": (
             runner, "execute_model_state", "input_batch", "discard_request_mask", "_sample",
             "_to_list", "_prepare_input_ids", "input_ids", "requests", "cudagraph_dispatcher",
             "uniform_decode_query_len", "prepare_inputs_event", "num_computed_tokens", "seq_lens",
             "positions", "req_indices", "query_start_loc", "use_async_spec_decode", "get_model",
         ),
-    }  # fmt: skip
+    })  # fmt: skip
+
+
+def require_runner_v2(runner: Any) -> None:
+    """Checks by name what is used of model runner V2.
+
+    Raises:
+        UnsupportedVersion: something is missing.
+    """
+    _require({
+        "GPUModelRunner": (
+            runner, "execute_model_state", "req_states", "postprocess_sampled", "model",
+        ),
+        "RequestState": (
+            runner.req_states, "req_id_to_index", "draft_tokens", "last_sampled_tokens",
+            "num_computed_tokens", "total_len",
+        ),
+    })  # fmt: skip
+
+
+def _require(used: Mapping[str, tuple[Any, ...]]) -> None:
     missing = [
         f"{owner}.{name}"
         for owner, (thing, *names) in used.items()
         for name in names
         if not hasattr(thing, name)
     ]
-    if missing or core.async_scheduling or core.batch_queue is not None:
-        found = ", ".join(missing) or "synchronous scheduling"
-        raise UnsupportedVersion(f"This vLLM lacks {found}.", "Run: pip install 'vllm==0.32.*'")
+    if missing:
+        raise _lacks(", ".join(missing))
+
+
+def _lacks(what: str) -> UnsupportedVersion:
+    return UnsupportedVersion(f"This vLLM lacks {what}.", "Run: pip install 'vllm==0.32.*'")

@@ -16,6 +16,10 @@ from midlogit.extras import require
 # Minor versions. The tests run the newest; docs/vllm.md says what ran on the oldest.
 OLDEST, NEWEST = (0, 24), (0, 32)
 
+# The environment chooses model runner V2 from OLDEST_V2 on. Versions after NEWEST_V1 have no other.
+OLDEST_V2, NEWEST_V1 = (0, 32), (0, 33)
+V2 = "VLLM_USE_V2_MODEL_RUNNER"
+
 # γ that "auto" chooses from. The teacher has CUDA graphs for each.
 DRAFT_LENGTHS = (0, 2, 3, 4, 5, 6)
 
@@ -63,9 +67,8 @@ def require_vllm() -> str:
         UnsupportedVersion: the version is not a known one.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    # vLLM reads both when it is imported: engine cores in this process, and the model runner that core.py knows.
+    # vLLM reads it when it is imported: engine cores in this process.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
 
     version = str(require("vllm", "vllm").__version__)
     if not OLDEST <= _numbers(version) <= NEWEST:
@@ -74,7 +77,29 @@ def require_vllm() -> str:
             f"vLLM {version} is installed; the in-process engine knows {known}.",
             "Run: pip install 'vllm==0.32.*'",
         )
+    if os.environ.setdefault(V2, str(int(_numbers(version) > NEWEST_V1))) != "0":
+        _require_v2(version)
     return version
+
+
+def _require_v2(version: str) -> None:
+    """Refuses model runner V2 where it cannot run.
+
+    Raises:
+        UnsupportedVersion: it is another than the known one, or has no Triton.
+    """
+    from vllm.triton_utils import HAS_TRITON
+
+    if _numbers(version) < OLDEST_V2:
+        raise UnsupportedVersion(
+            f"{V2} asks for model runner V2, which is not known of vLLM {version}.",
+            f"Set {V2}=0, or run: pip install 'vllm==0.32.*'",
+        )
+    if not HAS_TRITON:
+        raise UnsupportedVersion(
+            f"{V2} asks for model runner V2, which needs Triton; vLLM {version} cannot use it here.",
+            f"Set {V2}=0.",
+        )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

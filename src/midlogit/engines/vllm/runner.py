@@ -1,0 +1,70 @@
+"""What a core needs of a model runner of vLLM, V1 or V2; knows no scheduler, and uses no internals itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from midlogit.engines.vllm.steps import ExecutedStep, ScheduledStep
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTokens:
+    """Input tokens of N requests that are on the device and not yet on the host.
+
+    Attributes:
+        keys: the requests.
+        tokens_NQ: the last Q tokens that the forward pass computes of each.
+        num_rejected_N: how many of each request's placeholders were rejected, where the host does not know it yet:
+            its tokens are that many positions earlier than scheduled.
+    """
+
+    keys: Sequence[str]
+    tokens_NQ: Tensor
+    num_rejected_N: Tensor | None = None
+
+
+class Runner(Protocol):
+    """Runs the forward passes of one core, and takes the tokens in place of vLLM's own sampler."""
+
+    @staticmethod
+    def draft_slots(draft_lengths: Sequence[int]) -> dict[str, Any]:
+        """vLLM's speculative configuration under which these numbers of drafts can be verified."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, with weights as vLLM holds them."""
+        ...
+
+    @property
+    def logits_RV(self) -> Tensor:
+        """The logits of the step that was executed last, until it is sampled."""
+        ...
+
+    def execute(self, step: ScheduledStep, tokens: DeviceTokens | None) -> ExecutedStep:
+        """Enqueues a forward pass, without waiting for it.
+
+        Args:
+            tokens: input tokens whose ids are not on the host yet.
+        """
+        ...
+
+    def sample(self, step: ExecutedStep, tokens: Mapping[str, Sequence[int]]) -> Any:
+        """Takes the tokens of a step that computed some; a ready request without tokens gets none.
+
+        Returns:
+            vLLM's ModelRunnerOutput.
+        """
+        ...
+
+    def replace_placeholders(self, key: str, tokens: Sequence[int], count: int) -> None:
+        """Writes tokens in the place of a request's last `count` placeholders."""
+        ...

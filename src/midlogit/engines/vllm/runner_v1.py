@@ -1,0 +1,129 @@
+"""vLLM's model runner V1 (`vllm.v1.worker.gpu_model_runner`): knows its batch on the host, no scheduler.
+
+Inputs are made from what the host knows; tokens that only the device knows are written over them (inputs.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from midlogit.engines.vllm.graphs import DecodeGraphs
+from midlogit.engines.vllm.inputs import InputTokens
+from midlogit.engines.vllm.internals import require_runner_v1
+from midlogit.engines.vllm.runner import DeviceTokens
+from midlogit.engines.vllm.steps import ExecutedStep, ScheduledStep
+
+
+class NoDrafts:
+    """No-op proposer registered with vLLM; the other model supplies the drafts."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        pass
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def propose(
+        self, sampled_token_ids: list[list[int]], *args: Any, **kwargs: Any
+    ) -> list[list[int]]:
+        return [[] for _ in sampled_token_ids]
+
+
+class RunnerV1:
+    """See `Runner`.
+
+    Args:
+        executor: of the core.
+        draft_lengths: the numbers of drafts above 0 that a step may verify, in order.
+        max_num_seqs: the largest batch.
+
+    Raises:
+        UnsupportedVersion: this vLLM lacks something that is used here.
+    """
+
+    def __init__(self, executor: Any, draft_lengths: Sequence[int], max_num_seqs: int) -> None:
+        self._executor = executor
+        self._runner = executor.driver_worker.worker.model_runner
+        require_runner_v1(self._runner)
+
+        self._sampled_RW: Tensor | None = None  # tokens for vLLM's sampler to return
+        self._replace_sampler()
+        self._inputs = InputTokens(self._runner)
+
+        # The largest number of drafts has vLLM's own graphs.
+        further_lengths = [1 + n for n in (0, *draft_lengths)[:-1]]
+        self._graphs = DecodeGraphs(self._runner, further_lengths, max_num_seqs)
+
+    def _replace_sampler(self) -> None:
+        """Makes the model runner take its tokens from `sample`."""
+        from vllm.v1.outputs import SamplerOutput
+
+        self._runner._sample = lambda logits, metadata: SamplerOutput(self._sampled_RW, None)
+        # The tokens are in main memory; vLLM's own method would wait for the device.
+        self._runner._to_list = Tensor.tolist
+
+    @staticmethod
+    def draft_slots(draft_lengths: Sequence[int]) -> dict[str, Any]:
+        return {
+            "method": "custom_class",
+            "model": f"{NoDrafts.__module__}.{NoDrafts.__qualname__}",
+            "num_speculative_tokens": draft_lengths[-1],
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._runner.device)
+
+    @property
+    def model(self) -> nn.Module:
+        return self._runner.get_model()  # type: ignore[no-any-return]
+
+    @property
+    def logits_RV(self) -> Tensor:
+        return self._runner.execute_model_state.logits  # type: ignore[no-any-return]
+
+    def execute(self, step: ScheduledStep, tokens: DeviceTokens | None) -> ExecutedStep:
+        with self._inputs.fed(tokens), self._graphs.selected(1 + step.num_drafts):
+            output = self._executor.execute_model(step.scheduler_output)
+
+        # There is an output already where no token was scheduled.
+        return ExecutedStep(step, output, self._ready_rows(step) if output is None else {})
+
+    def _ready_rows(self, step: ScheduledStep) -> dict[str, int]:
+        """The first row of logits of each ready request."""
+        is_unready = self._runner.discard_request_mask.np
+        drafts = step.scheduler_output.scheduled_spec_decode_tokens
+        rows, row = {}, 0
+        for place, key in enumerate(self._runner.input_batch.req_ids):
+            if not is_unready[place]:
+                rows[key] = row
+            row += 1 + len(drafts.get(key, ()))
+        return rows
+
+    def sample(self, step: ExecutedStep, tokens: Mapping[str, Sequence[int]]) -> Any:
+        batch, is_unready = self._runner.input_batch, self._runner.discard_request_mask.np
+        width = max(map(len, tokens.values()), default=1)
+        sampled_RW = np.full((len(batch.req_ids), width), -1, dtype=np.int32)
+        for place, key in enumerate(batch.req_ids):
+            if key in step.rows:
+                is_unready[place] = key not in tokens
+                sampled_RW[place, : len(tokens.get(key, ()))] = tokens.get(key, ())
+
+        self._sampled_RW = torch.from_numpy(sampled_RW)
+        return self._executor.sample_tokens(None)
+
+    def replace_placeholders(self, key: str, tokens: Sequence[int], count: int) -> None:
+        known_ids = self._runner.requests[key].output_token_ids
+        known_ids[len(known_ids) - count :] = tokens
+
+        batch = self._runner.input_batch
+        row = batch.req_id_to_index.get(key)
+        if row is not None:  # else it was preempted since
+            start = batch.num_tokens_no_spec[row] - count
+            batch.token_ids_cpu[row, start : start + len(tokens)] = tokens
+            batch.num_tokens_no_spec[row] = start + len(tokens)

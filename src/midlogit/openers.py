@@ -146,6 +146,8 @@ class Openers(ABC):
         speculation: SpeculationOption = "auto",
         chat_template: TemplateNames = None,
         trust_remote_code: bool = False,
+        base_lora: str | Path | None = None,
+        teacher_lora: str | Path | None = None,
         base_args: Mapping[str, Any] | None = None,
         teacher_args: Mapping[str, Any] | None = None,
         **engine_args: Any,
@@ -163,6 +165,7 @@ class Openers(ABC):
             speculation: tokens that the base drafts ahead for the teacher to check at once; "auto" chooses as
                 many as measured times say pay. It changes the speed, never the tokens (docs/speculation.md).
             chat_template, trust_remote_code: as of `Pair.local`.
+            base_lora, teacher_lora: folder of a LoRA adapter, as PEFT saves it, for all requests (docs/vllm.md).
             base_args, teacher_args: options of vLLM's EngineArgs for one side, in the place of those for both.
             engine_args: further options of vLLM's EngineArgs, for both models (docs/vllm.md).
 
@@ -187,6 +190,7 @@ class Openers(ABC):
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
             options=engine_args,
+            loras=(base_lora, teacher_lora),
             base_args=base_args or {},
             teacher_args=teacher_args or {},
         )

@@ -11,6 +11,8 @@ from midlogit.cli.loading import InProcess, PairOptions, parse_engine_args, sour
 from midlogit.cli.main import app
 from midlogit.engines.vllm import options
 
+URL = "http://127.0.0.1:9/v1"
+
 
 def test_values_are_json_or_text() -> None:
     common = {"quantization": "fp8", "revision": None}
@@ -36,6 +38,7 @@ def test_values_are_json_or_text() -> None:
         (["--engine-arg", "max_num_seqs=4"], "--engine-arg cannot set max_num_seqs"),
         (["--engine-arg", "teacher=x"], "--engine-arg cannot set teacher"),
         (["--engine", "local", "--base-arg", "seed=1"], "--base-arg is an option of vLLM in this"),
+        (["--base-lora", "x"], "--base-lora is an option of vLLM in this process, and the engine"),
         (["--no-enable-prefix-caching"], "enable_prefix_caching is an option of vLLM in this"),
     ],
 )
@@ -56,7 +59,10 @@ def test_what_cannot_be_used_is_one_line(
 def test_servers_take_no_options_of_vllm_in_this_process() -> None:
     here = InProcess(engine_args={"teacher_args": {"quantization": "fp8"}})
     with pytest.raises(InvalidRequest, match=r"--teacher-arg is .* two servers are named"):
-        source_of(PairOptions("http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1", in_process=here))
+        source_of(PairOptions(URL, URL, in_process=here))
+    here = InProcess(engine_args={"base_lora": "adapter"})
+    with pytest.raises(InvalidRequest, match=r"--lora-modules.*give its name as --base-model"):
+        source_of(PairOptions(URL, URL, in_process=here))
 
 
 @pytest.mark.parametrize(

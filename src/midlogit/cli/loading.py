@@ -321,9 +321,15 @@ def _refuse_engine_args(given: Mapping[str, Any], on_servers: bool) -> NoReturn:
     Raises:
         InvalidRequest: always.
     """
-    names = {"base_args": "--base-arg", "teacher_args": "--teacher-arg"}
     name = next(iter(given))
-    said = f"{names.get(name, name)} is an option of vLLM in this process"
+    option = f"--{name.replace('_args', '_arg').replace('_', '-')}"
+    said = f"{option if name in OWN_OPTIONS else name} is an option of vLLM in this process"
+    side = name.removesuffix("_lora")
+    if on_servers and name != side:
+        raise InvalidRequest(
+            f"{said}, and two servers are named.",
+            f"Serve the adapter (vllm serve --lora-modules), and give its name as --{side}-model.",
+        )
     if on_servers:
         raise InvalidRequest(f"{said}, and two servers are named.", "Give it to the servers.")
     raise InvalidRequest(

@@ -76,6 +76,12 @@ EngineArgs = Annotated[
         help="vLLM: an option of its EngineArgs for both models; the value is JSON or text. May be repeated.",
     ),
 ]
+BaseLora = Annotated[
+    str | None, typer.Option(help="vLLM: folder of a LoRA adapter (PEFT) on the base.")
+]
+TeacherLora = Annotated[
+    str | None, typer.Option(help="vLLM: folder of a LoRA adapter (PEFT) on the teacher.")
+]
 BaseArgs = Annotated[
     list[str] | None,
     typer.Option(

@@ -11,6 +11,7 @@ from midlogit.cli.options import (
     Base,
     BaseArgs,
     BaseKey,
+    BaseLora,
     BaseModel,
     BaseTemplate,
     BaseTokenizer,
@@ -32,6 +33,7 @@ from midlogit.cli.options import (
     Teacher,
     TeacherArgs,
     TeacherKey,
+    TeacherLora,
     TeacherModel,
     TeacherTemplate,
     TeacherTokenizer,
@@ -92,6 +94,8 @@ def _pair_options(
     revision: Revision = None,
     max_num_batched_tokens: BatchedTokens = None,
     enable_prefix_caching: PrefixCaching = None,
+    base_lora: BaseLora = None,
+    teacher_lora: TeacherLora = None,
     engine_arg: EngineArgs = None,
     base_arg: BaseArgs = None,
     teacher_arg: TeacherArgs = None,
@@ -118,6 +122,8 @@ def _pair_options(
     )
 
     common = {
+        "base_lora": base_lora,
+        "teacher_lora": teacher_lora,
         "quantization": quantization,
         "kv_cache_dtype": kv_cache_dtype,
         "enforce_eager": enforce_eager,

@@ -79,6 +79,18 @@ class PairSource:
         revision: str | None = own.get("revision", self.options.get("revision"))
         return revision
 
+    def _adapter_facts(self, side: str) -> dict[str, Any]:
+        """Digests of the files of a side's LoRA adapter, where it has one."""
+        lora = self.options.get(f"{side}_lora")
+        if lora is None:
+            return {}
+        folder = Path(lora).expanduser()
+        config = folder / "adapter_config.json"
+        return {
+            "lora": _weights_of(folder),
+            "lora_config": _digest(config.read_bytes()) if config.is_file() else None,
+        }
+
     @property
     def _engine_args(self) -> dict[str, Any]:
         """vLLM's own options that tokens depend on, as JSON data, those of one side by its name."""
@@ -133,8 +145,8 @@ class PairSource:
             facts["engine_args"] = options
         return {
             **facts,
-            "base": _facts_of(mixing.base, self.base),
-            "teacher": _facts_of(mixing.teacher, self.teacher),
+            "base": _facts_of(mixing.base, self.base) | self._adapter_facts("base"),
+            "teacher": _facts_of(mixing.teacher, self.teacher) | self._adapter_facts("teacher"),
         }
 
 

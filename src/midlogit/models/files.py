@@ -127,7 +127,8 @@ def require_plain_folder(name: str) -> None:
     """
     if (Path(name) / "adapter_config.json").exists():
         raise ModelUnavailable(
-            f"{name} holds an adapter (adapter_config.json).", "Merge it into the weights."
+            f"{name} holds an adapter (adapter_config.json).",
+            "Merge it into the weights, or give it to vLLM beside its model: base_lora, --base-lora.",
         )
 
 

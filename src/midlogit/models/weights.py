@@ -85,14 +85,14 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     """
     single, index = folder / SINGLE, folder / INDEX
     if not index.is_file():
-        return dict(_tensors_in(single)) if single.is_file() else {}
+        return dict(tensors_in(single)) if single.is_file() else {}
     if single.is_file():
         raise ModelUnavailable(f"{folder} holds both {SINGLE} and {INDEX}.", "Remove one of them.")
 
     names = _indexed(index)
     found: dict[str, Stored] = {}
     for file in sorted(set(names.values())):
-        for name, tensor in _tensors_in(folder / file):
+        for name, tensor in tensors_in(folder / file):
             if names.get(name) != file:
                 raise ModelUnavailable(
                     f"{tensor.file} holds {name}, {INDEX} says otherwise.", AGAIN
@@ -167,7 +167,7 @@ def _indexed(index: Path) -> dict[str, str]:
     return dict(names)
 
 
-def _tensors_in(file: Path) -> Iterator[tuple[str, Stored]]:
+def tensors_in(file: Path) -> Iterator[tuple[str, Stored]]:
     """The tensors of a safetensors file, by its header.
 
     Raises:

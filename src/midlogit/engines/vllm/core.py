@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from midlogit.decide.base import LogitRows
+from midlogit.engines.vllm.adapters import Adapter
 from midlogit.engines.vllm.internals import require_core
 from midlogit.engines.vllm.observer import StepClock
 from midlogit.engines.vllm.runner import DeviceTokens, Runner
@@ -43,6 +44,7 @@ class Core:
         max_model_len: most tokens of a sequence, None for the model's own limit.
         draft_lengths: the numbers of drafts above 0 that a step may verify, in order; empty for a drafting core.
         options: further EngineArgs.
+        adapter: on the model, for all requests.
 
     Attributes:
         clock: times the four parts of a step, while it is on.
@@ -63,6 +65,7 @@ class Core:
         max_model_len: int | None,
         draft_lengths: Sequence[int],
         options: Mapping[str, Any],
+        adapter: Adapter | None = None,
     ) -> None:
         from vllm import envs
         from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -83,7 +86,10 @@ class Core:
         runner_class = RunnerV2 if envs.VLLM_USE_V2_MODEL_RUNNER else RunnerV1
         if draft_lengths:
             arguments["speculative_config"] = runner_class.draft_slots(draft_lengths)
+        if adapter is not None:
+            arguments |= adapter.options
         self._core = _make_engine_core(model, {**arguments, **options})
+        self._lora_request = adapter and _load_adapter(self._core, adapter)
         self._scheduler, self._pause_states = self._core.scheduler, PauseState
         self._executor = self._core.model_executor
         require_core(self._core)
@@ -138,6 +144,7 @@ class Core:
                 temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False
             ),
             pooling_params=None,
+            lora_request=self._lora_request,
             cache_salt=self._prefix_salt,
             block_hasher=self._core.request_block_hasher,
         )
@@ -274,6 +281,11 @@ class Core:
         return str(self._num_salts) if self._num_salts else None
 
     @property
+    def has_adapter(self) -> bool:
+        """Whether requests are answered with an adapter on the model."""
+        return self._lora_request is not None
+
+    @property
     def transfer_backend(self) -> str | None:
         """How the worker receives weights from a trainer; None where it does not."""
         config = self._core.vllm_config.weight_transfer_config
@@ -308,6 +320,22 @@ class Core:
     def close(self) -> None:
         """Frees the model."""
         self._core.shutdown()
+
+
+def _load_adapter(core: Any, adapter: Adapter) -> Any:
+    """Loads an adapter, so that its errors come before a request does; returns what requests carry.
+
+    Raises:
+        ModelUnavailable: vLLM cannot apply it to the model.
+    """
+    try:
+        core.add_lora(adapter.request())
+    except Exception as error:  # a damaged file fails in many ways
+        core.shutdown()
+        raise ModelUnavailable(
+            f"vLLM cannot apply {adapter.folder}: {first_line(error)}"
+        ) from error
+    return adapter.request()
 
 
 def _remaining_tokens(request: Any) -> int:

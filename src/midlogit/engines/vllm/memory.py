@@ -50,12 +50,14 @@ class Need:
         max_num_seqs: int,
         drafts: int,
         cache_dtype: str = "auto",
+        adapter_weights: int = 0,
     ) -> Need:
         """Estimates it from the checkpoint's configuration; quantised weights count by their files.
 
         Args:
             drafts: the largest number of drafts per step.
             cache_dtype: of the KV cache, as vLLM names it; formats of less than 8 bits count as 8.
+            adapter_weights: numbers of its adapter.
         """
         config, width = checkpoint.config, dtype.itemsize
         inner = int(getattr(config, "intermediate_size", 4 * config.hidden_size))
@@ -63,7 +65,7 @@ class Need:
         logits = (3 + drafts) * max_num_seqs * checkpoint.logit_size * 4
         return cls(
             checkpoint.name,
-            weight_bytes(checkpoint, width),
+            weight_bytes(checkpoint, width) + adapter_weights * width,
             activations + logits + GRAPHS_BYTES,
             kv_values_per_token(checkpoint) * _cache_width(cache_dtype, dtype),
         )
@@ -93,6 +95,7 @@ def split_device(
     max_model_len: int | None,
     drafts: int,
     cache_dtypes: tuple[str, str] = ("auto", "auto"),
+    adapter_weights: tuple[int, int] = (0, 0),
 ) -> Split:
     """Splits the device of this process between two models.
 
@@ -104,13 +107,21 @@ def split_device(
         max_model_len: most tokens of a sequence, None for the models' own limit.
         drafts: the largest number of drafts per step.
         cache_dtypes: of the KV caches of (base, teacher), as vLLM names them.
+        adapter_weights: numbers of the adapters of (base, teacher).
 
     Raises:
         DoesNotFit: the two models and their caches are larger than the device.
     """
-    base_need = Need.of(base, _dtype_of(base, dtype), max_num_seqs, drafts, cache_dtypes[0])
+    base_need = Need.of(
+        base, _dtype_of(base, dtype), max_num_seqs, drafts, cache_dtypes[0], adapter_weights[0]
+    )
     teacher_need = Need.of(
-        teacher, _dtype_of(teacher, dtype), max_num_seqs, drafts, cache_dtypes[1]
+        teacher,
+        _dtype_of(teacher, dtype),
+        max_num_seqs,
+        drafts,
+        cache_dtypes[1],
+        adapter_weights[1],
     )
     if not torch.cuda.is_available():
         return split_cpu(base_need, teacher_need, given)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midlogit.engines.draft_length import SpeculationOption
+from midlogit.engines.vllm.adapters import PLAIN, Adapter
 from midlogit.engines.vllm.options import (
     SIDES,
     Options,
@@ -39,6 +40,7 @@ def open_pair(
     speculation: SpeculationOption,
     chat_template: TemplateNames,
     trust_remote_code: bool,
+    loras: tuple[str | Path | None, str | Path | None],
     options: Options,
     base_args: Options,
     teacher_args: Options,
@@ -78,23 +80,47 @@ def open_pair(
         "max_num_seqs": max_num_seqs,
         "max_model_len": max_model_len,
     }
-    for side, checkpoint, own in zip(SIDES, checkpoints, of_sides, strict=True):
-        require_taken(
-            side, checkpoint.name, {"trust_remote_code": trust_remote_code, **limits, **own}
-        )
+    adapters = _open_adapters(loras, checkpoints)
+    if adapters[0] is not None and "weight_transfer_config" in of_sides[0]:
+        raise InvalidRequest("A base with an adapter cannot receive weights.", PLAIN)
+    for side, checkpoint, own, adapter in zip(SIDES, checkpoints, of_sides, adapters, strict=True):
+        further = {} if adapter is None else adapter.options
+        given = {"trust_remote_code": trust_remote_code, **limits, **own, **further}
+        require_taken(side, checkpoint.name, given)
     shares = split_device(
         *checkpoints,
         utilization=gpu_memory_utilization,
         given=kv_cache_memory_bytes,
         drafts=max(lengths.choices, default=0),
-        cache_dtypes=tuple(own.get("kv_cache_dtype", "auto") for own in of_sides),
+        cache_dtypes=(
+            of_sides[0].get("kv_cache_dtype", "auto"),
+            of_sides[1].get("kv_cache_dtype", "auto"),
+        ),
+        adapter_weights=(_weights_of(adapters[0]), _weights_of(adapters[1])),
         **limits,
     )
-    cores = CorePair(*checkpoints, shares, lengths.choices, options=of_sides, **limits)
+    cores = CorePair(
+        *checkpoints, shares, lengths.choices, options=of_sides, adapters=adapters, **limits
+    )
     decider = decider_for(mixing.alignment.size, cores.base.device)
     engine = VllmEngine(cores, checkpoints[0], decider, lengths, max_num_seqs)
     engine.start()
     return mixing, engine
+
+
+def _open_adapters(
+    loras: tuple[str | Path | None, str | Path | None], checkpoints: tuple[Checkpoint, Checkpoint]
+) -> tuple[Adapter | None, Adapter | None]:
+    """The adapters of (base, teacher), each checked against its model."""
+    (base_lora, teacher_lora), (base, teacher) = loras, checkpoints
+    return (
+        None if base_lora is None else Adapter.open(base_lora, base),
+        None if teacher_lora is None else Adapter.open(teacher_lora, teacher),
+    )
+
+
+def _weights_of(adapter: Adapter | None) -> int:
+    return 0 if adapter is None else adapter.weights
 
 
 def _require_one_file(folder: Path) -> None:

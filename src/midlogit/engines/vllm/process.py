@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from midlogit.engines.vllm.adapters import Adapter
 from midlogit.engines.vllm.core import Core
 from midlogit.engines.vllm.memory import Split
 from midlogit.errors import InvalidRequest
@@ -23,6 +24,7 @@ class CorePair:
         shares: of the device.
         draft_lengths: the numbers of drafts above 0 that the teacher may verify per step.
         options: further EngineArgs of (base, teacher).
+        adapters: LoRA adapters of (base, teacher).
         limits: further arguments of `Core`, for both.
 
     Raises:
@@ -38,6 +40,7 @@ class CorePair:
         shares: Split,
         draft_lengths: Sequence[int],
         options: tuple[Mapping[str, Any], Mapping[str, Any]],
+        adapters: tuple[Adapter | None, Adapter | None] = (None, None),
         **limits: Any,
     ) -> None:
         if not _process.acquire(blocking=False):
@@ -56,6 +59,7 @@ class CorePair:
                 memory_share=shares.teacher_share,
                 draft_lengths=draft_lengths,
                 options=options[1],
+                adapter=adapters[1],
                 **limits,
             )
             self.base = self._open(
@@ -64,6 +68,7 @@ class CorePair:
                 memory_share=shares.base_share,
                 draft_lengths=(),
                 options=options[0],
+                adapter=adapters[0],
                 **limits,
             )
         except BaseException:

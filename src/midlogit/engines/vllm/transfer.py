@@ -16,6 +16,7 @@ from midlogit.engines.base import Running, Weights, WeightTransfer
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.layout import Layout
 from midlogit.engines.stepping import SteppingEngine
+from midlogit.engines.vllm.adapters import PLAIN
 from midlogit.engines.vllm.core import Core
 from midlogit.engines.vllm.given import Run
 from midlogit.engines.weights import NamedTensors, are_finite, check_weights, checksum
@@ -53,6 +54,8 @@ class TransferEngine(SteppingEngine[Run], WeightTransfer):
         self._received: set[str] | None = None  # names that came since an update has begun
 
     def check_weights(self, weights: Weights | None) -> NamedTensors:
+        if self._base.has_adapter:
+            raise InvalidRequest("A base with an adapter cannot be given weights.", PLAIN)
         if weights is None:
             raise InvalidRequest(
                 "No weights are given, and vLLM's copy of the base does not change by itself.",

@@ -35,13 +35,13 @@ from tests.questions import QUESTIONS
 from tests.vllm.conftest import CONTEXT, open_pair
 
 
-@pytest.mark.parametrize("version", ["0.23.1", "0.33.0", "1.0.0"])
+@pytest.mark.parametrize("version", ["0.23.1", "0.34.0", "1.0.0"])
 def test_another_vllm_is_named_with_those_that_are_known(
     monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     monkeypatch.setattr(vllm, "__version__", version)
     with pytest.raises(
-        UnsupportedVersion, match=rf"vLLM {version} is installed; .* knows 0.24 to 0.32"
+        UnsupportedVersion, match=rf"vLLM {version} is installed; .* knows 0.24 to 0.33"
     ):
         Pair.vllm()
 

@@ -149,8 +149,8 @@ def test_prompts_that_share_a_beginning_are_computed_once(
     reused: list[int] = []
 
     def counting(look_up):
-        def look_up_and_count(request):
-            found = look_up(request)
+        def look_up_and_count(request, *limit):
+            found = look_up(request, *limit)
             reused.append(found[1])
             return found
 

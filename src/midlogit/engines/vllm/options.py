@@ -14,7 +14,7 @@ from midlogit.errors import InvalidRequest, UnsupportedVersion, first_line
 from midlogit.extras import require
 
 # Minor versions. The tests run the newest; docs/vllm.md says what ran on the oldest.
-OLDEST, NEWEST = (0, 24), (0, 32)
+OLDEST, NEWEST = (0, 24), (0, 33)
 
 # The environment chooses model runner V2 from OLDEST_V2 on. Versions after NEWEST_V1 have no other.
 OLDEST_V2, NEWEST_V1 = (0, 32), (0, 33)

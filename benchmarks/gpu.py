@@ -39,8 +39,8 @@ def time_pair(pair: Any, batches: list[int]) -> dict[int, tuple[float, dict[str,
     from midlogit.engines.vllm.options import draft_length
 
     engine, total = pair.engine, Counter()
-    engine.draft_length = draft_length("off")
-    engine.observer = lambda record: total.update(record.seconds)
+    engine.lockstep.draft_length = draft_length("off")
+    engine.lockstep.observer = lambda record: total.update(record.seconds)
 
     def generate(asked: list[list[int]], tokens: int) -> None:
         params = SamplingParams(max_tokens=tokens, ignore_eos=True, seed=1)
@@ -60,7 +60,7 @@ def time_pair(pair: Any, batches: list[int]) -> dict[int, tuple[float, dict[str,
         parts = ", ".join(f"{part} {t:.2f}" for part, t in found[batch][1].items())
         print(f"batch {batch}: {ms:.2f} ms per step; {parts}", flush=True)
 
-    engine.observer = None
+    engine.lockstep.observer = None
     return found
 
 

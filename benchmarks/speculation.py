@@ -64,7 +64,7 @@ def fates() -> Iterator[bool]:
 
 
 class SimulatedAcceptance:
-    """Accepts drafts with probability ACCEPTANCE, and bonus tokens always; `VllmEngine.accept` calls it."""
+    """Accepts drafts with probability ACCEPTANCE, and bonus tokens always; `Lockstep.accept` calls it."""
 
     def __init__(self) -> None:
         self._fates = fates()
@@ -83,7 +83,7 @@ class SimulatedAcceptance:
 
 
 class Steps:
-    """Records of the steps of one batch, as `VllmEngine.observer` gets them."""
+    """Records of the steps of one batch, as `Lockstep.observer` gets them."""
 
     def __init__(self) -> None:
         self.batch = 0
@@ -175,11 +175,11 @@ def measure(pair: Any, steps: Steps, batch: int, gamma: int | str) -> tuple[floa
     """Tokens per second of a batch, and the statistics of its drafts."""
     from midlogit.engines.vllm.options import draft_length
 
-    pair.engine.draft_length = draft_length(gamma)
+    pair.engine.lockstep.draft_length = draft_length(gamma)
     for _ in range(SETTLING if gamma == "auto" else 0):
         run(pair, steps, batch, lambda: len(steps.full) >= SETTLED)
     run(pair, steps, batch, lambda: steps.seconds >= WARM + steps.window)
-    return steps.tokens_per_s(), pair.engine.draft_length.statistics()
+    return steps.tokens_per_s(), pair.engine.lockstep.draft_length.statistics()
 
 
 def measure_all(
@@ -193,7 +193,8 @@ def measure_all(
     import torch
 
     steps = Steps()
-    pair.engine.accept, pair.engine.observer = SimulatedAcceptance(), steps.note
+    engine = pair.engine.lockstep
+    engine.accept, engine.observer = SimulatedAcceptance(), steps.note
     rows: list[dict[str, Any]] = []
     print(
         f"{'batch':>6}{'γ':>6}{'tokens/s':>10}{'/lock-step':>11}{'/teacher':>9}{'acceptance':>11}  rounds by γ"

@@ -148,6 +148,7 @@ class Openers(ABC):
         trust_remote_code: bool = False,
         base_lora: str | Path | None = None,
         teacher_lora: str | Path | None = None,
+        tensor_parallel_size: int = 1,
         base_args: Mapping[str, Any] | None = None,
         teacher_args: Mapping[str, Any] | None = None,
         **engine_args: Any,
@@ -166,6 +167,8 @@ class Openers(ABC):
                 many as measured times say pay. It changes the speed, never the tokens (docs/speculation.md).
             chat_template, trust_remote_code: as of `Pair.local`.
             base_lora, teacher_lora: folder of a LoRA adapter, as PEFT saves it, for all requests (docs/vllm.md).
+            tensor_parallel_size: how many devices share each model; the other ranks are processes that the pair
+                starts and ends (docs/vllm.md).
             base_args, teacher_args: options of vLLM's EngineArgs for one side, in the place of those for both.
             engine_args: further options of vLLM's EngineArgs, for both models (docs/vllm.md).
 
@@ -189,6 +192,7 @@ class Openers(ABC):
             speculation=speculation,
             chat_template=chat_template,
             trust_remote_code=trust_remote_code,
+            tensor_parallel_size=tensor_parallel_size,
             options=engine_args,
             loras=(base_lora, teacher_lora),
             base_args=base_args or {},

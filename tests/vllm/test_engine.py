@@ -101,14 +101,14 @@ def test_drafts_are_accepted_among_chunks_and_preemptions(pair: Pair, crowded: P
     After a round whose drafts were all accepted, the teacher's last row decides the next token.
     """
     records: list[StepRecord] = []
-    engine = engine_of(crowded)
-    engine.observer = records.append
+    lockstep = engine_of(crowded).lockstep
+    lockstep.observer = records.append
     prompts, base_prompts = PROMPTS[:6], BASE_PROMPTS[:6]
     asked = SamplingParams.preset("exploratory", temperature=0, max_tokens=80, ignore_eos=True)
     before = crowded.statistics()["speculation"]
     with preemptions(crowded) as counts:
         found = crowded.generate(prompts, asked, base_prompts=base_prompts)
-    engine.observer = None
+    lockstep.observer = None
     after = crowded.statistics()["speculation"]
     num_bonus = sum(record.num_bonus for record in records)
     assert (

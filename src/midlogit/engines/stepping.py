@@ -52,6 +52,7 @@ class SteppingEngine(Engine, Updating, Generic[J]):
         self._draining: list[Future[None]] = []  # pauses that wait for what runs
         self._is_half_loaded = False  # whether the base has some tensors of an update, not all
         self._ended: str | None = None  # why the engine takes no more
+        self._is_stuck = False  # whether the thread waits for what will never come
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="midlogit-engine", daemon=True)
 
@@ -142,7 +143,20 @@ class SteppingEngine(Engine, Updating, Generic[J]):
                 self._inbox.put(("close", []))
 
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            while self._thread.is_alive() and not self._is_stuck:
+                self._thread.join(timeout=0.1)
+
+    def end(self, error: BaseException, patience: float) -> None:
+        """Ends the engine with an error of something that its steps need.
+
+        Args:
+            patience: seconds that the step under way may go on; it may wait for what will never come.
+        """
+        self._inbox.put(("fail", [error]))
+        self._thread.join(patience)
+        if self._thread.is_alive():
+            self._is_stuck = True
+            self._fail(error)
 
     def _take(self, jobs: list[J]) -> None:
         """Hands new jobs to the engine's thread.
@@ -194,6 +208,8 @@ class SteppingEngine(Engine, Updating, Generic[J]):
                 self._is_paused = False
                 self._end_draining()
                 return False
+            if kind == "fail":
+                raise content[0]
             if kind == "call":
                 _answer(*content[0])
             else:
@@ -269,6 +285,8 @@ class SteppingEngine(Engine, Updating, Generic[J]):
     def _fail(self, error: BaseException) -> None:
         message = f"The engine failed: {type(error).__name__}: {error}"
         with self._lock:
+            if self.failure is not None:
+                return
             self.failure = self._ended = message
             while not self._inbox.empty():
                 kind, content = self._inbox.get()

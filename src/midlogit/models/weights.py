@@ -126,10 +126,15 @@ def weight_bytes(checkpoint: Checkpoint, width: int) -> int:
     return (count or sum(w.numel() for w in architecture(checkpoint).parameters())) * width
 
 
+def key_value_heads(checkpoint: Checkpoint) -> int:
+    """Heads of attention that the KV cache holds, in each layer."""
+    config = checkpoint.config
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
 def kv_values_per_token(checkpoint: Checkpoint) -> int:
     """Numbers that one token adds to the KV cache."""
-    config = checkpoint.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    config, heads = checkpoint.config, key_value_heads(checkpoint)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * heads * head_dim)
 

@@ -1,4 +1,4 @@
-"""State of one running request: settings of its next token; text, stops and length after each token.
+"""State of one running request: settings of its tokens; text, stops and length after each token.
 
 Knows the request's parameters, its text and its limits; not which engine gives it logits, nor other sequences.
 """
@@ -61,43 +61,15 @@ class Request:
     error: str | None = None
 
 
-class Sequence:
-    """The state of one request: tokens, text, diagnostics, and how it ended.
+class Positions:
+    """Settings and limits of a request by position, which need none of its text."""
 
-    `listener` hears every Token (if the request streams) and, once, the Completion, each with the sequence.
-
-    Attributes:
-        submitted, token_times: when it came in and when each token was drawn, on the monotonic clock.
-        weight_versions: which weights of the base drew the tokens so far.
-        weights_changed: sides that drew some of them from weights that a server should not have.
-    """
-
-    def __init__(self, request: Request, detokenizer: Detokenizer, listener: Listener) -> None:
+    def __init__(self, request: Request) -> None:
         self.request = request
-        self.token_ids: list[int] = []
-        self.decisions: list[Decision] = []
-        self.completion: Completion | None = None
-        self.submitted = time.monotonic()
-        self.token_times: list[float] = []
-        self.weight_versions: list[WeightVersion] = []
-        self.weights_changed: list[Side] = []
-        self._detokenizer = detokenizer
-        self._listener = listener
         self._uniforms = Uniforms(request.seed, request.repetition, request.identity)
-        live = request.stream or bool(request.params.stop)
-        self._text = TextStream(detokenizer, request.teacher_ids, request.params.stop, live=live)
-
-    @property
-    def is_finished(self) -> bool:
-        return self.completion is not None
-
-    @property
-    def next_settings(self) -> RowSettings:
-        """Sampling settings of the next token."""
-        return self.settings_at(len(self.token_ids))
 
     def settings_at(self, position: int) -> RowSettings:
-        """Sampling settings of the token at `position`; engines may ask ahead of the last appended token."""
+        """Sampling settings of the token at `position`; engines may ask ahead of the last sampled token."""
         request = self.request
         return row_settings(
             request.params,
@@ -118,6 +90,41 @@ class Sequence:
     def remaining_tokens(self, position: int) -> int:
         """The number of tokens that fit from `position` on."""
         return max(min(self.request.params.max_tokens, self.request.max_new_tokens) - position, 0)
+
+
+class Sequence(Positions):
+    """The state of one request: tokens, text, diagnostics, and how it ended.
+
+    `listener` hears every Token (if the request streams) and, once, the Completion, each with the sequence.
+
+    Attributes:
+        submitted, token_times: when it came in and when each token was drawn, on the monotonic clock.
+        weight_versions: which weights of the base drew the tokens so far.
+        weights_changed: sides that drew some of them from weights that a server should not have.
+    """
+
+    def __init__(self, request: Request, detokenizer: Detokenizer, listener: Listener) -> None:
+        super().__init__(request)
+        self.token_ids: list[int] = []
+        self.decisions: list[Decision] = []
+        self.completion: Completion | None = None
+        self.submitted = time.monotonic()
+        self.token_times: list[float] = []
+        self.weight_versions: list[WeightVersion] = []
+        self.weights_changed: list[Side] = []
+        self._detokenizer = detokenizer
+        self._listener = listener
+        live = request.stream or bool(request.params.stop)
+        self._text = TextStream(detokenizer, request.teacher_ids, request.params.stop, live=live)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.completion is not None
+
+    @property
+    def next_settings(self) -> RowSettings:
+        """Sampling settings of the next token."""
+        return self.settings_at(len(self.token_ids))
 
     def append(self, decision: Decision, weight_version: int | str | None = None) -> None:
         """Takes the sampled token; ends the sequence if it stops here.

@@ -1,56 +1,47 @@
-"""Two vLLM engine cores in lock-step: each step decides tokens for every sequence that is ready on both sides.
+"""The vLLM engine: requests, texts and weights of two models that draw in lock-step, on one device or on several.
 
-Knows the order of the work and which rows belong together. `Core` knows vLLM, the decider knows α and sampling.
-
-Right after a decision is enqueued, the base's next forward pass is enqueued too and fed the tokens on the device. While
-it runs, the tokens reach the host and the teacher's runner, whose forward pass and the next decision are enqueued in
-turn. Schedulers are updated and texts written while the device works (docs/vllm.md). A step with drafts has several
-forward passes of the base.
+Knows sequences and which ranks there are; `Lockstep` knows the order of a step. This process is rank 0. It decides all
+that depends on time or on text, and has the other ranks make the same calls (ranks.py).
 """
 
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 
-from midlogit.decide.base import Decider, RowSettings
-from midlogit.decide.transfer import HostCopy, to_device
+from midlogit.decide.base import Decider
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.vllm.core import Core
 from midlogit.engines.vllm.given import Run
-from midlogit.engines.vllm.observer import Observer, StepClock, StepRecord
+from midlogit.engines.vllm.lockstep import Lockstep
 from midlogit.engines.vllm.process import CorePair
-from midlogit.engines.vllm.rounds import (
-    Accept,
-    Arrived,
-    InFlightStep,
-    Round,
-    TrackedSequence,
-    num_accepted,
-)
-from midlogit.engines.vllm.runner import DeviceTokens
+from midlogit.engines.vllm.ranks import OnLockstep, Ranks
+from midlogit.engines.vllm.rounds import Round
 from midlogit.engines.vllm.scoring import ScoringEngine
-from midlogit.engines.vllm.steps import ExecutedStep, SampledStep
+from midlogit.engines.vllm.wire import RunsSent, add_sent, require_sendable
+from midlogit.errors import InvalidRequest
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.requests.sequence import Sequence
 
+STUCK_S = 3.0  # that a step may go on after another rank has ended
+
 
 class VllmEngine(ScoringEngine):
-    """Two models in this process, on one device, in two vLLM engine cores.
+    """Two models in two vLLM engine cores.
 
     Args:
-        cores: base and teacher, on the same device; closed with the engine.
+        cores: base and teacher, as far as this rank has them; closed with the engine.
         base: what the base was loaded from.
-        decider: decides rows of logits on that device.
+        decider: decides rows of logits on the cores' device.
         draft_length: chooses γ among those that the teacher can verify.
         max_num_seqs: most sequences that the cores run at once.
+        ranks: the other ranks, closed with the engine.
 
     Attributes:
-        accept: counts the accepted drafts of a round. Benchmarks of random weights replace it, to simulate the
-            acceptance of a real pair.
+        lockstep: makes the steps, in the engine's thread.
     """
 
     def __init__(
@@ -60,36 +51,30 @@ class VllmEngine(ScoringEngine):
         decider: Decider,
         draft_length: DraftLength,
         max_num_seqs: int,
+        ranks: Ranks,
     ) -> None:
         super().__init__(cores.base, base, draft_length, max_num_seqs)
-        self._cores, self._teacher = cores, cores.teacher
-        self._decider = decider
-        self.accept: Accept = num_accepted
+        self._cores, self._ranks = cores, ranks
+        self.lockstep = Lockstep(cores, decider, draft_length, self._publish)
 
-        self._keys = map(str, itertools.count())
-        self._tracked: dict[str, TrackedSequence] = {}
-        self._in_flight: InFlightStep | None = None  # None before the first step
-        self._is_settling = False  # whether no drafts are to be scheduled
-        self._arrived_at: float | None = None  # when the last round's tokens were on the host
-
-        self._observer: Observer | None = None
-        self._clock = StepClock()
+        self._new_keys = map(str, itertools.count())
+        self._runs: dict[str, Run] = {}
+        self._keys: dict[int, str] = {}  # of runs, by identity
+        self._ended_runs: list[str] = []  # that have all their tokens or text
+        self._sent = RunsSent()
 
     @property
     def cores(self) -> tuple[Core, Core]:
         """The engine cores of base and teacher."""
-        return self._base, self._teacher
+        return self.lockstep.cores
 
     @property
-    def observer(self) -> Observer | None:
-        """Called in the engine's thread at the end of every step; for benchmarks and tests, None by default."""
-        return self._observer
+    def transfer_world_size(self) -> int:
+        return self._ranks.size
 
-    @observer.setter
-    def observer(self, observer: Observer | None) -> None:
-        self._observer = observer
-        for clock in (self._clock, self._base.clock, self._teacher.clock):
-            clock.is_on = observer is not None
+    def start(self) -> None:
+        super().start()
+        self._ranks.watch(lambda failure: self.end(failure, STUCK_S))
 
     def _run(self) -> None:
         # Gives this thread torch's OpenMP team, which vLLM's CPU attention counts beforehand.
@@ -97,301 +82,87 @@ class VllmEngine(ScoringEngine):
         super()._run()
 
     def submit(self, sequence: Sequence) -> None:
+        if self._ranks.others:
+            try:
+                require_sendable(sequence.request.params.alpha_rule)
+            except InvalidRequest as error:
+                sequence.fail(str(error), "request")
+                return
         self._take([sequence])
 
     def abort(self, sequences: list[Sequence]) -> None:
         self._drop([*sequences])
 
     def add(self, job: Run) -> None:
-        request = job.request
-        key = next(self._keys)
-        self._base.add(key, request.base_ids, request.max_new_tokens)
-        self._teacher.add(key, request.teacher_ids, request.max_new_tokens)
-        self._tracked[key] = TrackedSequence(job)
+        key = next(self._new_keys)
+        if self._ranks.others:
+            self._ranks.tell(add_sent, key, *self._sent.pack(job))
+        self.lockstep.add(key, job)
+        self._runs[key] = job
+        self._keys[id(job)] = key
 
     def remove(self, job: Run) -> None:
-        self._forget([key for key, tracked in self._tracked.items() if tracked.sequence is job])
+        key = self._keys.get(id(job))
+        if key is not None:
+            self._forget([key])
 
     def begun(self) -> list[Run]:
-        running = self._base.running_keys | self._teacher.running_keys
-        return [
-            tracked.sequence
-            for key, tracked in self._tracked.items()
-            if tracked.num_tokens or key in running
-        ]
+        return [self._runs[key] for key in self.lockstep.begun()]
+
+    def step(self) -> None:
+        seconds, checksum = self.lockstep.measured, self.lockstep.checksum
+        self._ranks.send(Lockstep.step, seconds, checksum)
+        self.lockstep.step(seconds, checksum)
+        self._forget_ended()
+
+    def settle(self) -> None:
+        checksum = self.lockstep.checksum
+        self._ranks.send(Lockstep.settle, checksum)
+        self.lockstep.settle(checksum)
+        self._forget_ended()
+
+    def on_every_rank(self, call: OnLockstep, *arguments: Any) -> list[Any]:
+        self._ranks.send(call, *arguments, is_answered=True)
+        try:
+            own = call(self.lockstep, *arguments)
+        finally:
+            others = self._ranks.answers()
+        for answer in others:
+            if isinstance(answer, Exception):
+                raise answer
+        return [own, *others]
 
     def close(self) -> None:
         super().close()
-        self._cores.close()
-
-    @torch.inference_mode()
-    def step(self) -> None:
-        start = time.perf_counter()
-        previous = self._in_flight or self._first_step()
-        arrived = self._receive(previous.round)
-
-        if previous.teacher_scheduled is not None:
-            num_drafts = previous.teacher_scheduled.num_drafts
-        else:  # after a round with drafts: what fits now depends on how many were accepted
-            self._update_base(previous, arrived)
-            num_drafts = self._choose_drafts(arrived.ended)
-
-        ready = previous.base_executed.rows
-        keys = [key for key in ready if key in self._tracked and key not in arrived.ended]
-        if num_drafts and keys:
-            self._in_flight = self._speculative_round(previous, arrived, keys, num_drafts)
-        else:
-            self._in_flight = self._lockstep_round(previous, arrived, keys)
-
-        if previous.round is not None:
-            self._publish(previous.round, arrived.tokens)
-        observer = self._observer
-        if observer is not None:
-            observer(self._record(previous.round, arrived, time.perf_counter() - start))
-
-    @torch.inference_mode()
-    def settle(self) -> None:
-        """Gives sequences the tokens that are decided, and drops the forward passes that are ahead of them."""
-        ahead = self._in_flight
-        if ahead is not None and ahead.teacher_scheduled and ahead.teacher_scheduled.num_drafts:
-            self._is_settling = True
-            self.step()  # the round for whose drafts the teacher has slots already
-            self._is_settling = False
-
-        previous, self._in_flight = self._in_flight, None
-        if previous is None:
-            return
-        arrived = self._receive(previous.round)
-        teacher_sampled = self._sample_teacher(previous, arrived)
-        scheduled_ahead = previous.teacher_scheduled
-        teacher = None if scheduled_ahead is None else self._teacher.execute(scheduled_ahead)
-        self._update(self._teacher, teacher_sampled, arrived)
-        self._update_base(previous, arrived)
-
-        if teacher is not None:
-            self._teacher.discard(teacher)
-        self._base.discard(previous.base_executed)
-        if previous.round is not None:
-            self._publish(previous.round, arrived.tokens)
-        self._arrived_at = None
-
-    def _first_step(self) -> InFlightStep:
-        """Begins with the base, so that later steps always find a forward pass of it."""
-        return InFlightStep(self._base.execute(self._base.schedule()))
-
-    def _lockstep_round(
-        self, previous: InFlightStep, arrived: Arrived, keys: list[str]
-    ) -> InFlightStep:
-        """Decides one token for each sequence that the teacher is ready for too, and schedules the next step of both.
-
-        Where the teacher's step was scheduled ahead, the schedulers learn of the tokens that arrived while the device
-        works.
-
-        Args:
-            keys: sequences that are ready on the base's side.
-        """
-        base, scheduled_ahead = previous.base_executed, previous.teacher_scheduled
-        teacher_sampled = self._sample_teacher(previous, arrived)
-        if scheduled_ahead is None:
-            self._update(self._teacher, teacher_sampled, arrived)
-        teacher = self._teacher.execute(scheduled_ahead or self._teacher.schedule())
-
-        keys = [key for key in keys if key in teacher.rows]
-        this_round = self._decide(base, teacher, keys) if keys else None
-        self._base.defer(base.rows.keys() - teacher.rows.keys())
-        self._teacher.defer(teacher.rows.keys() - base.rows.keys())
-
-        if scheduled_ahead is not None:
-            self._update_base(previous, arrived)
-            self._update(self._teacher, teacher_sampled, arrived)
-        num_drafts = self._choose_drafts()
-        base_scheduled = self._base.schedule()
-        teacher_scheduled = self._teacher.schedule(num_drafts)
-
-        base_sampled = self._base.sample_placeholder(base, keys)
-        tokens = DeviceTokens(keys, this_round.decided.tokens_N[:, None]) if this_round else None
-        base_executed = self._base.execute(base_scheduled, tokens)
-        return InFlightStep(base_executed, base_sampled, teacher, teacher_scheduled, this_round)
-
-    def _decide(self, base: ExecutedStep, teacher: ExecutedStep, keys: list[str]) -> Round:
-        """Enqueues the decision of one token per sequence."""
-        with self._clock.part("decide"):
-            rows = self._base.logit_rows(base, keys), self._teacher.logit_rows(teacher, keys)
-            decided = self._decider.decide(*rows, self._settings(keys, 1))
-
-        decode_only = (
-            len(keys) == len(self._tracked)
-            and base.scheduled.computes_one_each
-            and teacher.scheduled.computes_one_each
-        )
-        return Round(keys, 0, decided, decode_only)
-
-    def _speculative_round(
-        self, previous: InFlightStep, arrived: Arrived, keys: list[str], num_drafts: int
-    ) -> InFlightStep:
-        """Drafts with the base, verifies all drafts in one forward pass of the teacher, and lets the base go on.
-
-        Args:
-            keys: sequences that are ready on the base's side, and on the teacher's as soon as its step is executed.
-        """
-        if previous.teacher_scheduled is not None:
-            self._update_base(previous, arrived)
-        base = previous.base_executed
-
-        # Draft: the base is fed each draft on the device.
-        with self._clock.part("decide"):
-            draft_round = self._decider.start_round(self._settings(keys, num_drafts), len(keys))
-            bonus = previous.round.bonus_rows(keys) if previous.round else None
-            drafted = [draft_round.draft(self._base.logit_rows(base, keys), bonus)]
-        for _ in range(1, num_drafts):
-            _, base = self._continue_base(base, DeviceTokens(keys, drafted[-1][:, None]))
-            with self._clock.part("decide"):
-                drafted.append(draft_round.draft(self._base.logit_rows(base, keys)))
-
-        # Verify: the teacher learns of the tokens that arrived while the base's last forward pass runs.
-        teacher_sampled = self._sample_teacher(previous, arrived)
-        self._update(self._teacher, teacher_sampled, arrived)
-        teacher_scheduled = previous.teacher_scheduled or self._teacher.schedule(num_drafts)
-        drafted_PN = torch.stack(drafted)
-        teacher = self._teacher.execute(teacher_scheduled, DeviceTokens(keys, drafted_PN.T))
-
-        with self._clock.part("decide"):
-            decided = draft_round.decide(self._teacher.logit_rows(teacher, keys))
-            last_rows = self._teacher.logit_rows(teacher, keys, offset=num_drafts)
-            bonus_rows_N = to_device(last_rows.rows, self._teacher.device)
-            sampled_PN = decided.tokens_N.view(num_drafts, len(keys))
-            accepted_N = self.accept(drafted_PN, sampled_PN, bonus.sequences if bonus else ())
-            this_round = Round(
-                keys,
-                num_drafts,
-                decided,
-                decode_only=True,
-                bonus_keys={keys[n] for n in bonus.sequences} if bonus else (),
-                num_accepted=HostCopy(accepted_N),
-                bonus_logits_NV=last_rows.logits_RV[bonus_rows_N],
-            )
-
-        # The base goes on with the last sampled token of each sequence, at a position that only the device knows.
-        last_N = accepted_N.clamp(max=num_drafts - 1)
-        last_tokens_N1 = sampled_PN.gather(0, last_N[None]).T
-        tokens = DeviceTokens(keys, last_tokens_N1, num_rejected_N=num_drafts - 1 - last_N)
-        base_sampled, base_executed = self._continue_base(base, tokens)
-        return InFlightStep(base_executed, base_sampled, teacher, None, this_round)
-
-    def _continue_base(
-        self, base: ExecutedStep, tokens: DeviceTokens
-    ) -> tuple[SampledStep, ExecutedStep]:
-        """Enqueues the base's next forward pass over tokens that only the device knows."""
-        sampled = self._base.sample_placeholder(base, tokens.keys)
-        return sampled, self._base.execute(self._base.schedule_running(), tokens)
-
-    def _sample_teacher(self, previous: InFlightStep, arrived: Arrived) -> SampledStep | None:
-        """Gives the teacher's runner the tokens of the step before."""
-        executed = previous.teacher_executed
-        return None if executed is None else self._teacher.sample(executed, arrived.tokens)
-
-    def _update_base(self, previous: InFlightStep, arrived: Arrived) -> None:
-        """Replaces the base's placeholders and tells its scheduler."""
-        if previous.base_sampled is not None and previous.round is not None:
-            num_placeholders = max(previous.round.num_drafts, 1)
-            self._base.replace_placeholders(previous.base_sampled, arrived.tokens, num_placeholders)
-        self._update(self._base, previous.base_sampled, arrived)
-
-    def _update(self, core: Core, sampled: SampledStep | None, arrived: Arrived) -> None:
-        """Tells a scheduler which tokens arrived and which sequences ended."""
-        if sampled is not None:
-            core.update(sampled)
-        core.abort(arrived.ended)
-
-    def _choose_drafts(self, ended: Collection[str] = ()) -> int:
-        """Chooses γ for the next step.
-
-        Args:
-            ended: sequences that have ended, which the teacher's scheduler does not know yet.
-
-        Returns:
-            0 unless every running sequence needs one token on both sides and the drafts of all fit.
-        """
-        base, teacher = self._base, self._teacher
-        keys = base.running_keys
-        if self._is_settling or not keys or keys != teacher.running_keys - set(ended):
-            return 0
-        most = min(self._tracked[key].remaining_context for key in keys) - 1
-        num_drafts = min(self.draft_length.next(len(keys)), most)
-        if num_drafts > 0 and base.can_draft(num_drafts) and teacher.can_draft(num_drafts):
-            return num_drafts
-        return 0
-
-    def _settings(self, keys: list[str], num_positions: int) -> list[RowSettings]:
-        """Sampling settings of the sequences at their next positions, position by position."""
-        tracked = [self._tracked[key] for key in keys]
-        return [one.settings_at(offset) for offset in range(num_positions) for one in tracked]
-
-    def _receive(self, last: Round | None) -> Arrived:
-        """Waits for the tokens of the last round and counts them; drops tokens after a sequence's last."""
-        if last is None:
-            return Arrived({}, set())
-        with self._clock.part("wait for the device"):
-            tokens = last.token_ids()
-        with self._clock.part("counts"):
-            self._record_round(last)
-
-        ended = set()
-        for key, sampled in tokens.items():
-            tracked = self._tracked.get(key)
-            for place, token_id in enumerate(sampled):
-                if tracked is not None and tracked.advance(token_id):
-                    ended.add(key)
-                    del sampled[place + 1 :]
-                    break
-        return Arrived(tokens, ended)
-
-    def _record_round(self, last: Round) -> None:
-        """Counts verified and accepted drafts, and the time since the round before."""
-        now, before = time.perf_counter(), self._arrived_at
-        self._arrived_at = now
-
-        accepted_N, verified_N = [], []
-        for key, accepted in zip(last.keys, last.accepted(), strict=True):
-            num_bonus = int(key in last.bonus_keys)  # a bonus token is no draft
-            accepted_N.append(max(accepted - num_bonus, 0))
-            verified_N.append(min(accepted_N[-1] + 1, last.num_drafts - num_bonus))
-        self.draft_length.record_acceptance(last.num_drafts, accepted_N, verified_N)
-        if last.decode_only and before is not None:
-            self.draft_length.record_time(len(last.keys), last.num_drafts, now - before)
+        self._ranks.close()
+        if not self._is_stuck:
+            self._cores.close()
 
     def _publish(self, last: Round, tokens: Mapping[str, list[int]]) -> None:
         """Gives each sequence its tokens, unless it has ended since they were decided."""
-        with self._clock.part("text"):
-            decisions = last.decided.decisions()
-            for n, key in enumerate(last.keys):
-                tracked = self._tracked.get(key)
-                if tracked is None:
-                    continue
-                for decision in decisions[n :: len(last.keys)][: len(tokens[key])]:
-                    if not tracked.sequence.is_finished:
-                        tracked.sequence.append(decision, self.base_version)
-            tracked_keys = [key for key in last.keys if key in self._tracked]
-            self._forget([key for key in tracked_keys if self._tracked[key].sequence.is_finished])
+        decisions = last.decided.decisions()
+        for n, key in enumerate(last.keys):
+            run = self._runs.get(key)
+            if run is None or run.is_finished:
+                continue
+            for decision in decisions[n :: len(last.keys)][: len(tokens[key])]:
+                if not run.is_finished:
+                    run.append(decision, self.base_version)
+            if run.is_finished:
+                self._ended_runs.append(key)
 
-    def _forget(self, keys: list[str]) -> None:
-        for core in self.cores:
-            core.abort(keys)
+    def _forget_ended(self) -> None:
+        """Has all ranks forget what has ended in a step: only this one has the texts, which may end anywhere."""
+        ended, self._ended_runs = self._ended_runs, []
+        if ended:
+            self._forget(ended)
+
+    def _forget(self, keys: Collection[str]) -> None:
+        self._ranks.tell(Lockstep.forget, list(keys))
+        self.lockstep.forget(keys)
         for key in keys:
-            del self._tracked[key]
+            del self._keys[id(self._runs.pop(key))]
 
-    def _record(self, last: Round | None, arrived: Arrived, step_seconds: float) -> StepRecord:
-        """Describes a step to the observer."""
-        seconds = self._clock.take()
-        for side, core in zip(("base", "teacher"), self.cores, strict=True):
-            seconds |= {f"{side} {part}": spent for part, spent in core.clock.take().items()}
-        seconds["rest of the step"] = step_seconds - sum(seconds.values())
-
-        return StepRecord(
-            time=self._arrived_at if last and self._arrived_at else time.perf_counter(),
-            batch_size=len(last.keys) if last else 0,
-            num_drafts=last.num_drafts if last else 0,
-            num_tokens=sum(map(len, arrived.tokens.values())),
-            num_bonus=len(last.bonus_keys) if last else 0,
-            seconds=seconds,
-        )
+    def _fail(self, error: BaseException) -> None:
+        super()._fail(error)
+        self._ranks.kill()  # they may be waiting for this one

@@ -5,7 +5,7 @@ Its tokens are given, one a step, and described instead of drawn: it shares ever
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from midlogit.decide.base import RowSettings
 from midlogit.outputs import Decision
@@ -61,3 +61,23 @@ class GivenSequence:
 
 
 Run = Sequence | GivenSequence  # what the engine runs
+
+
+class Read(Protocol):
+    """What the models read before the first token, and how many tokens may follow."""
+
+    @property
+    def base_ids(self) -> tuple[int, ...]: ...
+    @property
+    def teacher_ids(self) -> tuple[int, ...]: ...
+    @property
+    def max_new_tokens(self) -> int: ...
+
+
+class Drawn(Protocol):
+    """What drawing needs to know of a sequence: nothing of its text."""
+
+    @property
+    def request(self) -> Read: ...
+    def settings_at(self, position: int) -> RowSettings: ...
+    def ends_with(self, token_id: int, position: int) -> bool: ...

@@ -6,13 +6,14 @@ vLLM's own profiling measures one engine per process, so both caches are given a
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from midlogit.errors import DoesNotFit
 from midlogit.models.checkpoint import Checkpoint
-from midlogit.models.weights import kv_values_per_token, weight_bytes
+from midlogit.models.weights import key_value_heads, kv_values_per_token, weight_bytes
 
 GIB = 2**30
 FORWARD_TOKENS = 16384  # most tokens of one forward pass, by vLLM's default on large cards
@@ -51,6 +52,7 @@ class Need:
         drafts: int,
         cache_dtype: str = "auto",
         adapter_weights: int = 0,
+        ranks: int = 1,
     ) -> Need:
         """Estimates it from the checkpoint's configuration; quantised weights count by their files.
 
@@ -58,16 +60,18 @@ class Need:
             drafts: the largest number of drafts per step.
             cache_dtype: of the KV cache, as vLLM names it; formats of less than 8 bits count as 8.
             adapter_weights: numbers of its adapter.
+            ranks: that share the model; each holds whole heads of attention, and the logits of all ids.
         """
         config, width = checkpoint.config, dtype.itemsize
+        share = max(1 / ranks, 1 / key_value_heads(checkpoint))
         inner = int(getattr(config, "intermediate_size", 4 * config.hidden_size))
-        activations = FORWARD_TOKENS * (2 * inner + 4 * int(config.hidden_size)) * width
+        activations = FORWARD_TOKENS * (2 * inner // ranks + 4 * int(config.hidden_size)) * width
         logits = (3 + drafts) * max_num_seqs * checkpoint.logit_size * 4
         return cls(
             checkpoint.name,
-            weight_bytes(checkpoint, width) + adapter_weights * width,
+            weight_bytes(checkpoint, width) // ranks + adapter_weights * width,
             activations + logits + GRAPHS_BYTES,
-            kv_values_per_token(checkpoint) * _cache_width(cache_dtype, dtype),
+            round(kv_values_per_token(checkpoint) * share) * _cache_width(cache_dtype, dtype),
         )
 
     def describe(self) -> str:
@@ -84,6 +88,11 @@ class Split:
     teacher_share: float
 
 
+def device_memory() -> tuple[int, int]:
+    """Free and total bytes of this rank's GPU; zeros on a CPU."""
+    return torch.cuda.mem_get_info() if torch.cuda.is_available() else (0, 0)
+
+
 def split_device(
     base: Checkpoint,
     teacher: Checkpoint,
@@ -94,10 +103,11 @@ def split_device(
     max_num_seqs: int,
     max_model_len: int | None,
     drafts: int,
+    devices: Sequence[tuple[int, int]],
     cache_dtypes: tuple[str, str] = ("auto", "auto"),
     adapter_weights: tuple[int, int] = (0, 0),
 ) -> Split:
-    """Splits the device of this process between two models.
+    """Splits the device of each rank between two models, all alike.
 
     Args:
         dtype: as vLLM names it.
@@ -108,25 +118,28 @@ def split_device(
         drafts: the largest number of drafts per step.
         cache_dtypes: of the KV caches of (base, teacher), as vLLM names them.
         adapter_weights: numbers of the adapters of (base, teacher).
+        devices: free and total bytes of each rank's.
 
     Raises:
         DoesNotFit: the two models and their caches are larger than the device.
     """
-    base_need = Need.of(
-        base, _dtype_of(base, dtype), max_num_seqs, drafts, cache_dtypes[0], adapter_weights[0]
-    )
-    teacher_need = Need.of(
-        teacher,
-        _dtype_of(teacher, dtype),
-        max_num_seqs,
-        drafts,
-        cache_dtypes[1],
-        adapter_weights[1],
-    )
+    needs = [
+        Need.of(
+            checkpoint,
+            _dtype_of(checkpoint, dtype),
+            max_num_seqs,
+            drafts,
+            cache_dtypes[side],
+            adapter_weights[side],
+            len(devices),
+        )
+        for side, checkpoint in enumerate((base, teacher))
+    ]
+    base_need, teacher_need = needs
     if not torch.cuda.is_available():
         return split_cpu(base_need, teacher_need, given)
 
-    free, total = torch.cuda.mem_get_info()
+    free, total = map(min, zip(*devices, strict=True))
     context = max_model_len or min(base.max_context, teacher.max_context, SHORTEST_CONTEXT)
     return split(
         base_need,

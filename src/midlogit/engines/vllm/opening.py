@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from midlogit.engines.draft_length import SpeculationOption
 from midlogit.engines.vllm.adapters import PLAIN, Adapter
+from midlogit.engines.vllm.devices import require_sharable
 from midlogit.engines.vllm.options import (
     SIDES,
     Options,
@@ -15,7 +16,7 @@ from midlogit.engines.vllm.options import (
     options_of_sides,
     require_taken,
     require_vllm,
-    supported_draft_length,
+    supported_speculation,
 )
 from midlogit.errors import InvalidRequest, ModelUnavailable
 from midlogit.extras import require
@@ -41,6 +42,7 @@ def open_pair(
     chat_template: TemplateNames,
     trust_remote_code: bool,
     loras: tuple[str | Path | None, str | Path | None],
+    tensor_parallel_size: int,
     options: Options,
     base_args: Options,
     teacher_args: Options,
@@ -53,7 +55,7 @@ def open_pair(
             f"gpu_memory_utilization is {gpu_memory_utilization}.",
             "It is a share of the device, in (0, 1].",
         )
-    wanted = draft_length(speculation)
+    draft_length(speculation)
 
     base = at_revision(base, base_args.get("revision", options.get("revision")))
     teacher = at_revision(teacher, teacher_args.get("revision", options.get("revision")))
@@ -65,15 +67,16 @@ def open_pair(
         require_fit(checkpoint)
     mixing = Mixing(*checkpoints)
     mixing.require_mixable()
+    require_sharable(tensor_parallel_size, checkpoints)
 
     version = require_vllm()
     of_sides = options_of_sides(options, base_args, teacher_args)
-    lengths = supported_draft_length(wanted, version, on_gpu=torch.cuda.is_available())
+    supported = supported_speculation(speculation, version, on_gpu=torch.cuda.is_available())
 
-    from midlogit.decide import decider_for
     from midlogit.engines.vllm.engine import VllmEngine
-    from midlogit.engines.vllm.memory import split_device
-    from midlogit.engines.vllm.process import CorePair
+    from midlogit.engines.vllm.memory import device_memory, split_device
+    from midlogit.engines.vllm.process import Opening
+    from midlogit.engines.vllm.ranks import Ranks, free_port
 
     limits: dict[str, Any] = {
         "dtype": dtype,
@@ -87,23 +90,38 @@ def open_pair(
         further = {} if adapter is None else adapter.options
         given = {"trust_remote_code": trust_remote_code, **limits, **own, **further}
         require_taken(side, checkpoint.name, given)
-    shares = split_device(
-        *checkpoints,
-        utilization=gpu_memory_utilization,
-        given=kv_cache_memory_bytes,
-        drafts=max(lengths.choices, default=0),
-        cache_dtypes=(
-            of_sides[0].get("kv_cache_dtype", "auto"),
-            of_sides[1].get("kv_cache_dtype", "auto"),
-        ),
-        adapter_weights=(_weights_of(adapters[0]), _weights_of(adapters[1])),
-        **limits,
-    )
-    cores = CorePair(
-        *checkpoints, shares, lengths.choices, options=of_sides, adapters=adapters, **limits
-    )
-    decider = decider_for(mixing.alignment.size, cores.base.device)
-    engine = VllmEngine(cores, checkpoints[0], decider, lengths, max_num_seqs)
+
+    ranks = Ranks(tensor_parallel_size)
+    try:
+        shares = split_device(
+            *checkpoints,
+            utilization=gpu_memory_utilization,
+            given=kv_cache_memory_bytes,
+            drafts=max(draft_length(supported).choices, default=0),
+            devices=[device_memory(), *ranks.memory()],
+            cache_dtypes=(
+                of_sides[0].get("kv_cache_dtype", "auto"),
+                of_sides[1].get("kv_cache_dtype", "auto"),
+            ),
+            adapter_weights=(_weights_of(adapters[0]), _weights_of(adapters[1])),
+            **limits,
+        )
+        opening = Opening(
+            (checkpoints[0].name, checkpoints[1].name),
+            shares,
+            [{"trust_remote_code": trust_remote_code, **own} for own in of_sides],
+            adapters,
+            limits,
+            supported,
+            mixing.alignment.size,
+            ranks.size,
+            free_port(),
+        )
+        cores, decider, lengths = ranks.open(opening)
+    except BaseException:
+        ranks.kill()
+        raise
+    engine = VllmEngine(cores, checkpoints[0], decider, lengths, max_num_seqs, ranks)
     engine.start()
     return mixing, engine
 

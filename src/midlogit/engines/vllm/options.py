@@ -25,9 +25,7 @@ DRAFT_LENGTHS = (0, 2, 3, 4, 5, 6)
 
 # Options of vLLM that are refused, with the reason.
 OWN = "midlogit sets it: both engines are stepped by hand, in lock-step"
-PARALLEL = (
-    "both models share one process and one device, and vLLM's parallel groups belong to the process"
-)
+PARALLEL = "use tensor_parallel_size for models that need several devices, and several pairs for more speed"
 NAMED = "midlogit reads the model's files, too; name a folder that holds all of them"
 REFUSED = {
     "async_scheduling": OWN,
@@ -36,10 +34,10 @@ REFUSED = {
     "structured_outputs_config": "its masks are for one model's logits; use stop, stop_token_ids or special_token_ids",
     "logits_processors": "they change the logits of one of the two models alone",
     "kv_transfer_config": "blocks of the two caches must be computed here",
-    "tensor_parallel_size": PARALLEL,
+    "tensor_parallel_size": "give it to the pair: the same devices share both models",
     "pipeline_parallel_size": PARALLEL,
     "data_parallel_size": PARALLEL,
-    "device": PARALLEL,
+    "device": "rank N of a pair takes the N-th visible device",
     "distributed_executor_backend": OWN,
     "skip_tokenizer_init": OWN,
     "scheduling_policy": "requests must be taken in the same order on both sides",
@@ -206,18 +204,21 @@ def draft_length(speculation: SpeculationOption) -> DraftLength:
     return DraftLength(speculation, DRAFT_LENGTHS, reuses_bonus_row=True)
 
 
-def supported_draft_length(wanted: DraftLength, version: str, on_gpu: bool) -> DraftLength:
-    """Returns `wanted`, or lock-step where this vLLM cannot verify drafts and the choice was left to "auto".
+def supported_speculation(
+    wanted: SpeculationOption, version: str, on_gpu: bool
+) -> SpeculationOption:
+    """Returns `wanted`, or "off" where this vLLM cannot verify drafts and the choice was left to "auto".
 
     The CPU kernels of vLLM 0.24 lack an argument that its own warm-up passes to them.
 
     Raises:
         InvalidRequest: a number of drafts was given, and this vLLM cannot verify any.
     """
-    if not wanted.choices or on_gpu or not version.startswith("0.24."):
+    lengths = draft_length(wanted)
+    if not lengths.choices or on_gpu or not version.startswith("0.24."):
         return wanted
-    if wanted.fixed:
+    if lengths.fixed:
         raise InvalidRequest(
             f"vLLM {version} cannot read drafts on a CPU.", "Use speculation off, or a newer vLLM."
         )
-    return draft_length("off")
+    return "off"

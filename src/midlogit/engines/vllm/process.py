@@ -1,16 +1,21 @@
-"""The two engine cores of one process; knows the order in which they open and close."""
+"""The two engine cores of one process, as every rank opens them; knows the order in which they open and close."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from midlogit.decide import decider_for
+from midlogit.decide.base import Decider
+from midlogit.engines.draft_length import DraftLength, SpeculationOption
 from midlogit.engines.vllm.adapters import Adapter
 from midlogit.engines.vllm.core import Core
+from midlogit.engines.vllm.executor import executor_of
 from midlogit.engines.vllm.memory import Split
+from midlogit.engines.vllm.options import draft_length
 from midlogit.errors import InvalidRequest
-from midlogit.models.checkpoint import Checkpoint
 
 # vLLM's CUDA graphs and process groups belong to the process: one pair at a time.
 _process = threading.Lock()
@@ -20,7 +25,7 @@ class CorePair:
     """Base and teacher in this process.
 
     Args:
-        base, teacher: the models.
+        base, teacher: the models' folders or hub ids.
         shares: of the device.
         draft_lengths: the numbers of drafts above 0 that the teacher may verify per step.
         options: further EngineArgs of (base, teacher).
@@ -35,11 +40,11 @@ class CorePair:
 
     def __init__(
         self,
-        base: Checkpoint,
-        teacher: Checkpoint,
+        base: str,
+        teacher: str,
         shares: Split,
         draft_lengths: Sequence[int],
-        options: tuple[Mapping[str, Any], Mapping[str, Any]],
+        options: Sequence[Mapping[str, Any]],
         adapters: tuple[Adapter | None, Adapter | None] = (None, None),
         **limits: Any,
     ) -> None:
@@ -83,8 +88,53 @@ class CorePair:
                 self._opened.pop(0).close()
             _process.release()
 
-    def _open(self, checkpoint: Checkpoint, **arguments: Any) -> Core:
-        options = {"trust_remote_code": checkpoint.trust_remote_code, **arguments.pop("options")}
-        core = Core(checkpoint.name, options=options, **arguments)
+    def _open(self, model: str, **arguments: Any) -> Core:
+        core = Core(model, **arguments)
         self._opened.append(core)
         return core
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a rank needs in order to open its share of both models.
+
+    Attributes:
+        models: base and teacher. shares, options, adapters, limits: as of `CorePair`.
+        speculation: how many tokens to draft, where this vLLM can verify them.
+        vocabulary: ids below it are drawn.
+        size: number of ranks. port: where rank 0 brings them together.
+    """
+
+    models: tuple[str, str]
+    shares: Split
+    options: Sequence[Mapping[str, Any]]
+    adapters: tuple[Adapter | None, Adapter | None]
+    limits: Mapping[str, Any]
+    speculation: SpeculationOption
+    vocabulary: int
+    size: int
+    port: int
+
+    def open(self, rank: int) -> tuple[CorePair, Decider, DraftLength]:
+        """Loads this rank's share; all ranks do so at the same time.
+
+        Raises:
+            MidlogitError: as of `CorePair`.
+        """
+        lengths, shared = draft_length(self.speculation), {}
+        if self.size > 1:
+            executor = executor_of(rank, self.port)
+            shared = {
+                "tensor_parallel_size": self.size,
+                "distributed_executor_backend": executor,
+            }
+
+        cores = CorePair(
+            *self.models,
+            self.shares,
+            lengths.choices,
+            [{**own, **shared} for own in self.options],
+            self.adapters,
+            **self.limits,
+        )
+        return cores, decider_for(self.vocabulary, cores.base.device), lengths

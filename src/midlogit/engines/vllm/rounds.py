@@ -10,7 +10,7 @@ from torch import Tensor
 
 from midlogit.decide.base import BonusRows, Decided, RowSettings
 from midlogit.decide.transfer import HostCopy, to_device
-from midlogit.engines.vllm.given import Run
+from midlogit.engines.vllm.given import Drawn
 from midlogit.engines.vllm.steps import ExecutedStep, SampledStep, ScheduledStep
 
 # Counts the accepted drafts of each sequence: (drafted_PN, sampled_PN, bonus_sequences) -> [N], on their device.
@@ -35,7 +35,7 @@ class TrackedSequence:
     The sequence itself learns of its tokens later, while the device works.
     """
 
-    sequence: Run
+    sequence: Drawn
     num_tokens: int = 0
 
     @property

@@ -8,6 +8,7 @@ another update is complete.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,8 +20,17 @@ from midlogit.engines.stepping import SteppingEngine
 from midlogit.engines.vllm.adapters import PLAIN
 from midlogit.engines.vllm.core import Core
 from midlogit.engines.vllm.given import Run
-from midlogit.engines.weights import NamedTensors, are_finite, check_weights, checksum
-from midlogit.errors import InvalidRequest, WeightMismatch, first_line
+from midlogit.engines.vllm.lockstep import Lockstep
+from midlogit.engines.vllm.ranks import OnLockstep
+from midlogit.engines.vllm.shared import SharedTensors
+from midlogit.engines.weights import (
+    NamedTensors,
+    SafetensorsFolder,
+    are_finite,
+    check_weights,
+    checksum,
+)
+from midlogit.errors import EngineFailure, InvalidRequest, WeightMismatch, first_line
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.models.weights import architecture, stored_tensors
 
@@ -53,6 +63,20 @@ class TransferEngine(SteppingEngine[Run], WeightTransfer):
         self._layout = layout_of(checkpoint)
         self._received: set[str] | None = None  # names that came since an update has begun
 
+    @abstractmethod
+    def on_every_rank(self, call: OnLockstep, *arguments: Any) -> list[Any]:
+        """Makes a call with the lockstep of every rank, between two steps, in the engine's thread.
+
+        Args:
+            call: a function of a module, so that the other ranks can load it. arguments: sent to them.
+
+        Returns:
+            What each rank returned, this one's first.
+
+        Raises:
+            Exception: what one of the ranks raised.
+        """
+
     def check_weights(self, weights: Weights | None) -> NamedTensors:
         if self._base.has_adapter:
             raise InvalidRequest("A base with an adapter cannot be given weights.", PLAIN)
@@ -64,20 +88,27 @@ class TransferEngine(SteppingEngine[Run], WeightTransfer):
         return check_weights(weights, self._layout)
 
     def load_weights(self, checked: NamedTensors) -> None:
-        self._call_vllm("reload_weights", weights_iterator=iter(checked))
+        is_sent = self.transfer_world_size > 1 and not isinstance(checked, SafetensorsFolder)
+        named = SharedTensors([*checked]) if is_sent else checked
+        self._vllm("reload_weights", reload_weights, named)
         if self._base.is_receiving:  # an update that its trainer never finished
             self._call_vllm("finish_weight_update")
-        self._base.repack_head()
+        self.on_every_rank(repack_head)
         self._received = None
 
     def base_checksum(self) -> int:
+        if self.transfer_world_size > 1:
+            raise InvalidRequest(
+                f"The base's weights are shared by {self.transfer_world_size} devices.",
+                "Ask for their checksum where one device has all of them.",
+            )
         return self.between_steps(lambda: checksum(self._base.weights()))
 
     def recompute(self) -> None:
-        self._base.preempt_all()
+        self.on_every_rank(preempt_all)
 
     def forget_prefixes(self) -> None:
-        self._base.forget_prefixes()
+        self.on_every_rank(forget_prefixes)
 
     @property
     def transfer_backend(self) -> str | None:
@@ -137,9 +168,9 @@ class TransferEngine(SteppingEngine[Run], WeightTransfer):
         except WeightMismatch as error:
             self._refuse(error)
         self._call_vllm("finish_weight_update")
-        self._base.repack_head()
+        self.on_every_rank(repack_head)
         self._received = None
-        if not are_finite(self._base.weights()):
+        if not all(self.on_every_rank(has_finite_weights)):
             raise WeightMismatch("The weights that came hold NaN or infinite values.", WAITS)
         self._begin_version(version, running)
 
@@ -161,15 +192,49 @@ class TransferEngine(SteppingEngine[Run], WeightTransfer):
         raise error
 
     def _call_vllm(self, method: str, **arguments: Any) -> None:
-        """Calls a method of the base's worker.
+        """Calls a method of the base's worker on every rank.
 
         Raises:
             InvalidRequest: what vLLM refuses.
         """
+        self._vllm(method, call_worker, method, arguments)
+
+    def _vllm(self, method: str, call: OnLockstep, *arguments: Any) -> None:
+        """Makes a call on every rank that ends in a method of vLLM.
+
+        Raises:
+            EngineFailure: a rank has ended. InvalidRequest: what vLLM refuses.
+        """
         try:
-            self._base.call_worker(method, **arguments)
+            self.on_every_rank(call, *arguments)
+        except EngineFailure:
+            raise
         except Exception as error:  # vLLM, NCCL and CUDA raise many kinds
             if method == "update_weights":
                 self._received = None
             hint = WAITS if self._is_half_loaded else ""
             raise InvalidRequest(f"vLLM's {method} failed: {first_line(error)}", hint) from error
+
+
+def call_worker(lockstep: Lockstep, method: str, arguments: dict[str, Any]) -> None:
+    lockstep.base.call_worker(method, **arguments)
+
+
+def reload_weights(lockstep: Lockstep, named: NamedTensors) -> None:
+    lockstep.base.call_worker("reload_weights", weights_iterator=iter(named))
+
+
+def repack_head(lockstep: Lockstep) -> None:
+    lockstep.base.repack_head()
+
+
+def preempt_all(lockstep: Lockstep) -> None:
+    lockstep.base.preempt_all()
+
+
+def forget_prefixes(lockstep: Lockstep) -> None:
+    lockstep.base.forget_prefixes()
+
+
+def has_finite_weights(lockstep: Lockstep) -> bool:
+    return are_finite(lockstep.base.weights())

@@ -114,6 +114,9 @@ PrefixCaching = Annotated[
     bool | None, typer.Option(help="vLLM: share the beginnings of prompts; by default on.")
 ]
 Context = Annotated[int | None, typer.Option(help="vLLM: most tokens of prompt and completion.")]
+TensorParallel = Annotated[
+    int | None, typer.Option(help="vLLM: how many GPUs share each of the two models, by default 1.")
+]
 Speculation = Annotated[
     str,
     typer.Option(

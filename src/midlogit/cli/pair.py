@@ -37,6 +37,7 @@ from midlogit.cli.options import (
     TeacherModel,
     TeacherTemplate,
     TeacherTokenizer,
+    TensorParallel,
     TopK,
     Trust,
 )
@@ -87,6 +88,7 @@ def _pair_options(
     max_num_seqs: MaxNumSeqs = None,
     gpu_memory_utilization: Memory = 0.9,
     max_model_len: Context = None,
+    tensor_parallel_size: TensorParallel = None,
     quantization: Quantization = None,
     kv_cache_dtype: CacheDtype = None,
     enforce_eager: Eager = None,
@@ -124,6 +126,7 @@ def _pair_options(
     common = {
         "base_lora": base_lora,
         "teacher_lora": teacher_lora,
+        "tensor_parallel_size": tensor_parallel_size,
         "quantization": quantization,
         "kv_cache_dtype": kv_cache_dtype,
         "enforce_eager": enforce_eager,

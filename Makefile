@@ -12,7 +12,7 @@ VLLM_TESTS := $(VLLM)/.tests
 RAY := .cache/ray
 RAY_TESTS := $(RAY)/.tests
 
-.PHONY: demo test test-http test-faults test-fuzz test-light test-vllm test-vllm-v2 test-load test-exports test-clients test-verl test-ray test-ray-kills ray vllm check lint newest bench clean
+.PHONY: demo test test-http test-faults test-fuzz test-light test-vllm test-vllm-v2 test-tp test-load test-exports test-clients test-verl test-ray test-ray-kills ray vllm check lint newest bench clean
 
 demo: $(RUNS)
 	@$(BIN)/midlogit demo
@@ -20,9 +20,9 @@ demo: $(RUNS)
 # First all that needs no vLLM; then, side by side, what needs two vLLM servers and what runs vLLM inside the process.
 # vLLM pins torch and much else, so it is installed (once) into an environment of its own below .cache.
 # One thread a process: several share the processors, and models this small do not want more.
-test test-http test-faults test-fuzz test-light test-vllm test-vllm-v2 test-load test-exports test-clients test-verl test-ray test-ray-kills: export OMP_NUM_THREADS = 1
+test test-http test-faults test-fuzz test-light test-vllm test-vllm-v2 test-tp test-load test-exports test-clients test-verl test-ray test-ray-kills: export OMP_NUM_THREADS = 1
 test: $(TESTS) $(VLLM_TESTS)
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm --ignore tests/trainers --ignore tests/verl --ignore tests/load
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm --ignore tests/tensor_parallel --ignore tests/trainers --ignore tests/verl --ignore tests/load
 	@echo "tests/http and tests/vllm run side by side; each reports when it has ended ..."
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-http test-vllm
 
@@ -47,6 +47,10 @@ test-vllm-v2: export VLLM_USE_V2_MODEL_RUNNER = 1
 test-vllm-v2: export PYTHONPATH = $(CURDIR)/tests/vllm/interpreter
 test-vllm-v2: $(VLLM_TESTS)
 	$(VLLM)/bin/pytest tests/vllm
+
+# Not part of `make test`: it takes minutes. Pairs of two processes, which share two processors with all else.
+test-tp: $(VLLM_TESTS)
+	$(VLLM)/bin/pytest tests/tensor_parallel
 
 # Two hundred damaged model folders; `make test` has the first of them.
 test-fuzz: $(TESTS)

@@ -42,6 +42,7 @@ OTHERS |= {"RLOOTrainer", "mask_truncated_completions", "vllm_importance_samplin
 OTHERS |= {"sequence_mask", "sequence_truncate", "token_truncate", "min_p", "repetition_penalty"}
 OTHERS |= {"vllm_server_base_url"}  # TRL
 OTHERS |= {"MultiTurnSFTDataset", "RLHFDataset", "ref_log_prob", "rollout_log_probs"}  # verl
+OTHERS |= {"torchrun"}
 OTHERS |= {"general", "ground_truth", "answer", "agent_name"}  # columns of verl's data
 OTHERS |= {"AgentLoopWorker", "vLLMHttpServer", "tokenizer_path"}  # verl
 OTHERS |= {"compute_rollout_correction_and_rejection_mask"}

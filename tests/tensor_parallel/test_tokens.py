@@ -65,7 +65,7 @@ def test_tokens_equal_those_of_one_rank(pair: Pair, shared: Pair) -> None:
         pair.score(PROMPTS[:3], base_prompts=PROMPTS[:3]),
         strict=True,
     ):
-        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+        assert ours.diagnostics.logprobs == pytest.approx(theirs.diagnostics.logprobs, abs=1e-4)
 
 
 def test_ranks_agree_on_what_depends_on_time_and_text(shared: Pair) -> None:

@@ -131,8 +131,14 @@ def test_a_vllm_without_the_internals_is_refused(
         ({"structured_outputs_config": {}}, "structured_outputs_config cannot be used here"),
         (
             {"tensor_parallel_size": 2},
-            "tensor_parallel_size cannot be used here: .* parallel groups",
+            "tensor_parallel_size is 2, and .*base has 3 heads of attention",
         ),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size is 0"),
+        (
+            {"base_args": {"tensor_parallel_size": 1}},
+            "tensor_parallel_size cannot be used here: give it to the pair",
+        ),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size cannot be used here: use tensor"),
         ({"async_scheduling": True}, "async_scheduling cannot be used here"),
         ({"speling": 1}, "no option 'speling'"),
         ({"max_num_seqs": 0}, "max_num_seqs is 0"),

@@ -22,7 +22,6 @@ from midlogit.decide.transfer import HostCopy, to_device
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.vllm.core import Core
 from midlogit.engines.vllm.given import Drawn
-from midlogit.engines.vllm.runner import DeviceTokens
 from midlogit.engines.vllm.observer import Observer, StepClock, StepRecord
 from midlogit.engines.vllm.process import CorePair
 from midlogit.engines.vllm.rounds import (
@@ -33,6 +32,7 @@ from midlogit.engines.vllm.rounds import (
     TrackedSequence,
     num_accepted,
 )
+from midlogit.engines.vllm.runner import DeviceTokens
 from midlogit.engines.vllm.steps import ExecutedStep, SampledStep
 from midlogit.errors import EngineFailure
 

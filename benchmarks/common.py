@@ -152,11 +152,12 @@ def write_results(output: Path, device: str, rows: list[dict[str, Any]]) -> None
     output.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def time_alone(model: Path, batches: list[int]) -> dict[int, float]:
+def time_alone(model: Path, batches: list[int], ranks: int = 1) -> dict[int, float]:
     """Milliseconds per step of one model in vLLM's own `LLM.generate`, by batch size."""
     from vllm import LLM, SamplingParams
 
-    llm = LLM(str(model), skip_tokenizer_init=True, gpu_memory_utilization=0.6, **COMMON)
+    options = {**COMMON, "tensor_parallel_size": ranks}
+    llm = LLM(str(model), skip_tokenizer_init=True, gpu_memory_utilization=0.6, **options)
 
     def generate(asked: list[list[int]], tokens: int) -> None:
         params = SamplingParams(
@@ -167,7 +168,7 @@ def time_alone(model: Path, batches: list[int]) -> dict[int, float]:
     return {batch: step_ms(generate, batch)[0] for batch in batches}
 
 
-def time_alone_apart(folder: Path, batches: list[int]) -> dict[int, float]:
+def time_alone_apart(folder: Path, batches: list[int], ranks: int = 1) -> dict[int, float]:
     """`time_alone` in a process of its own."""
     start = time.perf_counter()
     command = [
@@ -177,6 +178,8 @@ def time_alone_apart(folder: Path, batches: list[int]) -> dict[int, float]:
         str(folder),
         "--batches",
         ",".join(map(str, batches)),
+        "--ranks",
+        str(ranks),
     ]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
@@ -194,8 +197,9 @@ def main() -> None:
     )
     options.add_argument("model", type=Path)
     options.add_argument("--batches", type=batch_sizes, default="1,8,64,256")
+    options.add_argument("--ranks", type=int, default=1, help="of tensor parallelism")
     chosen = options.parse_args()
-    print("RESULT" + json.dumps(time_alone(chosen.model, chosen.batches)))
+    print("RESULT" + json.dumps(time_alone(chosen.model, chosen.batches, chosen.ranks)))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from midlogit.engines.draft_length import SpeculationOption
 from midlogit.engines.vllm.adapters import PLAIN, Adapter
@@ -27,6 +29,8 @@ from midlogit.models.weights import SINGLE, at_revision
 
 if TYPE_CHECKING:
     from midlogit.engines.vllm.engine import VllmEngine
+    from midlogit.engines.vllm.memory import Split
+    from midlogit.engines.vllm.process import Opening
 
 
 def open_pair(
@@ -48,6 +52,100 @@ def open_pair(
     teacher_args: Options,
 ) -> tuple[Mixing, VllmEngine]:
     """See `Pair.vllm`."""
+    _require_in_range(max_num_seqs, gpu_memory_utilization)
+    draft_length(speculation)
+    base = at_revision(base, base_args.get("revision", options.get("revision")))
+    teacher = at_revision(teacher, teacher_args.get("revision", options.get("revision")))
+    opened = open_checkpoints(base, teacher, chat_template, trust_remote_code=trust_remote_code)
+    checkpoints = _limit_context(opened, max_model_len)
+    mixing = _require_usable(checkpoints)
+    require_sharable(tensor_parallel_size, checkpoints)
+
+    version = require_vllm()
+    sides = options_of_sides(options, base_args, teacher_args)
+    of_sides = [{"trust_remote_code": trust_remote_code, **own} for own in sides]
+    supported = supported_speculation(speculation, version, on_gpu=_has_gpu())
+
+    adapters = _open_adapters(loras, checkpoints)
+
+    from midlogit.engines.vllm.memory import split_device
+    from midlogit.engines.vllm.process import Opening
+
+    limits = {"dtype": dtype, "max_num_seqs": max_num_seqs, "max_model_len": max_model_len}
+    _require_taken(checkpoints, of_sides, adapters, limits)
+
+    divide = partial(
+        split_device,
+        *checkpoints,
+        dtype=dtype,
+        utilization=gpu_memory_utilization,
+        given=kv_cache_memory_bytes,
+        max_num_seqs=max_num_seqs,
+        max_model_len=max_model_len,
+        drafts=max(draft_length(supported).choices, default=0),
+        cache_dtypes=tuple(own.get("kv_cache_dtype", "auto") for own in of_sides),
+        adapter_weights=(_weights_of(adapters[0]), _weights_of(adapters[1])),
+    )
+    opening = partial(
+        Opening,
+        models=(checkpoints[0].name, checkpoints[1].name),
+        options=of_sides,
+        adapters=adapters,
+        limits=limits,
+        speculation=supported,
+        vocabulary=mixing.alignment.size,
+        size=tensor_parallel_size,
+    )
+    return mixing, _start(checkpoints[0], divide, opening, tensor_parallel_size, max_num_seqs)
+
+
+def _start(
+    base: Checkpoint,
+    divide: Callable[..., Split],
+    opening: Callable[..., Opening],
+    size: int,
+    max_num_seqs: int,
+) -> VllmEngine:
+    """Starts all ranks, then the engine on this one.
+
+    Args:
+        divide: gives the shares of the models, of the devices of all ranks.
+        opening: makes what the ranks need, of the shares and a port.
+        size: number of ranks.
+    """
+    from midlogit.engines.vllm.engine import VllmEngine
+    from midlogit.engines.vllm.memory import device_memory
+    from midlogit.engines.vllm.ranks import Ranks, free_port
+
+    ranks = Ranks(size)
+    try:
+        shares = divide(devices=[device_memory(), *ranks.memory()])
+        opened = ranks.open(opening(shares=shares, port=free_port()))
+    except BaseException:
+        ranks.kill()
+        raise
+    cores, decider, lengths = opened
+    engine = VllmEngine(cores, base, decider, lengths, max_num_seqs, ranks)
+    engine.start()
+    return engine
+
+
+def _has_gpu() -> bool:
+    return bool(require("torch", "local").cuda.is_available())
+
+
+def _require_usable(checkpoints: tuple[Checkpoint, Checkpoint]) -> Mixing:
+    """What the two models make together, once their files are checked."""
+    require("torch", "local")
+    for checkpoint in checkpoints:
+        _require_one_file(Path(checkpoint.name))
+        require_fit(checkpoint)
+    mixing = Mixing(*checkpoints)
+    mixing.require_mixable()
+    return mixing
+
+
+def _require_in_range(max_num_seqs: int, gpu_memory_utilization: float) -> None:
     if max_num_seqs < 1:
         raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
     if not 0 < gpu_memory_utilization <= 1:
@@ -55,75 +153,6 @@ def open_pair(
             f"gpu_memory_utilization is {gpu_memory_utilization}.",
             "It is a share of the device, in (0, 1].",
         )
-    draft_length(speculation)
-
-    base = at_revision(base, base_args.get("revision", options.get("revision")))
-    teacher = at_revision(teacher, teacher_args.get("revision", options.get("revision")))
-    opened = open_checkpoints(base, teacher, chat_template, trust_remote_code=trust_remote_code)
-    checkpoints = _limit_context(opened, max_model_len)
-    torch = require("torch", "local")
-    for checkpoint in checkpoints:
-        _require_one_file(Path(checkpoint.name))
-        require_fit(checkpoint)
-    mixing = Mixing(*checkpoints)
-    mixing.require_mixable()
-    require_sharable(tensor_parallel_size, checkpoints)
-
-    version = require_vllm()
-    of_sides = options_of_sides(options, base_args, teacher_args)
-    supported = supported_speculation(speculation, version, on_gpu=torch.cuda.is_available())
-
-    from midlogit.engines.vllm.engine import VllmEngine
-    from midlogit.engines.vllm.memory import device_memory, split_device
-    from midlogit.engines.vllm.process import Opening
-    from midlogit.engines.vllm.ranks import Ranks, free_port
-
-    limits: dict[str, Any] = {
-        "dtype": dtype,
-        "max_num_seqs": max_num_seqs,
-        "max_model_len": max_model_len,
-    }
-    adapters = _open_adapters(loras, checkpoints)
-    if adapters[0] is not None and "weight_transfer_config" in of_sides[0]:
-        raise InvalidRequest("A base with an adapter cannot receive weights.", PLAIN)
-    for side, checkpoint, own, adapter in zip(SIDES, checkpoints, of_sides, adapters, strict=True):
-        further = {} if adapter is None else adapter.options
-        given = {"trust_remote_code": trust_remote_code, **limits, **own, **further}
-        require_taken(side, checkpoint.name, given)
-
-    ranks = Ranks(tensor_parallel_size)
-    try:
-        shares = split_device(
-            *checkpoints,
-            utilization=gpu_memory_utilization,
-            given=kv_cache_memory_bytes,
-            drafts=max(draft_length(supported).choices, default=0),
-            devices=[device_memory(), *ranks.memory()],
-            cache_dtypes=(
-                of_sides[0].get("kv_cache_dtype", "auto"),
-                of_sides[1].get("kv_cache_dtype", "auto"),
-            ),
-            adapter_weights=(_weights_of(adapters[0]), _weights_of(adapters[1])),
-            **limits,
-        )
-        opening = Opening(
-            (checkpoints[0].name, checkpoints[1].name),
-            shares,
-            [{"trust_remote_code": trust_remote_code, **own} for own in of_sides],
-            adapters,
-            limits,
-            supported,
-            mixing.alignment.size,
-            ranks.size,
-            free_port(),
-        )
-        cores, decider, lengths = ranks.open(opening)
-    except BaseException:
-        ranks.kill()
-        raise
-    engine = VllmEngine(cores, checkpoints[0], decider, lengths, max_num_seqs, ranks)
-    engine.start()
-    return mixing, engine
 
 
 def _open_adapters(
@@ -135,6 +164,20 @@ def _open_adapters(
         None if base_lora is None else Adapter.open(base_lora, base),
         None if teacher_lora is None else Adapter.open(teacher_lora, teacher),
     )
+
+
+def _require_taken(
+    checkpoints: tuple[Checkpoint, Checkpoint],
+    of_sides: Sequence[Options],
+    adapters: tuple[Adapter | None, Adapter | None],
+    limits: Options,
+) -> None:
+    """Has vLLM check the options of each side."""
+    if adapters[0] is not None and "weight_transfer_config" in of_sides[0]:
+        raise InvalidRequest("A base with an adapter cannot receive weights.", PLAIN)
+    for side, checkpoint, own, adapter in zip(SIDES, checkpoints, of_sides, adapters, strict=True):
+        further = {} if adapter is None else adapter.options
+        require_taken(side, checkpoint.name, {**limits, **own, **further})
 
 
 def _weights_of(adapter: Adapter | None) -> int:

@@ -12,7 +12,7 @@ VLLM_TESTS := $(VLLM)/.tests
 RAY := .cache/ray
 RAY_TESTS := $(RAY)/.tests
 
-.PHONY: demo test test-http test-faults test-fuzz test-light test-vllm test-vllm-v2 test-tp test-load test-exports test-clients test-verl test-ray test-ray-kills ray vllm check lint newest bench clean
+.PHONY: demo test test-http test-faults test-verification test-fuzz test-light test-vllm test-vllm-v2 test-tp test-load test-exports test-clients test-verl test-ray test-ray-kills ray vllm check lint newest bench clean
 
 demo: $(RUNS)
 	@$(BIN)/midlogit demo
@@ -20,7 +20,7 @@ demo: $(RUNS)
 # First all that needs no vLLM; then, side by side, what needs two vLLM servers and what runs vLLM inside the process.
 # vLLM pins torch and much else, so it is installed (once) into an environment of its own below .cache.
 # One thread a process: several share the processors, and models this small do not want more.
-test test-http test-faults test-fuzz test-light test-vllm test-vllm-v2 test-tp test-load test-exports test-clients test-verl test-ray test-ray-kills: export OMP_NUM_THREADS = 1
+test test-http test-faults test-verification test-fuzz test-light test-vllm test-vllm-v2 test-tp test-load test-exports test-clients test-verl test-ray test-ray-kills: export OMP_NUM_THREADS = 1
 test: $(TESTS) $(VLLM_TESTS)
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/http --ignore tests/vllm --ignore tests/tensor_parallel --ignore tests/trainers --ignore tests/verl --ignore tests/load
 	@echo "tests/http and tests/vllm run side by side; each reports when it has ended ..."
@@ -29,7 +29,8 @@ test: $(TESTS) $(VLLM_TESTS)
 vllm: $(VLLM_TESTS)
 
 test-http: $(TESTS) $(VLLM_TESTS)
-	$(BIN)/pytest tests/http --ignore tests/http/test_light_client.py --ignore tests/http/test_schedules.py
+	$(BIN)/pytest tests/http --ignore tests/http/test_light_client.py --ignore tests/http/test_schedules.py \
+		--ignore tests/http/test_verification.py
 
 # Not part of `make test`: pip makes two environments, one of them with the transformers of an older trainer.
 test-light: $(TESTS) $(VLLM_TESTS)
@@ -38,6 +39,10 @@ test-light: $(TESTS) $(VLLM_TESTS)
 # Not part of `make test`: it takes minutes. Random faults between the engine and real servers, one of which is killed.
 test-faults: $(TESTS) $(VLLM_TESTS)
 	$(BIN)/pytest tests/http/test_schedules.py
+
+# Not part of `make test`: it takes a minute. A teacher on vLLM's second model runner, in Triton's interpreter.
+test-verification: $(TESTS) $(VLLM_TESTS)
+	$(BIN)/pytest tests/http/test_verification.py
 
 test-vllm: $(VLLM_TESTS)
 	$(VLLM)/bin/pytest tests/vllm

@@ -40,9 +40,14 @@ PROMPT = "Once upon a time there was a little fox, number {}, who lived in the f
 
 
 class Wire:
-    """Notes when a request is written to and an answer is read from each connection of the process."""
+    """Notes when a request is written to and an answer is read from each connection of the process.
 
-    def __init__(self) -> None:
+    Args:
+        clock: seconds; of the processor time of the thread, where only that is to be counted.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self._notes: dict[object, list[tuple[str, float]]] = {}
         self._watch(Address, "send", lambda address, protocol, body: protocol, "sent")
         self._watch(ResponseHandler, "data_received", lambda protocol, data: protocol, "read")
@@ -54,7 +59,7 @@ class Wire:
 
         def noted(self_, *arguments):
             self._notes.setdefault(connection_of(self_, *arguments), []).append(
-                (what, time.perf_counter())
+                (what, self._clock())
             )
             plain(self_, *arguments)
 

@@ -34,6 +34,7 @@ OTHERS = {
     "quantization",
     "load_format",
 }  # vLLM
+OTHERS |= {"prompt_logprobs", "prompt_logprob_token_ids", "skip_reading_prefix_cache"}  # vLLM
 OTHERS |= {"theta", "t"}  # the older coordinator's words for the two models
 OTHERS |= {"null", "true", "real_models", "Int64"}  # JSON, a marker of tests, a type of pandas
 OTHERS |= {"datasets.load_dataset", "custom_id"}  # datasets, OpenAI batch files
@@ -60,6 +61,7 @@ VLLM_OPTIONS = {
     "--max-model-len",
     "--max-logprobs",
     "--logprobs-mode",
+    "--enable-scale-out",
 }
 SLIME_OPTIONS = {
     "--update-weight-transport",

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from tests.http.damage import DAMAGE
 
 JSON = "application/json"
+ROWS = ("/completions", "/inference/v1/generate")  # paths of calls for rows
 Rewrite = Callable[[str, Any], Any]
 
 
@@ -32,7 +33,7 @@ class Proxy:
     """Forwards to `target`; each fault is a plain attribute, set while it runs.
 
     Attributes:
-        fault: called with the number of the /completions call, from 0; returns the name of what to do with it:
+        fault: called with the number of the call for rows, from 0; returns the name of what to do with it:
             "" (nothing), "reset" (cut the connection in mid-body), "truncate" (half the JSON), a status such as
             "500", "hang" (no answer), "delay" (half a second late), "longer" or "shorter" (a Content-Length that is too
             long or too short), "text" (another Content-Type), "swap" (the answer before in place of this one), "twice"
@@ -40,9 +41,11 @@ class Proxy:
         dead: connections are accepted and cut at once.
         max_logprobs: as if the server had been started with this --max-logprobs.
         authorize: whether to let an Authorization header through.
-        refuse: whether to answer a /completions body with a 400.
+        refuse: whether to answer the body of a call for rows with a 400.
+        scales_out: whether the server is one that has been started with --enable-scale-out.
         rewrite_request, rewrite_answer: (path, JSON) to JSON.
-        calls, rows: how many /completions calls and prompts there were.
+        calls, rows: how many calls for rows and prompts in them there were.
+        verifications: how many of the calls were for rows along one sequence.
     """
 
     def __init__(self, target: str) -> None:
@@ -54,8 +57,10 @@ class Proxy:
         self.refuse: Callable[[Any], bool] = lambda body: False
         self.rewrite_request: Rewrite = lambda path, body: body
         self.rewrite_answer: Rewrite = lambda path, body: body
+        self.scales_out = True
         self.calls = 0
         self.rows = 0
+        self.verifications = 0
         self._previous = b"{}"
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -115,10 +120,16 @@ class Proxy:
             self._answer(handler, 401, b'{"error": "Unauthorized"}')
             return
         what = ""
-        if handler.path.endswith("/completions"):
+        if handler.path.endswith(ROWS[1]) and not self.scales_out:
+            self._answer(
+                handler, 403, b'{"error": {"message": "Scale-out endpoints are disabled."}}'
+            )
+            return
+        if handler.path.endswith(ROWS):
             with self._lock:
                 number, self.calls = self.calls, self.calls + 1
-                self.rows += len(json.loads(body)["prompt"])
+                self.rows += len(json.loads(body).get("prompt", "1"))
+                self.verifications += handler.path.endswith(ROWS[1])
             what = self.fault(number)
             asked = json.loads(body).get("logprobs") or 0
             if self.max_logprobs is not None and asked > self.max_logprobs:
@@ -146,7 +157,7 @@ class Proxy:
             handler.wfile.flush()
             self._cut(handler)
             return
-        if status == 200 and handler.path.endswith("/completions"):
+        if status == 200 and handler.path.endswith(ROWS):
             self._answer_broken(handler, what, content)
         else:
             self._answer(handler, status, content)

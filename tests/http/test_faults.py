@@ -146,7 +146,7 @@ def test_seats_are_balanced_after_cancellations(urls: Urls) -> None:
             batch = pair.as_completed(PROMPTS, replace(PARAMS, max_tokens=400))
             time.sleep(0.4)
             assert {c.finish_reason for c in batch.stop()} == {"abort"}
-        while any(replica.row_calls or replica.draft_calls for replica in replicas):
+        while any(replica.row_calls or replica.span_calls for replica in replicas):
             time.sleep(0.01)
         assert [replica.num_slots for replica in replicas] == [0, 0]
         assert not any(replica.waiting for replica in replicas)

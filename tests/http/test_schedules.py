@@ -118,7 +118,7 @@ def require_no_seats(pair: Pair) -> None:
     deadline = time.monotonic() + 60
     for side in (pair.engine.sides.base, pair.engine.sides.teacher):
         for replica in side.replicas.replicas:
-            while replica.row_calls or replica.draft_calls:
+            while replica.row_calls or replica.span_calls:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             assert (replica.num_slots, replica.waiting) == (0, [])

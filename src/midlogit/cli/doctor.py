@@ -115,6 +115,9 @@ def _describe_served(side: OpenedSide) -> None:
         print(
             f"           up to {facts.max_logprobs} log-probabilities per token by token id; {scored}"
         )
+        if facts.endpoint.side == "teacher":
+            verified = "as one sequence" if facts.verifies else "by a prompt for each"
+            print(f"           drafts are verified {verified}")
     template = _template(model)
     print(f"           context {model.max_context}, {model.logit_size} logits, {template}")
     source = "asked of the server" if model.vocabulary is None else f"files in {model.name}"

@@ -244,14 +244,18 @@ class HttpEngine(ScoringServers):
         Positions that need no scores are sampled first: if one of them rejects its draft, nothing is scored.
         """
         width = self._width_of(sequence.request.params.top_logprobs)
+        asked = drafts.request
+        settings = [sequence.settings_at(position + n) for n in range(asked.num_tokens)]
         steps = await drafts.steps
         drafted = self._verifiable(sequence, steps)
-        teacher_rows = self.sides.teacher.replicas.top(slots[1], width.drafting, drafted)
+
+        base_rows = [step.row for step in steps[: len(drafted) + 1]]
         settings = [
-            replace(sequence.settings_at(position + n), draft=_draft_of(drafts.request, steps[n]))
-            for n in range(len(teacher_rows))
+            replace(row, draft=_draft_of(asked, step))
+            for row, step in zip(settings, steps[: len(base_rows)], strict=False)
         ]
-        wide = [(step.row, await row) for step, row in zip(steps, teacher_rows, strict=False)]
+        teacher_rows = await self.sides.verify(slots[1], drafted, base_rows, width)
+        wide = list(zip(base_rows, teacher_rows, strict=True))
 
         narrowed = [
             self.sides.narrow(rows, width.start, s) for rows, s in zip(wide, settings, strict=True)

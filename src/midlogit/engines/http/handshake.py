@@ -16,6 +16,7 @@ from midlogit.engines.http.client import BrokenAnswer, CallFailed, Client, Endpo
 from midlogit.engines.http.fingerprints import PROMPTS, Fingerprint, fingerprint
 from midlogit.engines.http.tokenizing import read_ids
 from midlogit.engines.http.urls import shown
+from midlogit.engines.http.verification import PATH, VerifyRequest, read_verified, verify_body
 from midlogit.errors import InvalidRequest, ServerUnavailable
 
 DEFAULT_LOGPROBS = 20  # vLLM's own --max-logprobs
@@ -48,6 +49,7 @@ class ServerFacts:
         model: the name that it is served by. root: where it was loaded from, a folder or hub id.
         max_context: most tokens of prompt and completion together. form: of its answers.
         max_logprobs: most log-probabilities per position. scores: whether it scores chosen ids.
+        verifies: whether it gives the rows along one sequence, with chosen ids.
         tokenizes: whether it offers /tokenize. version: of vLLM, None where it does not say.
         fingerprint: of its weights.
     """
@@ -59,6 +61,7 @@ class ServerFacts:
     form: rows.Form
     max_logprobs: int
     scores: bool
+    verifies: bool
     tokenizes: bool
     version: str | None
     fingerprint: Fingerprint
@@ -110,8 +113,9 @@ async def shake_hands(
 
     k = min(top_k or DEFAULT_LOGPROBS, max_logprobs)
     form, found = await _probe_rows(client, server, name, k, logit_size)
-    scores, tokenizes, version = await asyncio.gather(
+    scores, verifies, tokenizes, version = await asyncio.gather(
         _can_score(client, server, name, form),
+        _can_verify(client, server, name, form),
         _can_tokenize(client, server, name),
         _version(client, server),
     )
@@ -123,6 +127,7 @@ async def shake_hands(
         form=form,
         max_logprobs=max_logprobs,
         scores=scores,
+        verifies=verifies,
         tokenizes=tokenizes,
         version=version,
         fingerprint=fingerprint(found),
@@ -328,6 +333,22 @@ async def _can_score(client: Client, server: Endpoint, model: str, form: rows.Fo
             raise unavailable(server, failure) from failure
         return False
     return all(i in row for i in chosen)
+
+
+async def _can_verify(client: Client, server: Endpoint, model: str, form: rows.Form) -> bool:
+    """Whether the server gives the rows along a sequence: most lack the route, or chosen ids in it."""
+    first, *drafted = PROMPTS[0]
+    request = VerifyRequest(drafted, [[1, form.logit_size - 1]] * (len(drafted) + 1))
+    body = verify_body(model, [first], 1, request)
+    try:
+        found = await client.call(
+            server, PATH, body, lambda answer: read_verified(answer, body, form)
+        )
+    except CallFailed as failure:
+        if failure.retryable and not failure.is_broken_answer:
+            raise unavailable(server, failure) from failure
+        return False
+    return found is not None
 
 
 async def _can_tokenize(client: Client, server: Endpoint, model: str) -> bool:

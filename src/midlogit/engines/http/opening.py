@@ -57,6 +57,10 @@ class OpenedSide:
     def scores(self) -> bool:
         return all(facts.scores for facts in self.facts)
 
+    @property
+    def verifies(self) -> bool:
+        return all(facts.verifies for facts in self.facts)
+
 
 def open_pair(
     base: Upstream,
@@ -198,6 +202,7 @@ def open_engine(
             ReplicaPool(client, side.facts),
             side.model.logit_size,
             side.scores,
+            side.verifies,
         )
         for side in sides
     ]

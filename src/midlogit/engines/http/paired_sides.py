@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from midlogit.decide.base import RowSettings
 from midlogit.decide.truncated.lists import TopLogprobs, unlisted_ids
 from midlogit.engines.http.replicas import PendingRow, ReplicaPool, Slot
+from midlogit.engines.http.rounds import ListWidth
 from midlogit.engines.http.rows import most_likely
 from midlogit.engines.http.upstream import SIDES
+from midlogit.engines.http.verification import VerifyRequest
 from midlogit.outputs import Side
 
 # Of (base, teacher), each:
@@ -27,12 +29,13 @@ class ServedSide:
 
     Attributes:
         replicas: where its rows come from. logit_size: ids that its model has.
-        scores: whether its servers score chosen ids.
+        scores: whether its servers score chosen ids. verifies: whether they verify drafts as one sequence.
     """
 
     replicas: ReplicaPool
     logit_size: int
     scores: bool
+    verifies: bool
 
     def top_logprobs(self, row: dict[int, float]) -> TopLogprobs:
         """A list as it was returned: no id outside it is more likely than its least likely one."""
@@ -63,6 +66,31 @@ class PairedSides:
     async def read_top(self, rows: tuple[PendingRow, ...]) -> TopPair:
         """The answers of `request_top`."""
         return self.base.top_logprobs(await rows[0]), self.teacher.top_logprobs(await rows[1])
+
+    async def verify(
+        self,
+        slot: Slot,
+        drafted: Sequence[int],
+        base_rows: Sequence[dict[int, float]],
+        width: ListWidth,
+    ) -> list[dict[int, float]]:
+        """The teacher's rows after the prefix and after each draft, where the base's are `base_rows`.
+
+        As one sequence, which scores what the base lists; else each row as a prompt of its own, whose list is so long
+        that little is left to score.
+        """
+        request = VerifyRequest(
+            drafted,
+            [
+                [i for i in most_likely(row, width.start) if i < self.vocabulary]
+                for row in base_rows
+            ],
+        )
+        if self.teacher.verifies and slot.has_room_for(request.num_tokens):
+            rows = await self.teacher.replicas.verify(slot, width.start, request)
+            if rows is not None:
+                return rows
+        return [await row for row in self.teacher.replicas.top(slot, width.drafting, drafted)]
 
     def missing_ids(self, pair: TopPair, settings: RowSettings) -> IdsPair:
         """Ids that only the other side lists and that this side can score."""

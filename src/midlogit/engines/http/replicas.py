@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from midlogit.engines.http import rows
+from midlogit.engines.http import rows, verification
 from midlogit.engines.http.client import CallFailed, Client, Endpoint
 from midlogit.engines.http.handshake import ServerFacts
 from midlogit.engines.http.weight_watch import WeightWatch
@@ -20,8 +20,8 @@ MAX_CALLS = (
     4  # row calls in flight per replica: a long prompt holds up its own call, not the others
 )
 MAX_ROWS = 256  # prompts per call
-MAX_DRAFT_CALLS = (
-    64  # draft calls in flight per replica: they share no call, so the server batches them
+MAX_SPAN_CALLS = (
+    64  # calls for spans in flight per replica: spans share no call, so the server batches them
 )
 COOL_DOWN = 5.0  # seconds for which a failed replica is avoided while another is up
 
@@ -32,7 +32,7 @@ class Replica:
 
     Attributes:
         waiting: requests that no call carries yet.
-        row_calls, draft_calls: calls in flight.
+        row_calls, span_calls: calls in flight.
         is_scoring: whether the calls in flight score chosen ids. Calls of both kinds are never in flight together:
             vLLM corrupts the top-k lists of requests batched with a `logprob_token_ids` request.
         num_slots: sequences assigned to it.
@@ -44,7 +44,7 @@ class Replica:
     weights: WeightWatch
     waiting: list[RowRequest] = field(default_factory=list)
     row_calls: int = 0
-    draft_calls: int = 0
+    span_calls: int = 0
     is_scoring: bool = False
     num_slots: int = 0
     is_flush_scheduled: bool = False
@@ -71,6 +71,10 @@ class Slot:
     is_released: bool = False
     has_other_weights: bool = False
 
+    def has_room_for(self, num_tokens: int) -> bool:
+        """Whether so many tokens fit into its server's context after the prefix."""
+        return len(self.prefix) + num_tokens <= self.replica.facts.max_context
+
 
 @dataclass(eq=False, slots=True)
 class RowRequest:
@@ -78,15 +82,16 @@ class RowRequest:
 
     Attributes:
         k: how many of the most likely ids; 0 for the scores of `ids` instead.
-        drafts: tokens to sample from the prefix on, each with its own list of `k` ids; None for one row.
-        answer: what `rows.read_top`, `rows.read_scores` or `rows.read_drafts` makes of the server's answer.
+        span: rows along one sequence, in a call of their own: tokens to draft or drafts to verify, each with its own
+            list of `k` ids; None for one row.
+        answer: what a reader of `rows` or `verification` makes of the server's answer.
     """
 
     slot: Slot
     prefix: Sequence[int]
     k: int
     ids: tuple[int, ...]
-    drafts: rows.DraftRequest | None
+    span: rows.DraftRequest | verification.VerifyRequest | None
     answer: asyncio.Future[Any]
 
     @property
@@ -165,6 +170,18 @@ class ReplicaPool:
         )
         return self._enqueue(slot, [request])[0]
 
+    def verify(
+        self, slot: Slot, k: int, drafts: verification.VerifyRequest
+    ) -> asyncio.Future[list[dict[int, float]] | None]:
+        """The rows of `top` after the drafted tokens, with scores of chosen ids, as one sequence.
+
+        None where the server's prefix cache hides some of them.
+        """
+        request = RowRequest(
+            slot, list(slot.prefix), k, (), drafts, self._client.loop.create_future()
+        )
+        return self._enqueue(slot, [request])[0]
+
     def _enqueue(self, slot: Slot, requests: list[RowRequest]) -> list[asyncio.Future[Any]]:
         slot.replica.waiting += requests
         self._schedule_flush(slot.replica)
@@ -185,10 +202,10 @@ class ReplicaPool:
     def _flush(self, replica: Replica) -> None:
         replica.is_flush_scheduled = False
         while requests := self._next_call(replica):
-            if requests[0].drafts is None:
+            if requests[0].span is None:
                 replica.row_calls += 1
             else:
-                replica.draft_calls += 1
+                replica.span_calls += 1
             replica.is_scoring = requests[0].k == 0
 
             task = self._client.loop.create_task(self._send(replica, requests))
@@ -198,17 +215,17 @@ class ReplicaPool:
     def _next_call(self, replica: Replica) -> list[RowRequest]:
         """Takes waiting requests that can share a call: the same k, or chosen ids that fit into one list.
 
-        First rows have prompts to prefill, so they share no call with others. Drafts share no call at all.
+        First rows have prompts to prefill, so they share no call with others. Spans share no call at all.
         """
         replica.waiting = [request for request in replica.waiting if request.is_wanted]
         if not replica.waiting:
             return []
 
         oldest = replica.waiting[0]
-        if (replica.row_calls or replica.draft_calls) and (oldest.k == 0) != replica.is_scoring:
+        if (replica.row_calls or replica.span_calls) and (oldest.k == 0) != replica.is_scoring:
             return []
-        if oldest.drafts is not None:
-            return [replica.waiting.pop(0)] if replica.draft_calls < MAX_DRAFT_CALLS else []
+        if oldest.span is not None:
+            return [replica.waiting.pop(0)] if replica.span_calls < MAX_SPAN_CALLS else []
         if replica.row_calls >= self.max_calls:
             return []
 
@@ -219,7 +236,7 @@ class ReplicaPool:
             is_alike = (
                 request.k == oldest.k
                 and request.slot.is_new == oldest.slot.is_new
-                and request.drafts is None
+                and request.span is None
             )
             if (
                 is_alike
@@ -247,10 +264,10 @@ class ReplicaPool:
             message = f"{replica.endpoint.name}: {type(error).__name__}: {error}"
             _fail(requests, CallFailed(message, retryable=False))
         finally:
-            if requests[0].drafts is None:
+            if requests[0].span is None:
                 replica.row_calls -= 1
             else:
-                replica.draft_calls -= 1
+                replica.span_calls -= 1
             self._schedule_flush(replica)
 
     async def _send_alone(self, request: RowRequest) -> None:
@@ -319,13 +336,17 @@ class ReplicaPool:
     ) -> list[Any]:
         """Makes one attempt; where the replica's weights must be checked, their rows are not used before they are."""
         prompts = [request.prefix for request in requests]
-        k, drafts = requests[0].k, requests[0].drafts
+        k, span = requests[0].k, requests[0].span
         ids = sorted({i for request in requests for i in request.ids})
 
-        model = replica.facts.model
-        read: Callable[[Any, dict[str, Any], rows.Form], list[Any]]
-        if drafts is not None:
-            body, read = rows.draft_body(model, prompts[0], k, drafts), rows.read_drafts
+        model, path = replica.facts.model, "/completions"
+        read: Callable[[Any, dict[str, Any], rows.Form], Any]
+        if isinstance(span, verification.VerifyRequest):
+            path = verification.PATH
+            body = verification.verify_body(model, prompts[0], k, span)
+            read = verification.read_verified
+        elif span is not None:
+            body, read = rows.draft_body(model, prompts[0], k, span), rows.read_drafts
         elif k:
             body, read = rows.top_body(model, prompts, k), rows.read_top
         else:
@@ -333,7 +354,7 @@ class ReplicaPool:
 
         call = self._client.call_once(
             replica.endpoint,
-            "/completions",
+            path,
             body,
             lambda answer: read(answer, body, replica.facts.form),
             fresh=is_retry,
@@ -342,7 +363,7 @@ class ReplicaPool:
             answer, _ = await asyncio.gather(call, replica.weights.check())
         else:
             answer = await call
-        return [answer] if drafts is not None else list(answer)
+        return [answer] if span is not None else list(answer)
 
     def _up(self) -> list[Replica]:
         """Replicas that have not failed recently."""

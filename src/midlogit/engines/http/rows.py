@@ -137,7 +137,7 @@ def read_top(answer: Any, body: dict[str, Any], form: Form) -> list[dict[int, fl
         BrokenAnswer: as `read_rows`, or other numbers of ids came. Fewer are transient: vLLM answers so while
             another client has it score chosen ids (it fills the lists of all others with id 0 at −∞).
     """
-    return [_exactly(row, body["logprobs"]) for row in read_rows(answer, body, form)]
+    return [exactly(row, body["logprobs"]) for row in read_rows(answer, body, form)]
 
 
 def read_drafts(answer: Any, body: dict[str, Any], form: Form) -> list[DraftStep]:
@@ -157,7 +157,7 @@ def read_drafts(answer: Any, body: dict[str, Any], form: Form) -> list[DraftStep
     for row, token in zip(rows, tokens, strict=True):
         if token not in row:
             raise BrokenAnswer(f"it drew token {token}, which its own list of {k} does not name")
-        steps.append(DraftStep(_exactly(row, k), token))
+        steps.append(DraftStep(exactly(row, k), token))
     return steps
 
 
@@ -180,6 +180,39 @@ def most_likely(row: dict[int, float], k: int) -> dict[int, float]:
         if len(row) == k
         else dict(sorted(row.items(), key=lambda item: (-item[1], item[0]))[:k])
     )
+
+
+def exactly(row: dict[int, float], k: int) -> dict[int, float]:
+    """The `k` most likely ids of a row that holds no more than one other: vLLM adds the token that follows.
+
+    Raises:
+        BrokenAnswer: it holds fewer, or more.
+    """
+    given = len(row) - (row.get(0) == -math.inf)
+    if not k <= given <= k + 1:
+        raise BrokenAnswer(
+            f"it returned {given} log-probabilities where {k} were asked for", healthy=given < k
+        )
+    return most_likely(row, k)
+
+
+def possible(row: dict[int, float], form: Form) -> dict[int, float]:
+    """A row as it came, with −∞ for what vLLM writes instead.
+
+    Raises:
+        BrokenAnswer: its ids or values cannot be.
+    """
+    if not 0 <= min(row) <= max(row) < form.logit_size:
+        raise BrokenAnswer(f"it returned ids beyond its {form.logit_size}")
+
+    lowest, highest = min(row.values()), max(row.values())
+    mean = -math.log(form.logit_size)  # each row names the most likely id, whatever else it names
+    is_possible = lowest >= NOTHING and mean - ROUNDING <= highest <= ROUNDING
+    if not is_possible or sum(map(math.exp, row.values())) > 1 + ROUNDING:
+        raise BrokenAnswer("it returned values that are no log-probabilities")
+    if lowest == NOTHING:
+        row = {i: value if value > NOTHING else -math.inf for i, value in row.items()}
+    return row
 
 
 def _body(model: str, prompts: Sequence[Sequence[int]], k: int) -> dict[str, Any]:
@@ -218,29 +251,9 @@ def _read_rows(choice: Any, count: int, form: Form) -> list[dict[int, float]]:
     return [_read_row(values, form) for values in lists]
 
 
-def _exactly(row: dict[int, float], k: int) -> dict[int, float]:
-    """Exactly `k` ids of a row: vLLM adds the sampled token where it is not among them."""
-    given = len(row) - (row.get(0) == -math.inf)
-    if not k <= given <= k + 1:
-        raise BrokenAnswer(
-            f"it returned {given} log-probabilities where {k} were asked for", healthy=given < k
-        )
-    return most_likely(row, k)
-
-
 def _read_row(values: dict[str, float], form: Form) -> dict[int, float]:
     start = len(KEY)
     row = {int(key[start:]): value for key, value in values.items() if key.startswith(KEY)}
     if not row or len(row) != len(values):  # texts are not unique
         raise BrokenAnswer("it returned no log-probabilities by token id")
-    if not 0 <= min(row) <= max(row) < form.logit_size:
-        raise BrokenAnswer(f"it returned ids beyond its {form.logit_size}")
-
-    lowest, highest = min(row.values()), max(row.values())
-    mean = -math.log(form.logit_size)  # each row names the most likely id, whatever else it names
-    is_possible = lowest >= NOTHING and mean - ROUNDING <= highest <= ROUNDING
-    if not is_possible or sum(map(math.exp, row.values())) > 1 + ROUNDING:
-        raise BrokenAnswer("it returned values that are no log-probabilities")
-    if lowest == NOTHING:
-        row = {i: value if value > NOTHING else -math.inf for i, value in row.items()}
-    return row
+    return possible(row, form)

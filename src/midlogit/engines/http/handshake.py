@@ -345,7 +345,7 @@ async def _can_verify(client: Client, server: Endpoint, model: str, form: rows.F
             server, PATH, body, lambda answer: read_verified(answer, body, form)
         )
     except CallFailed as failure:
-        if failure.retryable and not failure.is_broken_answer:
+        if failure.status is None:
             raise unavailable(server, failure) from failure
         return False
     return found is not None

@@ -25,7 +25,7 @@ def require_fit(checkpoint: Checkpoint) -> None:
     """Checks that files and configuration fit, so that no weight is left at a random value.
 
     Files in another arrangement than the architecture's are only counted: loaders know their names. Quantised ones
-    are left to the loader.
+    must hold something of each layer; the rest is left to the loader.
 
     Raises:
         ModelUnavailable: says which tensor of which file, or which field, does not fit.
@@ -41,12 +41,30 @@ def require_fit(checkpoint: Checkpoint) -> None:
         raise ModelUnavailable(
             f"The config.json of {checkpoint.name} has {layers} layers, its files {len(stored)} tensors."
         )
-    if getattr(checkpoint.config, "quantization_config", None) is not None:
-        return
 
     # The checkpoint knows the configuration of its text model alone; files hold the other parts, too.
     whole = open_config(checkpoint.name, trust_remote_code=checkpoint.trust_remote_code)
-    _compare(architecture(replace(checkpoint, config=whole)), stored, folder)
+    model = architecture(replace(checkpoint, config=whole))
+    if getattr(checkpoint.config, "quantization_config", None) is not None:
+        _require_layers(model, stored, folder)
+    else:
+        _compare(model, stored, folder)
+
+
+def _require_layers(model: Any, stored: dict[str, Stored], folder: Path) -> None:
+    """Checks that files hold a tensor of each layer, whatever it is called there.
+
+    Raises:
+        ModelUnavailable: as `require_fit`.
+    """
+    layers = {name.rpartition(".")[0] for name in stored}
+    missing = [
+        name
+        for name, _ in model.named_parameters()
+        if not any(known.rpartition(".")[0] in layers for known in _names_of(model, name))
+    ]
+    if missing and not _is_rearranged(model):
+        raise ModelUnavailable(f"The weights in {folder} lack {_list(missing)}.")
 
 
 def _compare(model: Any, stored: dict[str, Stored], folder: Path) -> None:

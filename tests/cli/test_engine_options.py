@@ -95,6 +95,13 @@ def test_auto_is_vllm_where_it_can_run(
     assert (source_of(pair).engine, pair.slots) == (engine, slots)
 
 
+def test_doctor_says_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "installed_version", lambda name: "0.32.0")
+    for has_gpu, says in ((True, "vllm"), (False, "local: there is no GPU")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+        assert f"\nengine     auto takes {says}\n" in CliRunner().invoke(app, ["doctor"]).output
+
+
 def test_a_jobs_facts_hold_what_tokens_depend_on() -> None:
     """Speed and memory may change between the runs of a job, numbers may not."""
     given = parse_engine_args(

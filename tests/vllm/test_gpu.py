@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import transformers
 
 from midlogit import Pair, SamplingParams
 from midlogit.models.checkpoint import bundled
+from tests.adapters import merge, write_adapter
 from tests.questions import QUESTIONS
 from tests.vllm.conftest import require_empty
 
@@ -26,9 +29,15 @@ def logprobs_alone(prompt: list[int], tokens: list[int], model) -> list[float]:
     return rows[range(len(tokens)), tokens].tolist()
 
 
+@pytest.mark.parametrize("is_adapted", [False, True], ids=["plain", "adapted"])
 @pytest.mark.parametrize("speculation", ["off", 3])
-def test_rows_belong_to_their_sequences(speculation: int | str) -> None:
-    """bfloat16 against float32: raw log-probabilities agree on both sides but for rounding, and both KLs are equal."""
+def test_rows_belong_to_their_sequences(
+    tmp_path: Path, speculation: int | str, is_adapted: bool
+) -> None:
+    """With LoRA adapters on both sides, too, whose merged weights the rows are compared with.
+
+    bfloat16 against float32: raw log-probabilities agree on both sides but for rounding, and both KLs are equal.
+    """
     prompts = [" ".join(["river"] * (13 * n % 60)) + QUESTIONS[n % 16] for n in range(96)]
     base_prompts = [" ".join(["stone"] * (7 * n % 50)) + QUESTIONS[(n + 3) % 16] for n in range(96)]
     params = SamplingParams(seed=1, max_tokens=40)
@@ -38,19 +47,26 @@ def test_rows_belong_to_their_sequences(speculation: int | str) -> None:
         "max_model_len": 512,
         "max_num_batched_tokens": 512,
     }
+    models = {side: bundled(side) for side in ("base", "teacher")}
+    if is_adapted:
+        for side, model in models.items():
+            adapter = write_adapter(tmp_path / f"{side}_lora", model)
+            options[f"{side}_lora"] = adapter
+            models[side] = merge(tmp_path / side, model, adapter)
     with Pair.vllm(speculation=speculation, **options) as pair:
         found = pair.generate(prompts, params, base_prompts=base_prompts)
         again = pair.generate(prompts[:8], params, base_prompts=base_prompts[:8])
         mixing = pair.mixing
         require_empty(pair)
-        assert (pair.statistics()["speculation"]["accepted"] > 500) is (speculation != "off")
+        fewest = 100 if is_adapted else 500
+        assert (pair.statistics()["speculation"]["accepted"] > fewest) is (speculation != "off")
     assert {c.finish_reason for c in found} <= {"stop", "length"}
     assert (
         sum(a.token_ids == b.token_ids for a, b in zip(again, found, strict=False)) >= 6
     )  # batches round differently
     for side, texts in (("base", base_prompts), ("teacher", prompts)):
         model = (
-            transformers.AutoModelForCausalLM.from_pretrained(bundled(side), dtype=torch.float32)
+            transformers.AutoModelForCausalLM.from_pretrained(models[side], dtype=torch.float32)
             .cuda()
             .eval()
         )

@@ -29,7 +29,7 @@ from tests.vllm.conftest import engine_of, open_pair, require_empty
         ({"teacher_args": {"weight_transfer_config": {}}}, "only the base's weights change"),
         ({"revision": "main"}, "revision is 'main', and the bundled pair is no hub id"),
         ({"quantization": "fp9"}, "refuses options of the base: Unknown quantization .*'fp8'"),
-        ({"teacher_args": {"kv_cache_dtype": "fp7"}}, "options of the teacher: .* 'auto', .*'fp8'"),
+        ({"teacher_args": {"kv_cache_dtype": "fp7"}}, "options of the teacher: .*'auto', .*'fp8'"),
         ({"base_args": {"max_num_batched_tokens": -3}}, "max_num_batched_tokens: .* than or equal"),
         ({"base_args": {"quantization": "fp8"}, "dtype": "float32"}, "float32 is not supported"),
     ],

@@ -40,7 +40,7 @@ test-light: $(TESTS) $(VLLM_TESTS)
 test-faults: $(TESTS) $(VLLM_TESTS)
 	$(BIN)/pytest tests/http/test_schedules.py
 
-# Not part of `make test`: it takes a minute. A teacher on vLLM's second model runner, in Triton's interpreter.
+# Not part of `make test`: it takes minutes. A teacher on vLLM's second model runner, in Triton's interpreter.
 test-verification: $(TESTS) $(VLLM_TESTS)
 	$(BIN)/pytest tests/http/test_verification.py
 

@@ -279,6 +279,7 @@ def test_command_line(urls: Urls, capsys: pytest.CaptureFixture[str]) -> None:
         urls.teacher,
         "up to 4096 log-probabilities",
         scoring,
+        "drafts are verified by a prompt for each",
         "can be mixed",
         "stop ids: 1",
     ):

@@ -58,7 +58,10 @@ def open_pair(
     teacher = at_revision(teacher, teacher_args.get("revision", options.get("revision")))
     opened = open_checkpoints(base, teacher, chat_template, trust_remote_code=trust_remote_code)
     checkpoints = _limit_context(opened, max_model_len)
-    mixing = _require_usable(checkpoints)
+    formats = [
+        own.get("load_format", options.get("load_format")) for own in (base_args, teacher_args)
+    ]
+    mixing = _require_usable(checkpoints, formats)
     require_sharable(tensor_parallel_size, checkpoints)
 
     version = require_vllm()
@@ -134,12 +137,15 @@ def _has_gpu() -> bool:
     return bool(require("torch", "local").cuda.is_available())
 
 
-def _require_usable(checkpoints: tuple[Checkpoint, Checkpoint]) -> Mixing:
-    """What the two models make together, once their files are checked."""
+def _require_usable(
+    checkpoints: tuple[Checkpoint, Checkpoint], load_formats: Sequence[str | None]
+) -> Mixing:
+    """What the two models make together, once the files that are to be read are checked."""
     require("torch", "local")
-    for checkpoint in checkpoints:
-        _require_one_file(Path(checkpoint.name))
-        require_fit(checkpoint)
+    for checkpoint, load_format in zip(checkpoints, load_formats, strict=True):
+        if load_format != "dummy":
+            _require_one_file(Path(checkpoint.name))
+            require_fit(checkpoint)
     mixing = Mixing(*checkpoints)
     mixing.require_mixable()
     return mixing

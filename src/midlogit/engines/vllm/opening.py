@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from midlogit.engines.draft_length import SpeculationOption
 from midlogit.engines.vllm.adapters import PLAIN, Adapter
@@ -54,37 +54,37 @@ def open_pair(
     """See `Pair.vllm`."""
     _require_in_range(max_num_seqs, gpu_memory_utilization)
     draft_length(speculation)
-    base = at_revision(base, base_args.get("revision", options.get("revision")))
-    teacher = at_revision(teacher, teacher_args.get("revision", options.get("revision")))
+
+    given = [{**options, **own} for own in (base_args, teacher_args)]
+    base = at_revision(base, given[0].get("revision"))
+    teacher = at_revision(teacher, given[1].get("revision"))
     opened = open_checkpoints(base, teacher, chat_template, trust_remote_code=trust_remote_code)
     checkpoints = _limit_context(opened, max_model_len)
-    formats = [
-        own.get("load_format", options.get("load_format")) for own in (base_args, teacher_args)
-    ]
-    mixing = _require_usable(checkpoints, formats)
+    mixing = _require_usable(checkpoints, [own.get("load_format") for own in given])
     require_sharable(tensor_parallel_size, checkpoints)
 
     version = require_vllm()
     sides = options_of_sides(options, base_args, teacher_args)
     of_sides = [{"trust_remote_code": trust_remote_code, **own} for own in sides]
     supported = supported_speculation(speculation, version, on_gpu=_has_gpu())
-
     adapters = _open_adapters(loras, checkpoints)
 
     from midlogit.engines.vllm.memory import split_device
     from midlogit.engines.vllm.process import Opening
 
-    limits = {"dtype": dtype, "max_num_seqs": max_num_seqs, "max_model_len": max_model_len}
+    limits: dict[str, Any] = {
+        "dtype": dtype,
+        "max_num_seqs": max_num_seqs,
+        "max_model_len": max_model_len,
+    }
     _require_taken(checkpoints, of_sides, adapters, limits)
 
     divide = partial(
         split_device,
         *checkpoints,
-        dtype=dtype,
+        **limits,
         utilization=gpu_memory_utilization,
         given=kv_cache_memory_bytes,
-        max_num_seqs=max_num_seqs,
-        max_model_len=max_model_len,
         drafts=max(draft_length(supported).choices, default=0),
         cache_dtypes=tuple(own.get("kv_cache_dtype", "auto") for own in of_sides),
         adapter_weights=(_weights_of(adapters[0]), _weights_of(adapters[1])),

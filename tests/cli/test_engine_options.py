@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -54,6 +56,7 @@ def test_what_cannot_be_used_is_one_line(
     assert isinstance(error, InvalidRequest)
     assert str(error).startswith(says) and "\n" not in str(error)
     assert not (tmp_path / "run").exists()
+    assert not logging.getLogger("midlogit.server").handlers  # the server had not begun
 
 
 def test_servers_take_no_options_of_vllm_in_this_process() -> None:

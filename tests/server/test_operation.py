@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import re
@@ -20,6 +21,7 @@ import pytest
 from midlogit import MidlogitError, Pair
 from midlogit.models.checkpoint import bundled
 from midlogit.server.gate import Gate
+from midlogit.server.logs import LineHandler
 from midlogit.server.serve import AddressUnavailable, listen, serve
 from midlogit.server.settings import ServerSettings
 from tests.server.conftest import Live, bundled_pair, events, free_port, process, run_server
@@ -141,6 +143,15 @@ def test_a_warning_when_open_to_others(capsys: pytest.CaptureFixture[str]) -> No
             serve(settings, open_pair)
         log = capsys.readouterr().err
         assert ("anyone who can reach" in log) == warned and "secret-key" not in log
+
+
+def test_a_log_that_cannot_be_written_costs_no_request() -> None:
+    with run_server(bundled_pair) as live:
+        for output in (None, io.StringIO()):
+            logging.getLogger("midlogit.server").handlers = [LineHandler(output)]
+            if output is not None:
+                output.close()
+            assert live.complete(max_tokens=1)["choices"]
 
 
 def test_bad_settings_and_options() -> None:

@@ -133,7 +133,7 @@ def open_pair(options: PairOptions) -> Pair:
 
     Raises:
         MidlogitError: as `Pair.http`, `Pair.local` and `Pair.vllm`.
-        InvalidRequest: URLs together with an engine for folders.
+        InvalidRequest: as `require_usable`.
     """
     source = source_of(options)
     announce(options)
@@ -149,11 +149,11 @@ def announce(options: PairOptions) -> None:
         )
 
 
-def source_of(options: PairOptions) -> PairSource:
-    """What opens the pair, with the noise of libraries turned off.
+def require_usable(options: PairOptions) -> None:
+    """Checks that the options are those of the engine that is chosen; imports none.
 
     Raises:
-        InvalidRequest: URLs together with an engine for folders.
+        InvalidRequest: URLs together with an engine for folders, or options of another engine.
     """
     here = options.in_process
     if options.on_servers and here.engine != "auto":
@@ -162,6 +162,16 @@ def source_of(options: PairOptions) -> PairSource:
         )
     if here.engine_args and (options.on_servers or here.chosen != "vllm"):
         _refuse_engine_args(here.engine_args, options.on_servers)
+
+
+def source_of(options: PairOptions) -> PairSource:
+    """What opens the pair, with the noise of libraries turned off.
+
+    Raises:
+        InvalidRequest: as `require_usable`.
+    """
+    require_usable(options)
+    here = options.in_process
     if not options.on_servers or has_transformers():
         quiet_transformers()
 

@@ -109,12 +109,13 @@ def _run_serve(options: PairOptions, *, log_format: str, **settings: Any) -> Non
     for module in ("starlette", "uvicorn", "pydantic", "prometheus_client"):
         require(module, "server")
 
-    from midlogit.cli.loading import open_pair
+    from midlogit.cli.loading import open_pair, require_usable
     from midlogit.server.serve import serve
     from midlogit.server.settings import ServerSettings
 
     if log_format not in ("text", "json"):
         raise InvalidRequest(f"Unknown log format {log_format!r}.", "Use text or json.")
 
+    require_usable(options)
     chosen = ServerSettings(json_logs=log_format == "json", max_num_seqs=options.slots, **settings)
     serve(chosen, lambda: open_pair(options))

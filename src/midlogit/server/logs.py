@@ -60,10 +60,18 @@ class LineFormatter(logging.Formatter):
 
 
 class LineHandler(logging.StreamHandler[Any]):
-    """Writes each line whole, or where the disk is full none of it: a log of JSON stays one."""
+    """Writes each line whole, or where the disk is full none of it: a log of JSON stays one.
+
+    Whoever logs hears of no error: a request is answered where standard error is closed too.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record) + self.terminator
+        try:
+            self._write(self.format(record) + self.terminator)
+        except Exception:
+            self.handleError(record)
+
+    def _write(self, line: str) -> None:
         try:
             descriptor = self.stream.fileno()
         except (AttributeError, OSError):  # a stream without a file

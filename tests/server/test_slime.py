@@ -145,7 +145,7 @@ def test_samples_of_text(live: Live) -> None:
         prompt, response = split(sample)
         assert prompt == base.encode("Once upon a time", add_special_tokens=False)
         wanted = scores.diagnostics.logprobs[-len(response) :]
-        assert sample.rollout_log_probs == pytest.approx(wanted, abs=1e-5)
+        assert sample.rollout_log_probs == pytest.approx(wanted, abs=1e-4)
         wanted = logprobs_of("teacher", prompt, response)
         assert sample.teacher_log_probs == pytest.approx(wanted, abs=1e-4)
         assert sample.weight_versions == ["3"] and sample.loss_mask == [1] * len(response)

@@ -138,7 +138,7 @@ def test_prime_rl_samples_and_updates(live: Live, root: Path) -> None:
     assert [entry["token_id"] for entry in content] == choice["token_ids"]
     assert choice["finish_reason"] in ("stop", "length") and "sampling_mask" not in choice
     wanted = log_q(choice, 1, SamplingParams.preset("rollout", max_tokens=12))
-    assert [entry["logprob"] for entry in content] == pytest.approx(wanted, abs=1e-5)
+    assert [entry["logprob"] for entry in content] == pytest.approx(wanted, abs=1e-4)
     (span,) = choice["weight_versions"]
     assert (span["start"], span["end"]) == (0, len(choice["token_ids"]))
 

@@ -116,7 +116,7 @@ def test_each_update_is_seen_in_the_log_probabilities(live: Live, root: Path) ->
         assert update(live, "step.safetensors", f"step-{step}").status_code == 200
 
         choices = drawn(live)
-        assert largest_error(weights, choices) < 1e-5 < largest_error(changed(0), choices)
+        assert largest_error(weights, choices) < 1e-4 < largest_error(changed(0), choices)
         for choice in choices:
             span = {"version": f"step-{step}", "start": 0, "end": len(choice["token_ids"])}
             assert choice["weight_versions"] == [span]
@@ -135,15 +135,15 @@ def test_parts_folders_and_single_calls(live: Live, root: Path) -> None:
     for part in ("one", "two"):
         post(live, "/update_weights", {"update_info": {"path": f"parts/{part}.safetensors"}})
     post(live, "/finish_weight_update")
-    assert largest_error(weights, drawn(live)) < 1e-5
+    assert largest_error(weights, drawn(live)) < 1e-4
 
     save_file(changed(5), root / "step.safetensors")
     assert post(live, "/update_weights", {"weight_dir": str(root / "step.safetensors")})
-    assert largest_error(changed(5), drawn(live)) < 1e-5
+    assert largest_error(changed(5), drawn(live)) < 1e-4
     body = {"model_path": str(folder), "weight_version": "7"}
     assert post(live, "/update_weights_from_disk", body)["success"]
     assert drawn(live)[0]["weight_versions"][0]["version"] == "7"
-    assert largest_error(weights, drawn(live)) < 1e-5
+    assert largest_error(weights, drawn(live)) < 1e-4
 
 
 def damaged(root: Path) -> dict[str, str]:
@@ -222,7 +222,7 @@ def test_a_trainer_that_dies_leaves_nothing_behind(live: Live, root: Path) -> No
 
     save_file(changed(8), root / "good.safetensors")
     assert update(live, "good.safetensors").status_code == 200
-    assert largest_error(changed(8), drawn(live)) < 1e-5
+    assert largest_error(changed(8), drawn(live)) < 1e-4
 
 
 def test_a_file_under_the_port_of_a_trainer_that_names_none(live: Live, root: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_file_under_the_port_of_a_trainer_that_names_none(live: Live, root: Pa
     post(live, "/update_weights", {"update_info": {"names": list(weights), "packed": True}})
     writer.join()
     post(live, "/finish_weight_update", {})
-    assert largest_error(weights, drawn(live)) < 1e-5
+    assert largest_error(weights, drawn(live)) < 1e-4
     assert not (root / "51216.safetensors").exists()
 
 
@@ -336,7 +336,7 @@ def test_prompt_logprobs_of_the_mixture(live: Live) -> None:
         assert first is None and len(positions) == len(choice["prompt_token_ids"]) - 1
         for k, position in enumerate(positions):
             own = position[str(scores.token_ids[k + 1])]
-            assert own["logprob"] == pytest.approx(scores.diagnostics.logprobs[k], abs=1e-5)
+            assert own["logprob"] == pytest.approx(scores.diagnostics.logprobs[k], abs=1e-4)
             ranked = sorted(position.items(), key=lambda item: item[1]["rank"])
             assert scores.top is not None
             assert [int(i) for i, _ in ranked[:3]] == [i for i, _ in scores.top[k].q]

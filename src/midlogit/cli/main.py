@@ -42,7 +42,7 @@ from midlogit.cli.options import (
     TopK,
     Trust,
 )
-from midlogit.cli.pair import takes_pair
+from midlogit.cli.pair import pair_options, takes_pair
 from midlogit.cli.report import report
 from midlogit.cli.serve import serve
 from midlogit.errors import InvalidRequest, MidlogitError
@@ -238,22 +238,22 @@ def doctor(
 ) -> None:
     """Say whether two models can be mixed: ids that differ, merged stop ids, context, memory; what servers offer."""
     from midlogit.cli.doctor import run_doctor
-    from midlogit.cli.loading import PairOptions, upstream
 
-    upstreams = (
-        upstream(
-            base, base_model, base_tokenizer, base_api_key, base_chat_template, trust_remote_code
-        ),
-        upstream(
-            teacher,
-            teacher_model,
-            teacher_tokenizer,
-            teacher_api_key,
-            teacher_chat_template,
-            trust_remote_code,
-        ),
+    pair = pair_options(
+        base=base,
+        teacher=teacher,
+        base_chat_template=base_chat_template,
+        teacher_chat_template=teacher_chat_template,
+        trust_remote_code=trust_remote_code,
+        top_k=top_k,
+        base_model=base_model,
+        teacher_model=teacher_model,
+        base_tokenizer=base_tokenizer,
+        teacher_tokenizer=teacher_tokenizer,
+        base_api_key=base_api_key,
+        teacher_api_key=teacher_api_key,
     )
-    raise typer.Exit(run_doctor(PairOptions(base, teacher, upstreams, top_k=top_k), dtype))
+    raise typer.Exit(run_doctor(pair, dtype))
 
 
 app.command()(serve)

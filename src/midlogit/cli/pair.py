@@ -50,7 +50,7 @@ NAMES = ("base", "teacher")  # the options that stand in the place of `pair`; th
 
 def takes_pair(command: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command the options of a pair in the place of its parameter `pair`, a `PairOptions`."""
-    shared = _parameters(_pair_options)
+    shared = _parameters(pair_options)
     parameters: list[inspect.Parameter] = []
     for name, parameter in _parameters(command).items():
         parameters += [shared[name] for name in NAMES] if name == "pair" else [parameter]
@@ -58,7 +58,7 @@ def takes_pair(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def run(**given: Any) -> Any:
-        pair = _pair_options(**{name: given.pop(name) for name in shared})
+        pair = pair_options(**{name: given.pop(name) for name in shared})
         return command(pair=pair, **given)
 
     # Typer reads both.
@@ -76,7 +76,7 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     }
 
 
-def _pair_options(
+def pair_options(
     base: Base = None,
     teacher: Teacher = None,
     base_chat_template: BaseTemplate = None,

@@ -218,7 +218,8 @@ class Completion:
             strings.
         token_ids: every generated id, the ending one included.
         finish_reason: stop, length, abort or error.
-        stop_reason: the stop string or the id of stop_token_ids that ended it; None for the models' own stop.
+        stop_reason: the stop string or the id of stop_token_ids that ended it; None for the models' own stop. "support"
+            where a server lets its supports have no more ids.
         top: candidates at each position when top_logprobs was asked for.
         support: the ids of the support at each position when return_support was asked for.
         weight_versions: which version of the base's weights drew which tokens; empty while no version was ever set.

@@ -217,7 +217,7 @@ def test_answers_are_made_beside_the_event_loop(
     monkeypatch.setattr(CompletionCall, "choice", watched)
     answer = server.complete(["a", "b"], n=3, max_tokens=20, logprobs=20, ignore_eos=True)
     assert [c["index"] for c in answer["choices"]] == list(range(6))
-    assert threads == {"midlogit-work"}
+    assert threads == {"midlogit-answers"}
 
 
 def test_bodies_are_bounded_together(trainer: Live) -> None:

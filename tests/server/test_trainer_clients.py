@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from midlogit import Pair, SamplingParams
 from midlogit.models.checkpoint import bundled
+from midlogit.server import call
 from tests.server.conftest import Live, bundled_pair, run_server
 from tests.server.test_training import changed, load, post
 
@@ -166,6 +167,25 @@ def test_kept_ids_of_a_nucleus(live: Live) -> None:
     for name in ("token_ids", "sampling_mask"):
         assert [one for piece in pieces for one in piece.get(name, ())] == choice[name]
     assert pieces[-1]["finish_reason"] == choice["finish_reason"]
+
+
+def test_kept_ids_are_bounded(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A completion ends with the mask that fills its share, and has all masks up to there."""
+    monkeypatch.setattr(call, "MOST_SUPPORT", 80)
+    options = {"alpha_rule": "equal-kl", "target_top_p": 0.8}
+    body = of_prime_rl(live, midlogit=options, seed=4, n=2, max_tokens=200, ignore_eos=True)
+    choices = post(live, "/inference/v1/generate", body)["choices"]
+    streamed = live.stream("/inference/v1/generate", body)
+    for choice in choices:
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "support")
+        assert len(choice["sampling_mask"]) == len(choice["token_ids"]) < 200
+        *before, last = map(len, choice["sampling_mask"])
+        assert sum(before) < 40 <= sum(before) + last
+
+        pieces = [p for chunk in streamed for p in chunk["choices"]]
+        pieces = [piece for piece in pieces if piece["index"] == choice["index"]]
+        assert [i for piece in pieces for i in piece["token_ids"]] == choice["token_ids"]
+        assert pieces[-1]["stop_reason"] == "support"
 
 
 @pytest.mark.parametrize("side", ["base", "teacher"])

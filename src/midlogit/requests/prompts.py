@@ -102,7 +102,8 @@ class Reader:
             plain_messages(prompt, where)
             return
 
-        if not all(isinstance(part, int) and not isinstance(part, bool) for part in prompt):
+        kinds = set(map(type, prompt))
+        if not all(issubclass(kind, int) and kind is not bool for kind in kinds):
             raise InvalidRequest(f"The {where} is of no known form.", FORMS)
         if not 0 <= min(prompt) <= max(prompt) < self.model.logit_size:
             raise InvalidRequest(f"The {where} holds ids outside 0 to {self.model.logit_size - 1}.")
@@ -170,7 +171,9 @@ def plain_prompt(prompt: Any) -> Any:
     """The prompt with arrays and numbers of numpy, torch and the like as Python's own."""
     if hasattr(prompt, "tolist"):
         prompt = prompt.tolist()
-    if isinstance(prompt, list | tuple) and any(hasattr(part, "tolist") for part in prompt):
+    if isinstance(prompt, list | tuple) and any(
+        hasattr(kind, "tolist") for kind in set(map(type, prompt))
+    ):
         return [part.tolist() if hasattr(part, "tolist") else part for part in prompt]
     return prompt
 

@@ -27,6 +27,8 @@ from midlogit.outputs import (
 from midlogit.params import SamplingParams
 from midlogit.rollout import WeightVersion
 
+SUPPORT = "support"  # the stop reason of a sequence whose supports have as many ids as they may
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -42,6 +44,7 @@ class Request:
         max_new_tokens: most tokens that fit both context windows.
         outcomes: the alphabet.
         stream: whether the listener wants each token.
+        most_support: ids of its supports together with which it ends, where they are asked for; None for no limit.
         error: why the prompt cannot be honoured; such a request ends at once.
     """
 
@@ -58,6 +61,7 @@ class Request:
     max_new_tokens: int
     outcomes: Outcomes
     stream: bool
+    most_support: int | None = None
     error: str | None = None
 
 
@@ -114,6 +118,7 @@ class Sequence(Positions):
         self.weights_changed: list[Side] = []
         self._detokenizer = detokenizer
         self._listener = listener
+        self._support_size = 0
         live = request.stream or bool(request.params.stop)
         self._text = TextStream(detokenizer, request.teacher_ids, request.params.stop, live=live)
 
@@ -144,10 +149,19 @@ class Sequence(Positions):
             self._note_version(weight_version)
 
         released, reason, stop_reason = self._advance_text(decision.token_id)
+        if self._fills_support(decision) and reason is None:
+            reason, stop_reason = "length", SUPPORT
+            released += self._text.finish()
         if self.request.stream:
             self._listener(self, self._token(decision, released, reason, weight_version))
         if reason is not None:
             self._end(reason, stop_reason)
+
+    def _fills_support(self, decision: Decision) -> bool:
+        """Counts the ids of a token's support; returns whether there may be no more."""
+        self._support_size += len(decision.support or ())
+        most = self.request.most_support
+        return most is not None and self._support_size >= most
 
     def _note_version(self, version: int | str) -> None:
         """Counts the last token for the weights that drew it."""

@@ -35,12 +35,11 @@ async def read_body(request: Request, kind: type[B], limit: int) -> B:
     """
     service: Service = request.app.state.service
     require_json(request)
-    data = await _read(request, limit)
-    if len(data) <= LONG_BODY:
-        return _parsed(data, kind)
+    parts, size = await _read(request, limit)
+    if size <= LONG_BODY:
+        return _parsed(b"".join(parts), kind)
     most = MOST_VALUES * (4 if service.settings.train else 1)
-    _require_few_values(data, most)
-    return await service.lanes.compute(partial(_parsed, data, kind))
+    return await service.lanes.check(partial(_parsed_if_few, parts, kind, most))
 
 
 def require_json(request: Request) -> None:
@@ -75,6 +74,12 @@ def _require_few_values(data: bytes, most: int) -> None:
         )
 
 
+def _parsed_if_few(parts: list[bytes], kind: type[B], most: int) -> B:
+    data = b"".join(parts)
+    _require_few_values(data, most)
+    return _parsed(data, kind)
+
+
 def _parsed(data: bytes, kind: type[B]) -> B:
     try:
         fields = orjson.loads(data)
@@ -88,7 +93,8 @@ def _parsed(data: bytes, kind: type[B]) -> B:
     return body
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(request: Request, limit: int) -> tuple[list[bytes], int]:
+    """The parts of the body, and its size in bytes."""
     too_large = ApiError(413, "body_too_large", f"The body is larger than {limit} bytes.")
     held = request.scope["body"]
     announced = request.headers.get("content-length", "")
@@ -112,4 +118,4 @@ async def _read(request: Request, limit: int) -> bytes:
 
     if size > limit:
         raise too_large
-    return b"".join(parts)
+    return parts, size

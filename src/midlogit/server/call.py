@@ -38,6 +38,7 @@ from midlogit.server.wire.responses import Usage
 SCORED = 2**17  # candidates of prompts that are held at once, while nothing is generated
 # Log-probabilities of candidates and ids of prompts in an answer; 16 times as many for a trainer.
 MOST_ENTRIES = 2**22
+MOST_SUPPORT = 2**24  # ids of the supports of an answer, shared out to its completions
 
 
 async def respond(
@@ -48,7 +49,7 @@ async def respond(
     Raises:
         ApiError, MidlogitError, ClientGone: as `Call` and `Call.respond`.
     """
-    made = call() if body.size <= LONG_BODY else await service.lanes.compute(call)
+    made = call() if body.size <= LONG_BODY else await service.lanes.check(call)
     return await made.respond(http)
 
 
@@ -171,6 +172,8 @@ class Call(ABC):
         """Reads the prompts, in turns with other requests."""
         self.prompts = await self.service.lanes.read_all(self._preparing(), self._size)
         if self._generates:
+            most = MOST_SUPPORT // self._rows
+            self.prompts = [replace(prompt, most_support=most) for prompt in self.prompts]
             self.requests = Requests(self.prompts)
         self._require_answerable()
 

@@ -21,12 +21,16 @@ TURN_S = 0.01  # seconds after which a request lets others have their turn
 
 
 class Lanes:
-    """The threads of one server: for reading short requests, for reading long ones, and for other work."""
+    """The threads of one server: for reading short requests, for checking and reading long ones, and for answers.
+
+    However many long requests come, they have one thread, so together they take one share of the processor and of the
+    interpreter.
+    """
 
     def __init__(self) -> None:
         self._short = ThreadPoolExecutor(1, "midlogit-prompts")
         self._long = ThreadPoolExecutor(1, "midlogit-long-prompts")
-        self._others = ThreadPoolExecutor(2, "midlogit-work")
+        self._answers = ThreadPoolExecutor(2, "midlogit-answers")
 
     async def read(self, work: Callable[[], T], size: int) -> T:
         """Runs one piece of work that tokenizes.
@@ -48,9 +52,13 @@ class Lanes:
             over = await self.read(partial(_turn, work, found), size)
         return found
 
+    async def check(self, work: Callable[[], T]) -> T:
+        """Runs one piece of work on a long body, before it is read."""
+        return await _run(self._long, work)
+
     async def compute(self, work: Callable[[], T]) -> T:
-        """Runs other work: the check of a large body, a part of an answer."""
-        return await _run(self._others, work)
+        """Makes a part of an answer."""
+        return await _run(self._answers, work)
 
 
 async def _run(lane: Executor, work: Callable[[], T]) -> T:

@@ -7,6 +7,7 @@ import gc
 import math
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from midlogit.server.service import Service
 from midlogit.server.settings import ServerSettings
 
 FAREWELL_S = 1.0  # seconds that /health tells of a dead engine before the server stops
+SWITCH_S = 5e-4  # seconds after which a busy thread of Python lets the engine go on
 LINGER_S = 5.0  # seconds that the last answers have to reach their clients
 
 
@@ -43,6 +45,7 @@ def serve(settings: ServerSettings, open_pair: Callable[[], Pair]) -> None:
     where = url_of(settings.host, listener.getsockname()[1])
     service = Service(settings)
     logs.set_up(settings.json_logs, service.redact)
+    sys.setswitchinterval(SWITCH_S)
     failures: list[Exception] = []
 
     def load() -> None:

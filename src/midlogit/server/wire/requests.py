@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -24,6 +25,7 @@ from midlogit.params import MOST_LOGPROBS
 from midlogit.server.errors import ApiError, from_validation
 
 MAX_INT = 2**31 - 1
+MOST_MESSAGES = 10_000
 MOST_STOP_CHARACTERS = 4000  # of all stop strings: each is compared with the text at every token
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
@@ -214,7 +216,18 @@ class Message(Body):
         return self.model_dump(exclude_none=True)
 
 
-Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=10_000)]
+def _few_messages(value: Any) -> Any:
+    """Counts messages before any is looked at."""
+    if isinstance(value, list) and len(value) > MOST_MESSAGES:
+        raise ValueError(f"List should have at most {MOST_MESSAGES} items, not {len(value)}")
+    return value
+
+
+Messages = Annotated[
+    list[Message],
+    Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES),
+    BeforeValidator(_few_messages),
+]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 Texts = Annotated[list[str], Field(fail_fast=True, min_length=1)]
 OnePrompt = str | Messages | TokenIds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -65,16 +66,14 @@ def encoding(monkeypatch: pytest.MonkeyPatch) -> Encoding:
     return Encoding(monkeypatch)
 
 
-def leaving(live: Live, path: str, body: dict[str, Any]) -> threading.Thread:
-    """A client that sends a request and leaves a second later."""
-
-    def run() -> None:
-        with pytest.raises(httpx.ReadTimeout):
-            live.post(path, body, timeout=1)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread
+def waiting(live: Live, path: str, body: dict[str, Any]) -> socket.socket:
+    """A client that has sent a request and leaves when its connection is closed."""
+    host, port = live.url.removeprefix("http://").split(":")
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    opened = socket.create_connection((host, int(port)), timeout=20)
+    opened.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    return opened
 
 
 @pytest.mark.parametrize(
@@ -165,11 +164,11 @@ def test_a_prompt_that_all_share_is_read_once(server: Live, encoding: Encoding) 
 
 def test_requests_are_read_in_turns(trainer: Live, encoding: Encoding) -> None:
     """One of thousands of prompts neither keeps a small one waiting, nor is it read on once its client has left."""
-    large = leaving(trainer, COMPLETIONS, {"prompt": ["large"] * MANY, "max_tokens": 1})
+    large = waiting(trainer, COMPLETIONS, {"prompt": ["large"] * MANY, "max_tokens": 1})
     wait_for(lambda: len(encoding.texts) > 10)
     assert trainer.complete("small", max_tokens=1)["usage"]["completion_tokens"] == 1
     assert {"large", "small"} <= set(encoding.texts) and "large" in encoding.texts[-100:]
-    large.join()
+    large.close()
     wait_for(encoding.has_ended)
     assert len(encoding.texts) < 2 * MANY
     trainer.wait_idle()

@@ -6,7 +6,6 @@ What counts is the processor time of the loop's thread in one callback, which do
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,17 +29,3 @@ def watched(tell: Callable[[float, str], None]) -> Iterator[None]:
         yield
     finally:
         asyncio.Handle._run = run  # type: ignore[method-assign]
-
-
-TOLD = "event loop held up"
-
-
-def run_command() -> None:
-    """Runs midlogit's command line, and tells on standard error of what holds up its loop."""
-    from midlogit.cli.main import run
-
-    def tell(seconds: float, name: str) -> None:
-        print(f"{TOLD} for {seconds:.3f} s by {name:.300}", file=sys.stderr, flush=True)
-
-    with watched(tell):
-        run()

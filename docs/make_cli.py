@@ -68,8 +68,8 @@ ones with the tokens generated so far and finish_reason "abort"; rows of an inpu
 second signal does not wait for the latter. A full disk or a closed reader is one line and exit code 1; a partly
 written row is removed from a file.
 
-SIGKILL leaves no time for that. Rows of up to 4,096 bytes are still whole in a pipe on Linux; of a longer one, or in a file,
-the last may be cut, and then has no line end. `midlogit batch` keeps whole rows through any end.
+SIGKILL leaves no time for that. Rows of up to 4,096 bytes are still whole in a pipe on Linux. In a file, or where rows
+are longer, the last may be cut, and then has no line end. `midlogit batch` keeps whole rows through any end.
 
 ## Seeds
 

@@ -79,8 +79,8 @@ def describe(found: list[Completion]) -> dict[str, Any]:
         "logprobs",
         "base_support_logprobs",
         "teacher_support_logprobs",
+        "forced",
     )
-    names += ("forced",)  # fmt: skip
     columns = {
         name: np.concatenate([getattr(completion.diagnostics, name) for completion in found])
         for name in names

@@ -1,9 +1,9 @@
 """Tokens per second of a real pair by batch size and γ, and the time of its scores; knows no results file.
 
-    python -m benchmarks.real_speed FOLDER ...      times one model alone; real_pair.py runs it as a process
+benchmarks/real_pair.py runs this module as a process of its own, which times one model alone.
 
 All batches of a size answer the same chat prompts, each sequence to its last token (end tokens are masked). What counts
-is the time in which the batch was full: from its first round on, so without the prompts. The 1.5B alone is vLLM's own
+is the time in which the batch was full: from its first round on, so without the prompts. A model alone is vLLM's own
 `LLM.generate`, timed as benchmarks/common.py does.
 """
 

@@ -28,6 +28,8 @@ SHAPES = {
 }  # fmt: skip
 COMMON = {"max_model_len": 2048, "load_format": "dummy", "max_num_seqs": 256, "dtype": "bfloat16"}
 PROMPT_TOKENS, SHORT, LONG, REPEATS = 128, 16, 80, 3
+# Bytes for the keys and values of a model alone: measuring what is free would fail while another opens.
+ALONE_CACHE = 10 * 2**30
 UNEVEN = 0.02  # share of a step by which the starts and ends of two completions may differ
 
 Generate = Callable[[list[list[int]], int], Any]
@@ -152,12 +154,17 @@ def write_results(output: Path, device: str, rows: list[dict[str, Any]]) -> None
     output.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def time_alone(model: Path, batches: list[int], ranks: int = 1) -> dict[int, float]:
-    """Milliseconds per step of one model in vLLM's own `LLM.generate`, by batch size."""
+def time_alone(model: Path, batches: list[int], ranks: int) -> dict[int, float]:
+    """Milliseconds per step of one model in vLLM's own `LLM.generate`, by batch size.
+
+    Tells on standard output that the model is open, and begins after a line on standard input.
+    """
     from vllm import LLM, SamplingParams
 
-    options = {**COMMON, "tensor_parallel_size": ranks}
-    llm = LLM(str(model), skip_tokenizer_init=True, gpu_memory_utilization=0.6, **options)
+    options = {**COMMON, "tensor_parallel_size": ranks, "kv_cache_memory_bytes": ALONE_CACHE}
+    llm = LLM(str(model), skip_tokenizer_init=True, gpu_memory_utilization=0.3, **options)
+    print("OPEN", flush=True)
+    sys.stdin.readline()
 
     def generate(asked: list[list[int]], tokens: int) -> None:
         params = SamplingParams(
@@ -168,27 +175,44 @@ def time_alone(model: Path, batches: list[int], ranks: int = 1) -> dict[int, flo
     return {batch: step_ms(generate, batch)[0] for batch in batches}
 
 
-def time_alone_apart(folder: Path, batches: list[int], ranks: int = 1) -> dict[int, float]:
-    """`time_alone` in a process of its own."""
-    start = time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.common",
-        str(folder),
-        "--batches",
-        ",".join(map(str, batches)),
-        "--ranks",
-        str(ranks),
-    ]
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+class Alone:
+    """`time_alone` in a process of its own, which opens its model at once; several may open side by side."""
 
-    (line,) = (line for line in answer.splitlines() if line.startswith("RESULT"))
-    found = {int(batch): ms for batch, ms in json.loads(line.removeprefix("RESULT")).items()}
-    print(
-        f"{folder.name} alone: {found} ms ({time.perf_counter() - start:.0f} s in all)", flush=True
-    )
-    return found
+    def __init__(self, folder: Path, batches: list[int], ranks: int = 1) -> None:
+        self._name, self._start = folder.name, time.perf_counter()
+        sizes = ",".join(map(str, batches))
+        command = [sys.executable, "-m", "benchmarks.common", str(folder)]
+        command += ["--batches", sizes, "--ranks", str(ranks)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+
+    def wait(self) -> None:
+        """Waits until the model is open."""
+        self._line("OPEN")
+        print(f"{self._name}: open after {time.perf_counter() - self._start:.0f} s", flush=True)
+
+    def times(self) -> dict[int, float]:
+        """Milliseconds per step, by batch size; the model is open, and is closed after it."""
+        answer, _ = self._process.communicate("begin\n")
+        (line,) = (line for line in answer.splitlines() if line.startswith("RESULT"))
+        found = {int(batch): ms for batch, ms in json.loads(line.removeprefix("RESULT")).items()}
+        print(f"{self._name} alone: {found} ms", flush=True)
+        return found
+
+    def _line(self, start: str) -> None:
+        assert self._process.stdout is not None
+        if not any(line.startswith(start) for line in iter(self._process.stdout.readline, "")):
+            raise RuntimeError(f"{self._name} did not open: its process says why.")
+
+
+def times_alone(
+    folders: Mapping[str, Path], batches: list[int], ranks: int = 1
+) -> dict[str, dict[int, float]]:
+    """Times models one after the other, by name; they open side by side before, which takes most of the time."""
+    models = {name: Alone(folder, batches, ranks) for name, folder in folders.items()}
+    for model in models.values():
+        model.wait()
+    return {name: model.times() for name, model in models.items()}
 
 
 def main() -> None:

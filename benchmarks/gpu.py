@@ -24,7 +24,7 @@ from benchmarks.common import (
     checked_parts,
     parser,
     step_ms,
-    time_alone_apart,
+    times_alone,
     write_models,
     write_results,
 )
@@ -110,7 +110,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         folders = write_models(Path(scratch), chosen.layers)
-        alone = {side: time_alone_apart(folder, chosen.batches) for side, folder in folders.items()}
+        alone = times_alone(folders, chosen.batches)
 
         start = time.perf_counter()
         with Pair.vllm(folders["base"], folders["teacher"], **COMMON) as pair:

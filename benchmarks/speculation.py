@@ -29,7 +29,7 @@ from benchmarks.common import (
     checked_parts,
     parser,
     prompts,
-    time_alone_apart,
+    times_alone,
     write_models,
     write_results,
 )
@@ -241,7 +241,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         folders = write_models(Path(scratch), chosen.layers)
-        teacher_ms = time_alone_apart(folders["teacher"], chosen.batches)
+        teacher_ms = times_alone({"teacher": folders["teacher"]}, chosen.batches)["teacher"]
         with Pair.vllm(folders["base"], folders["teacher"], **COMMON) as pair:
             measure_all(pair, teacher_ms, chosen.batches, chosen.output)
 

@@ -10,6 +10,7 @@ weights in the shapes of Qwen3-4B and Qwen3-14B, and drafts that are accepted wi
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from benchmarks.common import (
     batch_sizes,
     parser,
     step_ms,
-    time_alone_apart,
+    times_alone,
     write_models,
     write_results,
 )
@@ -38,8 +39,8 @@ def draft(lockstep: Lockstep, gamma: int) -> None:
     lockstep.draft_length, lockstep.accept = draft_length(gamma), SimulatedAcceptance()
 
 
-def time_pair(pair: Any, batches: list[int]) -> dict[int, tuple[float, float]]:
-    """Milliseconds per step in lock-step, and tokens per second with drafts, by batch size."""
+def time_pair(pair: Any, batches: list[int]) -> Iterator[tuple[int, float, float]]:
+    """(batch size, milliseconds per step in lock-step, tokens per second with drafts) of each batch size."""
     # The module by name: the other ranks cannot load a function of the main module.
     from benchmarks import tp
     from midlogit import SamplingParams
@@ -53,14 +54,12 @@ def time_pair(pair: Any, batches: list[int]) -> dict[int, tuple[float, float]]:
             if len(completion.token_ids) != tokens:
                 raise RuntimeError(completion.error)
 
-    found = {}
     for batch in batches:
         engine.between_steps(lambda: engine.on_every_rank(tp.draft, 0))
         ms, _ = step_ms(generate, batch)
         engine.between_steps(lambda: engine.on_every_rank(tp.draft, GAMMA))
         run(pair, steps, batch, lambda: steps.seconds >= WARM + steps.window)
-        found[batch] = ms, steps.tokens_per_s()
-    return found
+        yield batch, ms, steps.tokens_per_s()
 
 
 def device_name() -> str:
@@ -80,26 +79,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folders = write_models(Path(scratch), chosen.layers)
         for ranks in chosen.ranks:
-            alone = {s: time_alone_apart(f, chosen.batches, ranks) for s, f in folders.items()}
+            alone = times_alone(folders, chosen.batches, ranks)
             models = folders["base"], folders["teacher"]
             options_of_pair = {**COMMON, "tensor_parallel_size": ranks, "speculation": GAMMA}
             with Pair.vllm(*models, **options_of_pair) as pair:
-                found = time_pair(pair, chosen.batches)
-            for batch, (ms, tokens_per_s) in found.items():
-                base_ms, teacher_ms = alone["base"][batch], alone["teacher"][batch]
-                row = {
-                    "tp": ranks,
-                    "batch": batch,
-                    "base_ms": base_ms,
-                    "teacher_ms": teacher_ms,
-                    "pair_ms": ms,
-                    "gamma": GAMMA,
-                    "gamma_tokens_per_s": tokens_per_s,
-                    "teacher_tokens_per_s": 1e3 * batch / teacher_ms,
-                }
-                print(row, f"over the sum: {ms / (base_ms + teacher_ms):.2f}", flush=True)
-                rows.append(row)
-    write_results(chosen.output, device_name(), rows)
+                for batch, ms, tokens_per_s in time_pair(pair, chosen.batches):
+                    base_ms, teacher_ms = alone["base"][batch], alone["teacher"][batch]
+                    row = {
+                        "tp": ranks,
+                        "batch": batch,
+                        "base_ms": base_ms,
+                        "teacher_ms": teacher_ms,
+                        "pair_ms": ms,
+                        "gamma": GAMMA,
+                        "gamma_tokens_per_s": tokens_per_s,
+                        "teacher_tokens_per_s": 1e3 * batch / teacher_ms,
+                    }
+                    print(row, f"over the sum: {ms / (base_ms + teacher_ms):.2f}", flush=True)
+                    rows.append(row)
+                    write_results(chosen.output, device_name(), rows)
 
 
 if __name__ == "__main__":

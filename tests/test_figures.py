@@ -258,3 +258,19 @@ def test_trainer_and_server_on_two_gpus() -> None:
     assert_row(
         list(said.groups()), sum(row["sync_s"]) / row["steps"], row["tokens_per_s_of_rollouts"]
     )
+
+
+def test_two_gpus_with_tensor_parallelism() -> None:
+    rows = results("tp")["rows"]
+    for cells, row in zip(table(VLLM, "| sequences | base alone |"), rows, strict=True):
+        alone = row["base_ms"] + row["teacher_ms"]
+        assert_row(
+            cells,
+            row["batch"],
+            row["base_ms"],
+            row["teacher_ms"],
+            row["pair_ms"],
+            row["pair_ms"] / alone,
+            row["gamma_tokens_per_s"],
+            row["teacher_tokens_per_s"],
+        )

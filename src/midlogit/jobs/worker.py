@@ -170,16 +170,18 @@ class Worker:
         return False
 
     def _fill(self, batch: Batch) -> None:
-        """Submits requests until the window is full or there are none."""
-        while batch.num_running < self._window:
+        """Submits requests until the window is full or there are none, all together: so they share their steps."""
+        requests: list[Request] = []
+        while batch.num_running + len(requests) < self._window:
             if not self._requests and not self._make_requests():
-                if batch.num_running or not self._open_isolated():
-                    return
+                if requests or batch.num_running or not self._open_isolated():
+                    break
                 continue
             part, row, request = self._requests.popleft()
             self._running[self._num_submitted] = part, (row, request.sample)
-            batch.submit([replace(request, index=self._num_submitted)])
+            requests.append(replace(request, index=self._num_submitted))
             self._num_submitted += 1
+        batch.submit(requests)
 
     @property
     def _window(self) -> int:

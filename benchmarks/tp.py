@@ -12,7 +12,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.common import (
     COMMON,
@@ -39,8 +39,22 @@ def draft(lockstep: Lockstep, gamma: int) -> None:
     lockstep.draft_length, lockstep.accept = draft_length(gamma), SimulatedAcceptance()
 
 
-def time_pair(pair: Any, batches: list[int]) -> Iterator[tuple[int, float, float]]:
-    """(batch size, milliseconds per step in lock-step, tokens per second with drafts) of each batch size."""
+class PairTimes(NamedTuple):
+    """Times of the pair with one batch size.
+
+    Attributes:
+        batch: sequences. step_ms: milliseconds per step in lock-step. parts_ms: of rank 0's thread, by part of a step.
+        tokens_per_s: with drafts.
+    """
+
+    batch: int
+    step_ms: float
+    parts_ms: dict[str, float]
+    tokens_per_s: float
+
+
+def time_pair(pair: Any, batches: list[int]) -> Iterator[PairTimes]:
+    """Times each batch size, in lock-step and with drafts."""
     # The module by name: the other ranks cannot load a function of the main module.
     from benchmarks import tp
     from midlogit import SamplingParams
@@ -54,12 +68,17 @@ def time_pair(pair: Any, batches: list[int]) -> Iterator[tuple[int, float, float
             if len(completion.token_ids) != tokens:
                 raise RuntimeError(completion.error)
 
+    def sample_window(batch: int) -> None:
+        run(pair, steps, batch, lambda: steps.seconds >= WARM + steps.window)
+
     for batch in batches:
         engine.between_steps(lambda: engine.on_every_rank(tp.draft, 0))
         ms, _ = step_ms(generate, batch)
+        sample_window(batch)
+        parts_ms = steps.parts_ms(f"batch {batch}")
         engine.between_steps(lambda: engine.on_every_rank(tp.draft, GAMMA))
-        run(pair, steps, batch, lambda: steps.seconds >= WARM + steps.window)
-        yield batch, ms, steps.tokens_per_s()
+        sample_window(batch)
+        yield PairTimes(batch, ms, parts_ms, steps.tokens_per_s())
 
 
 def device_name() -> str:
@@ -83,7 +102,7 @@ def main() -> None:
             models = folders["base"], folders["teacher"]
             options_of_pair = {**COMMON, "tensor_parallel_size": ranks, "speculation": GAMMA}
             with Pair.vllm(*models, **options_of_pair) as pair:
-                for batch, ms, tokens_per_s in time_pair(pair, chosen.batches):
+                for batch, ms, parts_ms, tokens_per_s in time_pair(pair, chosen.batches):
                     base_ms, teacher_ms = alone["base"][batch], alone["teacher"][batch]
                     row = {
                         "tp": ranks,
@@ -91,6 +110,7 @@ def main() -> None:
                         "base_ms": base_ms,
                         "teacher_ms": teacher_ms,
                         "pair_ms": ms,
+                        "pair_step_parts_ms": parts_ms,
                         "gamma": GAMMA,
                         "gamma_tokens_per_s": tokens_per_s,
                         "teacher_tokens_per_s": 1e3 * batch / teacher_ms,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -345,7 +346,10 @@ def test_a_batch_of_which_kernels_take_some_rows() -> None:
 
 
 def test_a_round_of_which_kernels_take_some_sequences() -> None:
-    """Three positions of four sequences, of which two have a bonus row at the first."""
+    """Three positions of four sequences, of which two have a bonus row at the first.
+
+    The second and the third may be drafted together.
+    """
     base_NV, teacher_NV = (x.float() for x in make_batch(12, 300, 4))
     ways = mixed_ways(4, 300)
     settings = [
@@ -355,16 +359,20 @@ def test_a_round_of_which_kernels_take_some_sequences() -> None:
         )
     ]
 
-    def play(decider: Decider) -> tuple[list[list[int]], list[int], list[int]]:
+    def play(
+        decider: Decider, steps: Sequence[Sequence[int]] = ((0,), (1,), (2,))
+    ) -> tuple[list[int], list[int], list[int]]:
         draft_round = decider.start_round(settings, 4)
         drafted = []
-        for position in range(3):
-            base = LogitRows(base_NV, [4 * position + n for n in (2, 0, 3, 1)])
-            bonus = BonusRows([1, 2], teacher_NV[[3, 6]]) if position == 0 else None
-            drafted.append(draft_round.draft(base, bonus).tolist())
+        for positions in steps:
+            base = LogitRows(base_NV, [4 * p + n for p in positions for n in (2, 0, 3, 1)])
+            bonus = BonusRows([1, 2], teacher_NV[[3, 6]]) if positions == (0,) else None
+            drafted += draft_round.draft(base, bonus).tolist()
         decided = draft_round.decide(LogitRows(teacher_NV, [0, 3, 6, 9]))
         return drafted, decided.token_ids(), decided.tokens_N.tolist()
 
     drafted, token_ids, tokens = play(KernelDecider(300, torch.device("cpu")))
     assert (drafted, token_ids, tokens) == play(ArrayDecider(300))
-    assert [drafted[0][n] for n in (1, 2)] == [tokens[n] for n in (1, 2)]
+    assert [drafted[n] for n in (1, 2)] == [tokens[n] for n in (1, 2)]
+    for decider in (KernelDecider(300, torch.device("cpu")), ArrayDecider(300)):
+        assert (drafted, token_ids, tokens) == play(decider, [(0,), (1, 2)])

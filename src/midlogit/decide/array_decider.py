@@ -61,15 +61,15 @@ class ArrayRound(DraftRound):
         self, settings: Sequence[RowSettings], num_sequences: int, vocabulary: int
     ) -> None:
         self._settings, self._num_sequences, self._vocabulary = settings, num_sequences, vocabulary
-        self._base_PNV: list[Tensor] = []
+        self._base_NV: list[Tensor] = []  # of the positions drafted together
 
     def draft(self, base: LogitRows, bonus: BonusRows | None = None) -> Tensor:
         base_NV = take_rows(base)
         if base_NV is base.logits_RV:
             base_NV = base_NV.clone()  # the buffer is written again before the decision
-        first = len(self._base_PNV) * self._num_sequences
-        settings = self._settings[first : first + self._num_sequences]
-        self._base_PNV.append(base_NV)
+        first = sum(map(len, self._base_NV))
+        settings = self._settings[first : first + len(base_NV)]
+        self._base_NV.append(base_NV)
 
         tokens = draft(base_NV, settings, self._vocabulary)
         if bonus is not None:
@@ -82,9 +82,11 @@ class ArrayRound(DraftRound):
         return to_device(tokens, base_NV.device)
 
     def decide(self, teacher: LogitRows) -> Decided:
-        rows = [row + position for position in range(len(self._base_PNV)) for row in teacher.rows]
+        base_NV = torch.cat(self._base_NV)
+        num_positions = len(base_NV) // self._num_sequences
+        rows = [row + position for position in range(num_positions) for row in teacher.rows]
         teacher_NV = take_rows(LogitRows(teacher.logits_RV, rows))
-        decisions = decide(torch.cat(self._base_PNV), teacher_NV, self._settings)
+        decisions = decide(base_NV, teacher_NV, self._settings)
         return ArrayDecided(decisions, self._vocabulary, teacher_NV.device)
 
 

@@ -131,19 +131,19 @@ class Decided(ABC):
 
 
 class DraftRound(ABC):
-    """Speculative decoding of N sequences: `draft` once per position, then `decide` for all positions at once."""
+    """Speculative decoding of N sequences: `draft` until no position is left, then `decide` for all at once."""
 
     @abstractmethod
     def draft(self, base: LogitRows, bonus: BonusRows | None = None) -> Tensor:
-        """Drafts the token of the next position of each sequence.
+        """Drafts the tokens of the next position of each sequence, or of several.
 
         Args:
-            base: the base's rows at this position, one per sequence.
-            bonus: the teacher's rows at this position, of sequences for which they are known. There the token that the
-                decision will give takes the place of the draft.
+            base: the base's rows, position by position, one per sequence at each.
+            bonus: the teacher's rows at the first of these positions, of sequences for which they are known. There the
+                token that the decision will give takes the place of the draft.
 
         Returns:
-            Token ids [N] on the device.
+            A token id for each row, on the device.
         """
 
     @abstractmethod

@@ -65,7 +65,7 @@ class KernelRound(DraftRound):
         self._launcher, self._num_sequences = launcher, num_sequences
         self._prepared = launcher.prepare(settings)
         self._drafts_RC = launcher.allocate_drafts(len(settings))
-        self._position = 0
+        self._num_drafted = 0
         self._base_RV: Tensor | None = None  # the base's rows of all positions
         self._rows: Sequence[int] = ()
         self._rows_N: Tensor
@@ -78,11 +78,9 @@ class KernelRound(DraftRound):
             )
         if base.rows != self._rows:
             self._rows, self._rows_N = base.rows, to_device(base.rows, device)
-        here = slice(
-            self._position * self._num_sequences, (self._position + 1) * self._num_sequences
-        )
+        here = slice(self._num_drafted, self._num_drafted + len(base.rows))
         torch.index_select(base.logits_RV, 0, self._rows_N, out=self._base_RV[here])
-        self._position += 1
+        self._num_drafted = here.stop
 
         tokens_N = self._launcher.draft(self._base_RV, self._prepared, self._drafts_RC, here)
         if bonus is not None:
@@ -96,7 +94,8 @@ class KernelRound(DraftRound):
 
     def decide(self, teacher: LogitRows) -> Decided:
         assert self._base_RV is not None
-        rows = [row + position for position in range(self._position) for row in teacher.rows]
+        num_positions = self._num_drafted // self._num_sequences
+        rows = [row + position for position in range(num_positions) for row in teacher.rows]
         self._prepared.set_teacher_rows(to_device(rows, teacher.logits_RV.device))
         return self._launcher.launch(
             self._base_RV, teacher.logits_RV, self._prepared, self._drafts_RC

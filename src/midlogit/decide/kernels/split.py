@@ -68,10 +68,13 @@ class SplitRound(DraftRound):
 
     def draft(self, base: LogitRows, bonus: BonusRows | None = None) -> Tensor:
         device = base.logits_RV.device
+        num_sequences = sum(len(sequences) for sequences, _ in self._parts)
         tokens_N = torch.empty(len(base.rows), dtype=torch.int64, device=device)
         for sequences, part in self._parts:
-            tokens_M = part.draft(some_rows(base, sequences), _some_bonus(bonus, sequences))
-            tokens_N[to_device(sequences, device)] = tokens_M
+            firsts = range(0, len(base.rows), num_sequences)
+            numbers = [first + n for first in firsts for n in sequences]
+            tokens_M = part.draft(some_rows(base, numbers), _some_bonus(bonus, sequences))
+            tokens_N[to_device(numbers, device)] = tokens_M
         return tokens_N
 
     def decide(self, teacher: LogitRows) -> Decided:

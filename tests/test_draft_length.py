@@ -229,4 +229,43 @@ def test_statistics_count_what_was_looked_at() -> None:
         "accepted_per_round": 6 / 4,
         "acceptance_by_position": [3 / 4, 2 / 3, 1 / 1],
         "drafts_in_use": {"all": 3},
+        "guessed_rounds": 0,
+        "guesses_stood": 0,
     }
+
+
+@pytest.mark.parametrize("slower", [0.6, 3.0])
+def test_guesses_pay_by_their_rate_and_the_time_of_their_rounds(slower: float) -> None:
+    """A fixed γ of 4 with acceptance 0.88, for eight sequences."""
+    draft_length = DraftLength(4, reuses_bonus_row=True)
+    chance = random.Random(2)
+    assert not draft_length.guesses_pay([1.0] * 8)  # how long rounds take is not known
+    play(draft_length, 40, 8, 0.88, one_sequence, chance)
+    assert draft_length.guesses_pay([0.95] * 8) and not draft_length.guesses_pay([0.5] * 8)
+    assert not draft_length.guesses_pay([0.95] + [0.0] * 7)
+
+    for _ in range(10):
+        draft_length.record_time(8, MAX_DRAFTS, slower * one_sequence(4))
+    assert draft_length.guesses_pay([0.95] * 8) is (slower < 1)
+    assert draft_length.guesses_pay([0.95] * 3 + [0.0] * 5) is (slower < 1)
+    assert not draft_length.guesses_pay([0.0] * 8)
+
+
+def test_auto_learns_nothing_from_drafts_after_guesses() -> None:
+    draft_length = DraftLength("auto", reuses_bonus_row=True)
+    chance = random.Random(3)
+    assert not draft_length.guesses_pay([1.0])
+    play(draft_length, SETTLED, 1, 0.6, one_sequence, chance)
+    best = draft_length.next(1)
+    for _ in range(300):
+        draft_length.record_acceptance(MAX_DRAFTS, [MAX_DRAFTS], stood_N=[MAX_DRAFTS - 2])
+        draft_length.record_time(1, MAX_DRAFTS, 30.0)
+    assert draft_length.statistics()["guesses_stood"] == 300 * (MAX_DRAFTS - 2)
+    assert draft_length.guesses_pay([0.95]) and not draft_length.guesses_pay([0.3])
+    assert fmean(play(draft_length, 30, 1, 0.6, one_sequence, chance)) < best + 2
+
+
+def test_the_longest_drafts_are_made_without_guesses() -> None:
+    draft_length = DraftLength(MAX_DRAFTS)
+    play(draft_length, 40, 1, 0.88, one_sequence, random.Random(4))
+    assert not draft_length.guesses_pay([1.0])

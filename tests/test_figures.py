@@ -145,6 +145,22 @@ def test_drafts_on_a_cpu() -> None:
         )
 
 
+def test_guesses_on_a_cpu() -> None:
+    found = results("guesses_cpu")
+    said = re.search(
+        r"It costs the host ([\d.]+) µs .*? and ([\d.]+) µs within a copy.*?2,000 tokens ([\d.]+) ms .*?"
+        r"take ([\d.]+) forwards of the base per token",
+        SPECULATION,
+        re.DOTALL,
+    )
+    assert said
+    costs = found["us_per_sequence_and_round"]
+    passes = found["edits"]["base_passes_per_token"]
+    assert_row(
+        list(said.groups()), costs["unlike"], costs["copied"], found["first_look_ms"], passes
+    )
+
+
 def test_the_real_pair_on_a_cpu() -> None:
     found = results("local")
     presets = [found["presets"][name] for name in ("balanced", "exploratory")]

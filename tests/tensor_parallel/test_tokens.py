@@ -21,6 +21,7 @@ from tests.questions import QUESTIONS
 from tests.tensor_parallel.models import widened, write_widened
 from tests.updates import named, trained
 from tests.vllm.test_engine import require_equal
+from tests.vllm.test_guesses import Guessing
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
 PROMPTS = [" ".join(["river"] * (11 * n % 90)) + QUESTIONS[n] for n in range(8)]
@@ -96,6 +97,23 @@ def test_ranks_agree_on_what_depends_on_time_and_text(shared: Pair) -> None:
     first, second = states(shared)
     assert first == second
     assert all(free == blocks and is_empty for free, blocks, is_empty in first[1])
+
+
+def guess_always(lockstep: Lockstep) -> None:
+    """Has a rank guess wherever it can."""
+    lockstep.draft_length = Guessing(3)
+
+
+def test_ranks_guess_the_same(pair: Pair, shared: Pair) -> None:
+    engine: Any = shared.engine
+    engine.between_steps(lambda: engine.on_every_rank(guess_always))
+    prompts = [" ".join(["river"] * 20)]
+    asked = SamplingParams(n=3, temperature=0.3, seed=2, max_tokens=60, ignore_eos=True)
+    found = shared.generate(prompts, asked)
+    require_equal(found, pair.generate(prompts, asked))
+    assert engine.lockstep.draft_length.statistics()["guesses_stood"] > 10
+    first, second = states(shared)
+    assert first == second
 
 
 def test_a_rank_that_differs_ends_the_pair_of_its_step(shared: Pair) -> None:

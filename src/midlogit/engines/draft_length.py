@@ -1,8 +1,9 @@
 """Chooses the draft length γ of each round: fixed, or tuned from measured round times and acceptance.
 
 Knows times and counts, no rows. A round drafts γ tokens with the base and has the teacher verify all of them in one
-forward; γ = 0 is lock-step. The choice changes the speed, never the tokens. Engines differ in what they do with the
-bonus row, the teacher's row after the last draft (docs/speculation.md).
+forward; γ = 0 is lock-step. A round with guesses has MAX_DRAFTS drafts in two forwards of the base. The choice changes
+the speed, never the tokens. Engines differ in what they do with the bonus row, the teacher's row after the last draft
+(docs/speculation.md).
 """
 
 from __future__ import annotations
@@ -55,29 +56,40 @@ class Acceptance:
     Attributes:
         verified, accepted: drafts at each position since the start.
         recent: decaying weights (accepted, verified) at each position, for choosing γ.
+        guessed_rounds, guesses_stood: rounds of single sequences with guesses, and guesses that were the base's drafts.
     """
 
     verified: list[int]
     accepted: list[int]
     recent: list[tuple[float, float]]
+    guessed_rounds: int = 0
+    guesses_stood: int = 0
 
     @classmethod
     def empty(cls) -> Acceptance:
         return cls([0] * MAX_DRAFTS, [0] * MAX_DRAFTS, [(0.0, 0.0)] * MAX_DRAFTS)
 
-    def add(self, accepted_N: Sequence[int], verified_N: Sequence[int]) -> None:
-        """Counts a round of N sequences: the accepted and the verified drafts of each."""
+    def add(
+        self,
+        accepted_N: Sequence[int],
+        verified_N: Sequence[int],
+        stood_N: Sequence[int] = (),
+    ) -> None:
+        """Counts a round of N sequences: the accepted and the verified drafts of each, and guesses that stood."""
         for position in range(max(verified_N, default=0)):
             verified = sum(n > position for n in verified_N)
             accepted = sum(n > position for n in accepted_N)
             self.verified[position] += verified
             self.accepted[position] += accepted
 
-            recent_accepted, recent_verified = self.recent[position]
-            self.recent[position] = (
-                DECAY * recent_accepted + accepted,
-                DECAY * recent_verified + verified,
-            )
+            if not stood_N:  # drafts after guesses that stood say nothing about others
+                recent_accepted, recent_verified = self.recent[position]
+                self.recent[position] = (
+                    DECAY * recent_accepted + accepted,
+                    DECAY * recent_verified + verified,
+                )
+        self.guessed_rounds += len(stood_N)
+        self.guesses_stood += sum(stood_N)
 
     def tokens(self, drafts: int, reuses_bonus_row: bool) -> float:
         """Expected tokens per round.
@@ -106,6 +118,17 @@ class Acceptance:
         plain, with_bonus = sum(reached[:-1]), 1 + sum(reached[:-2])
         share = reached[-1] / (1 - reached[-2] + reached[-1])
         return plain + share * (with_bonus - plain)
+
+    def tokens_with_guesses(self, rates_N: Sequence[float]) -> float:
+        """Expected tokens of a round of N sequences with guesses.
+
+        Args:
+            rates_N: for each, the probability that a token is the guess there, if the guesses before it were right;
+                0 without guesses.
+        """
+        first = self.tokens(1, reuses_bonus_row=False) - 1
+        # Two drafts need no guess; the third stands on the guesses at the first and the second.
+        return sum(1 + first * (1 + sum(rate**n for n in range(2, MAX_DRAFTS))) for rate in rates_N)
 
 
 class DraftLength:
@@ -170,6 +193,30 @@ class DraftLength:
         self._last[size] = self._planned[size].pop()
         return self._last[size]
 
+    def guesses_pay(self, rates_N: Sequence[float]) -> bool:
+        """Whether a round of N sequences with guesses gives more tokens a second than one with the γ in use.
+
+        Its time is taken to be that of the other until it was measured.
+
+        Args:
+            rates_N: as in `Acceptance.tokens_with_guesses`.
+        """
+        size = len(rates_N).bit_length()
+        gamma = self._in_use(size)
+        if gamma in (None, MAX_DRAFTS) or not any(rates_N):
+            return False
+        usual, guessed = self._seconds[size, gamma], self._seconds[size, MAX_DRAFTS]
+        if len(usual) < TIMED:
+            return False
+
+        slower = _mean(guessed) / _mean(usual) if len(guessed) >= TIMED else 1.0
+        tokens = len(rates_N) * self._acceptance.tokens(gamma, self._reuses_bonus_row)
+        return self._acceptance.tokens_with_guesses(rates_N) > slower * tokens
+
+    def _in_use(self, size: int) -> int | None:
+        """The γ that was given, or that is the best as far as is known."""
+        return self._best.get(size) if self._auto else self._fixed
+
     def _plan(self, size: int) -> list[int]:
         """γ for the next rounds."""
         seconds = {g: self._seconds[size, g] for g in self._choices}
@@ -202,7 +249,11 @@ class DraftLength:
         return [other] * LOOK
 
     def record_acceptance(
-        self, drafts: int, accepted_N: Sequence[int], verified_N: Sequence[int] | None = None
+        self,
+        drafts: int,
+        accepted_N: Sequence[int],
+        verified_N: Sequence[int] | None = None,
+        stood_N: Sequence[int] = (),
     ) -> None:
         """Counts a round of N sequences.
 
@@ -210,10 +261,12 @@ class DraftLength:
             drafts: its γ. accepted_N: accepted drafts of each sequence.
             verified_N: verified drafts of each; by default one more than accepted, or all. Drafts after the end of a
                 sequence are not verified.
+            stood_N: guesses of each that stood; empty in a round without guesses.
         """
         if drafts:
             self._rounds += len(accepted_N)
-            self._acceptance.add(accepted_N, verified_N or [min(n + 1, drafts) for n in accepted_N])
+            verified_N = verified_N or [min(n + 1, drafts) for n in accepted_N]
+            self._acceptance.add(accepted_N, verified_N, stood_N)
 
     def record_time(self, batch: int, drafts: int, seconds: float) -> None:
         """Records the time of an undisturbed round.
@@ -232,9 +285,9 @@ class DraftLength:
         before = _mean(times) if len(times) >= TIMED else None
         times.append(seconds)
 
-        if before and drafts == self._best.get(size):
+        if before and drafts == self._in_use(size):
             change = _mean(times) / before
-            for gamma in self._choices:
+            for gamma in (*self._choices, MAX_DRAFTS):
                 if gamma != drafts:
                     others = self._seconds[size, gamma]
                     others.extend([change * one for one in others])
@@ -245,7 +298,8 @@ class DraftLength:
         Returns:
             rounds: of single sequences that drafted; verified, accepted: drafts; acceptance: their quotient, None
             before the first; accepted_per_round; acceptance_by_position: from the first draft of a round on;
-            drafts_in_use: the γ last chosen, by largest batch size.
+            drafts_in_use: the γ last chosen, by largest batch size; guessed_rounds: those of `rounds` with guesses;
+            guesses_stood: guesses that were the base's drafts.
         """
         verified, accepted = self._acceptance.verified, self._acceptance.accepted
         reached = [position for position in range(MAX_DRAFTS) if verified[position]]
@@ -262,6 +316,8 @@ class DraftLength:
                 accepted[position] / verified[position] for position in reached
             ],
             "drafts_in_use": by_batch,
+            "guessed_rounds": self._acceptance.guessed_rounds,
+            "guesses_stood": self._acceptance.guesses_stood,
         }
 
 

@@ -42,11 +42,12 @@ class Core:
         memory_share: share of the device for weights, activations and cache together; vLLM checks that it is free.
         max_num_seqs: most sequences that run at once.
         max_model_len: most tokens of a sequence, None for the model's own limit.
-        draft_lengths: the numbers of drafts above 0 that a step may verify, in order; empty for a drafting core.
+        draft_lengths: the numbers of drafts above 0 that a step may read, in order; of a drafting core, guesses.
         options: further EngineArgs.
         adapter: on the model, for all requests.
 
     Attributes:
+        draft_lengths: see above.
         clock: times the four parts of a step, while it is on.
 
     Raises:
@@ -103,6 +104,7 @@ class Core:
         self._scheduler._spec_token_placeholders = []
         self._scheduler.dynamic_sd_lookup = None
 
+        self.draft_lengths = draft_lengths
         self._runner: Runner = runner_class(self._executor, draft_lengths, max_num_seqs)
         self.clock = StepClock()
 
@@ -182,10 +184,10 @@ class Core:
                     request.spec_token_ids = [0] * num_drafts
             return ScheduledStep(self._scheduler.schedule(), num_drafts)
 
-    def schedule_running(self) -> ScheduledStep:
+    def schedule_running(self, num_drafts: int = 0) -> ScheduledStep:
         """Like `schedule`, for the running requests only: it admits none."""
         self._scheduler.set_pause_state(self._pause_states.PAUSED_NEW)
-        step = self.schedule()
+        step = self.schedule(num_drafts)
         self._scheduler.set_pause_state(self._pause_states.UNPAUSED)
         return step
 
@@ -201,13 +203,16 @@ class Core:
             self._workspaces._manager = self._workspace
             return self._runner.execute(step, device_tokens)
 
-    def logit_rows(self, step: ExecutedStep, keys: Sequence[str], offset: int = 0) -> LogitRows:
+    def logit_rows(
+        self, step: ExecutedStep, keys: Sequence[str], num_positions: int = 1
+    ) -> LogitRows:
         """The raw logits of ready requests of the step that was executed last, until it is sampled.
 
         Args:
-            offset: number of drafts before the row, for each request.
+            num_positions: rows of each request: after its last token and after the drafts that follow. The result has
+                them position by position.
         """
-        rows = [step.rows[key] + offset for key in keys]
+        rows = [step.rows[key] + n for n in range(num_positions) for key in keys]
         return LogitRows(self._runner.logits_RV, rows)
 
     def defer(self, keys: Collection[str]) -> None:
@@ -229,23 +234,25 @@ class Core:
             return SampledStep(step.scheduled, output)
 
     def sample_placeholder(self, step: ExecutedStep, keys: Collection[str]) -> SampledStep:
-        """Samples a placeholder for these requests, so that a step can follow that is fed the real token.
+        """Samples placeholders for these requests, as if all drafts were accepted: a step can follow that is fed the
+        real tokens.
 
         Of successive steps that sample placeholders only the last is updated, after `replace_placeholders`.
         """
-        return self.sample(step, dict.fromkeys(keys, PLACEHOLDER))
+        return self.sample(step, dict.fromkeys(keys, PLACEHOLDER * (1 + step.scheduled.num_drafts)))
 
     def replace_placeholders(
         self, step: SampledStep, tokens: Mapping[str, Sequence[int]], count: int
     ) -> None:
-        """Writes tokens in the place of a step's placeholder and those of the steps before it; `update` follows.
+        """Writes tokens in the place of a step's placeholders and those of the steps before it; `update` follows.
 
         The next step may have been executed already.
 
         Args:
             tokens: what was sampled for each request, from 1 to `count` tokens.
-            count: successive steps that sampled placeholders.
+            count: placeholders of each request in successive steps.
         """
+        further = count - 1 - step.scheduled.num_drafts  # of the steps before
         scheduled, output = step.scheduled.scheduler_output, step.runner_output
         for place, key in enumerate(output.req_ids):
             if not output.sampled_token_ids[place]:
@@ -254,7 +261,7 @@ class Core:
             output.sampled_token_ids[place] = sampled
 
             # To the scheduler it was one step that verified its drafts.
-            scheduled.num_scheduled_tokens[key] += count - 1
+            scheduled.num_scheduled_tokens[key] += further
             scheduled.scheduled_spec_decode_tokens[key] = [0] * (count - 1)
             self._runner.replace_placeholders(key, sampled, count)
 

@@ -12,32 +12,35 @@ forward passes of the base.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from zlib import crc32
 
 import torch
 
 from midlogit.decide.base import Decider, RowSettings
 from midlogit.decide.transfer import HostCopy, to_device
-from midlogit.engines.draft_length import DraftLength
+from midlogit.engines.draft_length import MAX_DRAFTS, DraftLength
 from midlogit.engines.vllm.core import Core
+from midlogit.engines.vllm.drafting import Drafter
 from midlogit.engines.vllm.given import Drawn
-from midlogit.engines.vllm.observer import Observer, StepClock, StepRecord
+from midlogit.engines.vllm.guesses import MAX_BATCH, Guesses
+from midlogit.engines.vllm.observer import Observer, StepClock
 from midlogit.engines.vllm.process import CorePair
 from midlogit.engines.vllm.rounds import (
+    LOCKSTEP,
     Accept,
     Arrived,
     InFlightStep,
+    Publish,
     Round,
+    RoundPlan,
     TrackedSequence,
     num_accepted,
+    step_record,
 )
 from midlogit.engines.vllm.runner import DeviceTokens
 from midlogit.engines.vllm.steps import ExecutedStep, SampledStep
 from midlogit.errors import EngineFailure
-
-# Takes a round and the tokens that it gives each of its sequences.
-Publish = Callable[[Round, Mapping[str, list[int]]], None]
 
 
 class Lockstep:
@@ -51,6 +54,7 @@ class Lockstep:
 
     Attributes:
         draft_length: may be replaced between steps.
+        uses_guesses: whether rounds may have guesses. Benchmarks turn it off, to measure what they gain.
         accept: counts the accepted drafts of a round. Benchmarks of random weights replace it, to simulate the
             acceptance of a real pair.
         measured: seconds between the last two rounds, where both were undisturbed; for the next `step`.
@@ -64,6 +68,7 @@ class Lockstep:
         self._decider, self._publish = decider, publish
         self.draft_length = draft_length
         self.accept: Accept = num_accepted
+        self.uses_guesses = bool(self.base.draft_lengths)
 
         self._tracked: dict[str, TrackedSequence] = {}
         self._in_flight: InFlightStep | None = None  # None before the first step
@@ -75,6 +80,8 @@ class Lockstep:
 
         self._observer: Observer | None = None
         self.clock = StepClock()
+        self._guesses = Guesses()
+        self._drafter = Drafter(self.base, self._guesses, self.clock)
 
     @property
     def cores(self) -> tuple[Core, Core]:
@@ -98,6 +105,7 @@ class Lockstep:
         self.base.add(key, request.base_ids, request.max_new_tokens)
         self.teacher.add(key, request.teacher_ids, request.max_new_tokens)
         self._tracked[key] = TrackedSequence(sequence)
+        self._guesses.add(key, request.base_ids)
 
     def forget(self, keys: Collection[str]) -> None:
         """Ends sequences, waiting or running, on both sides."""
@@ -105,6 +113,7 @@ class Lockstep:
             core.abort(keys)
         for key in keys:
             del self._tracked[key]
+        self._guesses.forget(keys)
 
     def begun(self) -> list[str]:
         """Sequences of which a model has computed something."""
@@ -130,25 +139,26 @@ class Lockstep:
         previous = self._in_flight or self._first_step()
         arrived = self._receive(previous.round)
 
-        if previous.teacher_scheduled is not None:
-            num_drafts = previous.teacher_scheduled.num_drafts
-        else:  # after a round with drafts: what fits now depends on how many were accepted
+        plan = previous.plan
+        if previous.teacher_scheduled is None:
+            # After a round with drafts: what fits now depends on how many were accepted.
             self._update_base(previous, arrived)
-            num_drafts = self._choose_drafts(arrived.ended)
+            plan = self._plan_round(arrived.ended)
 
         ready = previous.base_executed.rows
         keys = [key for key in ready if key in self._tracked and key not in arrived.ended]
-        if num_drafts and keys:
-            self._in_flight = self._speculative_round(previous, arrived, keys, num_drafts)
+        if plan.num_drafts and keys:
+            self._in_flight = self._speculative_round(previous, arrived, keys, plan)
         else:
             self._in_flight = self._lockstep_round(previous, arrived, keys)
 
         if previous.round is not None:
             with self.clock.part("text"):
                 self._publish(previous.round, arrived.tokens)
-        observer = self._observer
-        if observer is not None:
-            observer(self._record(previous.round, arrived, time.perf_counter() - start))
+        if self._observer is not None:
+            at = self._arrived_at if previous.round else None
+            parts = self._parts(time.perf_counter() - start)
+            self._observer(step_record(previous.round, arrived, at or time.perf_counter(), parts))
 
     @torch.inference_mode()
     def settle(self, checksum: int) -> None:
@@ -161,9 +171,8 @@ class Lockstep:
         ahead = self._in_flight
         if ahead is not None and ahead.teacher_scheduled and ahead.teacher_scheduled.num_drafts:
             self._is_settling = True
-            self.step(
-                None, self.checksum
-            )  # the round for whose drafts the teacher has slots already
+            # The round for whose drafts the teacher has slots already.
+            self.step(None, self.checksum)
             self._is_settling = False
 
         previous, self._in_flight = self._in_flight, None
@@ -213,14 +222,16 @@ class Lockstep:
         if scheduled_ahead is not None:
             self._update_base(previous, arrived)
             self._update(self.teacher, teacher_sampled, arrived)
-        num_drafts = self._choose_drafts()
+        plan = self._plan_round()
         base_scheduled = self.base.schedule()
-        teacher_scheduled = self.teacher.schedule(num_drafts)
+        teacher_scheduled = self.teacher.schedule(plan.num_drafts)
 
         base_sampled = self.base.sample_placeholder(base, keys)
         tokens = DeviceTokens(keys, this_round.decided.tokens_N[:, None]) if this_round else None
         base_executed = self.base.execute(base_scheduled, tokens)
-        return InFlightStep(base_executed, base_sampled, teacher, teacher_scheduled, this_round)
+        return InFlightStep(
+            base_executed, base_sampled, teacher, teacher_scheduled, this_round, plan
+        )
 
     def _decide(self, base: ExecutedStep, teacher: ExecutedStep, keys: list[str]) -> Round:
         """Enqueues the decision of one token per sequence."""
@@ -236,7 +247,7 @@ class Lockstep:
         return Round(keys, 0, decided, decode_only)
 
     def _speculative_round(
-        self, previous: InFlightStep, arrived: Arrived, keys: list[str], num_drafts: int
+        self, previous: InFlightStep, arrived: Arrived, keys: list[str], plan: RoundPlan
     ) -> InFlightStep:
         """Drafts with the base, verifies all drafts in one forward pass of the teacher, and lets the base go on.
 
@@ -245,54 +256,45 @@ class Lockstep:
         """
         if previous.teacher_scheduled is not None:
             self._update_base(previous, arrived)
-        base = previous.base_executed
 
         # Draft: the base is fed each draft on the device.
+        num_drafts = plan.num_drafts
         with self.clock.part("decide"):
             draft_round = self._decider.start_round(self._settings(keys, num_drafts), len(keys))
             bonus = previous.round.bonus_rows(keys) if previous.round else None
-            drafted = [draft_round.draft(self.base.logit_rows(base, keys), bonus)]
-        for _ in range(1, num_drafts):
-            _, base = self._continue_base(base, DeviceTokens(keys, drafted[-1][:, None]))
-            with self.clock.part("decide"):
-                drafted.append(draft_round.draft(self.base.logit_rows(base, keys)))
+        drafted = self._drafter.draft(draft_round, keys, plan, previous.base_executed, bonus)
 
         # Verify: the teacher learns of the tokens that arrived while the base's last forward pass runs.
         teacher_sampled = self._sample_teacher(previous, arrived)
         self._update(self.teacher, teacher_sampled, arrived)
         teacher_scheduled = previous.teacher_scheduled or self.teacher.schedule(num_drafts)
-        drafted_PN = torch.stack(drafted)
-        teacher = self.teacher.execute(teacher_scheduled, DeviceTokens(keys, drafted_PN.T))
+        teacher = self.teacher.execute(teacher_scheduled, DeviceTokens(keys, drafted.tokens_PN.T))
 
         with self.clock.part("decide"):
-            decided = draft_round.decide(self.teacher.logit_rows(teacher, keys))
-            last_rows = self.teacher.logit_rows(teacher, keys, offset=num_drafts)
-            bonus_rows_N = to_device(last_rows.rows, self.teacher.device)
+            rows = self.teacher.logit_rows(teacher, keys)
+            decided = draft_round.decide(rows)
+            bonus_rows_N = to_device(rows.rows, self.teacher.device) + drafted.num_valid_N
             sampled_PN = decided.tokens_N.view(num_drafts, len(keys))
-            accepted_N = self.accept(drafted_PN, sampled_PN, bonus.sequences if bonus else ())
+            bonus_sequences = bonus.sequences if bonus else ()
+            accepted_N = self.accept(drafted.tokens_PN, sampled_PN, bonus_sequences)
+            accepted_N = accepted_N.minimum(drafted.num_valid_N)
             this_round = Round(
                 keys,
                 num_drafts,
                 decided,
                 decode_only=True,
-                bonus_keys={keys[n] for n in bonus.sequences} if bonus else (),
+                bonus_keys={keys[n] for n in bonus_sequences},
                 num_accepted=HostCopy(accepted_N),
-                bonus_logits_NV=last_rows.logits_RV[bonus_rows_N],
+                num_valid=HostCopy(drafted.num_valid_N) if plan.is_guessed else None,
+                bonus_logits_NV=rows.logits_RV[bonus_rows_N],
             )
 
         # The base goes on with the last sampled token of each sequence, at a position that only the device knows.
-        last_N = accepted_N.clamp(max=num_drafts - 1)
+        last_N = accepted_N.minimum(drafted.num_valid_N - 1)
         last_tokens_N1 = sampled_PN.gather(0, last_N[None]).T
         tokens = DeviceTokens(keys, last_tokens_N1, num_rejected_N=num_drafts - 1 - last_N)
-        base_sampled, base_executed = self._continue_base(base, tokens)
+        base_sampled, base_executed = self._drafter.go_on(drafted.executed, tokens)
         return InFlightStep(base_executed, base_sampled, teacher, None, this_round)
-
-    def _continue_base(
-        self, base: ExecutedStep, tokens: DeviceTokens
-    ) -> tuple[SampledStep, ExecutedStep]:
-        """Enqueues the base's next forward pass over tokens that only the device knows."""
-        sampled = self.base.sample_placeholder(base, tokens.keys)
-        return sampled, self.base.execute(self.base.schedule_running(), tokens)
 
     def _sample_teacher(self, previous: InFlightStep, arrived: Arrived) -> SampledStep | None:
         """Gives the teacher's runner the tokens of the step before."""
@@ -312,24 +314,31 @@ class Lockstep:
             core.update(sampled)
         core.abort(arrived.ended)
 
-    def _choose_drafts(self, ended: Collection[str] = ()) -> int:
-        """Chooses γ for the next step.
+    def _plan_round(self, ended: Collection[str] = ()) -> RoundPlan:
+        """Chooses what the next step drafts.
 
         Args:
             ended: sequences that have ended, which the teacher's scheduler does not know yet.
 
         Returns:
-            0 unless every running sequence needs one token on both sides and the drafts of all fit.
+            Lock-step unless every running sequence needs one token on both sides and the drafts of all fit.
         """
-        base, teacher = self.base, self.teacher
-        keys = base.running_keys
-        if self._is_settling or not keys or keys != teacher.running_keys - set(ended):
-            return 0
+        running = self.base.running_keys
+        if self._is_settling or not running or running != self.teacher.running_keys - set(ended):
+            return LOCKSTEP
+
+        keys = [key for key in self._tracked if key in running]
         most = min(self._tracked[key].remaining_context for key in keys) - 1
+        fits = len(keys) <= MAX_BATCH and self._can_draft(MAX_DRAFTS, most)
+        if self.uses_guesses and fits and self.draft_length.guesses_pay(self._guesses.rates(keys)):
+            return RoundPlan(MAX_DRAFTS, is_guessed=True)
+
         num_drafts = min(self.draft_length.next(len(keys)), most)
-        if num_drafts > 0 and base.can_draft(num_drafts) and teacher.can_draft(num_drafts):
-            return num_drafts
-        return 0
+        return RoundPlan(num_drafts) if self._can_draft(num_drafts, most) else LOCKSTEP
+
+    def _can_draft(self, num_drafts: int, most: int) -> bool:
+        """Whether both sides have room for so many drafts, of which no context holds more than `most`."""
+        return 0 < num_drafts <= most and all(core.can_draft(num_drafts) for core in self.cores)
 
     def _settings(self, keys: list[str], num_positions: int) -> list[RowSettings]:
         """Sampling settings of the sequences at their next positions, position by position."""
@@ -349,11 +358,14 @@ class Lockstep:
         ended = set()
         for key, sampled in tokens.items():
             tracked = self._tracked.get(key)
+            if tracked is None:
+                continue
             for place, token_id in enumerate(sampled):
-                if tracked is not None and tracked.advance(token_id):
+                if tracked.advance(token_id):
                     ended.add(key)
                     del sampled[place + 1 :]
                     break
+            self._guesses.append(key, sampled)
         return Arrived(tokens, ended)
 
     def _record_round(self, last: Round) -> None:
@@ -361,12 +373,7 @@ class Lockstep:
         now, before = time.perf_counter(), self._arrived_at
         self._arrived_at = now
 
-        accepted_N, verified_N = [], []
-        for key, accepted in zip(last.keys, last.accepted(), strict=True):
-            num_bonus = int(key in last.bonus_keys)  # a bonus token is no draft
-            accepted_N.append(max(accepted - num_bonus, 0))
-            verified_N.append(min(accepted_N[-1] + 1, last.num_drafts - num_bonus))
-        self.draft_length.record_acceptance(last.num_drafts, accepted_N, verified_N)
+        self.draft_length.record_acceptance(last.num_drafts, *last.acceptance(), last.stood())
         if last.decode_only and before is not None:
             self._timed, self.measured = last, now - before
 
@@ -382,18 +389,10 @@ class Lockstep:
                 "The ranks of the pair have drawn different tokens.", "Open the pair again."
             )
 
-    def _record(self, last: Round | None, arrived: Arrived, step_seconds: float) -> StepRecord:
-        """Describes a step to the observer."""
+    def _parts(self, step_seconds: float) -> dict[str, float]:
+        """The seconds of a step by part."""
         seconds = self.clock.take()
         for side, core in zip(("base", "teacher"), self.cores, strict=True):
             seconds |= {f"{side} {part}": spent for part, spent in core.clock.take().items()}
         seconds["rest of the step"] = step_seconds - sum(seconds.values())
-
-        return StepRecord(
-            time=self._arrived_at if last and self._arrived_at else time.perf_counter(),
-            batch_size=len(last.keys) if last else 0,
-            num_drafts=last.num_drafts if last else 0,
-            num_tokens=sum(map(len, arrived.tokens.values())),
-            num_bonus=len(last.bonus_keys) if last else 0,
-            seconds=seconds,
-        )
+        return seconds

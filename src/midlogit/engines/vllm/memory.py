@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from midlogit.engines.draft_length import MAX_DRAFTS
+from midlogit.engines.vllm.guesses import MAX_BATCH
 from midlogit.errors import DoesNotFit
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.models.weights import key_value_heads, kv_values_per_token, weight_bytes
@@ -66,7 +68,10 @@ class Need:
         share = max(1 / ranks, 1 / key_value_heads(checkpoint))
         inner = int(getattr(config, "intermediate_size", 4 * config.hidden_size))
         activations = FORWARD_TOKENS * (2 * inner // ranks + 4 * int(config.hidden_size)) * width
-        logits = (3 + drafts) * max_num_seqs * checkpoint.logit_size * 4
+        read = (1 + drafts) * max_num_seqs
+        if drafts:
+            read = max(read, (1 + MAX_DRAFTS) * min(max_num_seqs, MAX_BATCH))  # with guesses
+        logits = (2 * max_num_seqs + read) * checkpoint.logit_size * 4
         return cls(
             checkpoint.name,
             weight_bytes(checkpoint, width) // ranks + adapter_weights * width,

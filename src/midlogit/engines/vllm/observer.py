@@ -20,6 +20,7 @@ class StepRecord:
         num_drafts: γ of that round, 0 in lock-step.
         num_tokens: tokens that it gave to its sequences.
         num_bonus: sequences whose first token was decided early, by a bonus row of the teacher.
+        num_stood: guesses that were the base's drafts.
         seconds: time of the engine's thread by part of this step; the parts add up to the whole step.
     """
 
@@ -28,6 +29,7 @@ class StepRecord:
     num_drafts: int
     num_tokens: int
     num_bonus: int
+    num_stood: int
     seconds: Mapping[str, float]
 
 

@@ -13,6 +13,7 @@ from midlogit.engines.draft_length import DraftLength, SpeculationOption
 from midlogit.engines.vllm.adapters import Adapter
 from midlogit.engines.vllm.core import Core
 from midlogit.engines.vllm.executor import executor_of
+from midlogit.engines.vllm.guesses import read_lengths
 from midlogit.engines.vllm.memory import Split
 from midlogit.engines.vllm.options import draft_length
 from midlogit.errors import InvalidRequest
@@ -27,7 +28,7 @@ class CorePair:
     Args:
         base, teacher: the models' folders or hub ids.
         shares: of the device.
-        draft_lengths: the numbers of drafts above 0 that the teacher may verify per step.
+        draft_lengths: the numbers of drafts above 0 that a step of (base, teacher) may read.
         options: further EngineArgs of (base, teacher).
         adapters: LoRA adapters of (base, teacher).
         limits: further arguments of `Core`, for both.
@@ -43,7 +44,7 @@ class CorePair:
         base: str,
         teacher: str,
         shares: Split,
-        draft_lengths: Sequence[int],
+        draft_lengths: tuple[Sequence[int], Sequence[int]],
         options: Sequence[Mapping[str, Any]],
         adapters: tuple[Adapter | None, Adapter | None] = (None, None),
         **limits: Any,
@@ -62,7 +63,7 @@ class CorePair:
                 teacher,
                 kv_cache_bytes=shares.teacher_cache,
                 memory_share=shares.teacher_share,
-                draft_lengths=draft_lengths,
+                draft_lengths=draft_lengths[1],
                 options=options[1],
                 adapter=adapters[1],
                 **limits,
@@ -71,7 +72,7 @@ class CorePair:
                 base,
                 kv_cache_bytes=shares.base_cache,
                 memory_share=shares.base_share,
-                draft_lengths=(),
+                draft_lengths=draft_lengths[0],
                 options=options[0],
                 adapter=adapters[0],
                 **limits,
@@ -132,7 +133,7 @@ class Opening:
         cores = CorePair(
             *self.models,
             self.shares,
-            lengths.choices,
+            read_lengths(lengths.choices, has_adapter=any(self.adapters)),
             [{**own, **shared} for own in self.options],
             self.adapters,
             **self.limits,

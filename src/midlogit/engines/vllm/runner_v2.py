@@ -89,13 +89,14 @@ class RunnerV2:
         return ExecutedStep(step, None, _ready_rows(batch))
 
     def _feed(self, step: ScheduledStep, tokens: DeviceTokens) -> None:
-        """Writes device tokens where the next forward pass reads drafts, or the last token of each request."""
+        """Writes device tokens where the next forward pass reads the last token of each request, and drafts."""
         states = self._runner.req_states
         places_N = to_device([states.req_id_to_index[key] for key in tokens.keys], self.device)
+        num_last = tokens.tokens_NQ.shape[1] - step.num_drafts
+        if num_last:
+            states.last_sampled_tokens[places_N] = tokens.tokens_NQ[:, :num_last]
         if step.num_drafts:
-            states.draft_tokens[places_N, : step.num_drafts] = tokens.tokens_NQ
-        else:
-            states.last_sampled_tokens[places_N] = tokens.tokens_NQ
+            states.draft_tokens[places_N, : step.num_drafts] = tokens.tokens_NQ[:, num_last:]
 
         # Each step's token was counted when it was sampled.
         if tokens.num_rejected_N is not None:

@@ -265,7 +265,8 @@ def test_auto_learns_nothing_from_drafts_after_guesses() -> None:
     assert fmean(play(draft_length, 30, 1, 0.6, one_sequence, chance)) < best + 2
 
 
-def test_the_longest_drafts_are_made_without_guesses() -> None:
-    draft_length = DraftLength(MAX_DRAFTS)
+@pytest.mark.parametrize("gamma", [0, MAX_DRAFTS])
+def test_lockstep_and_the_longest_drafts_have_no_guesses(gamma: int) -> None:
+    draft_length = DraftLength(gamma)
     play(draft_length, 40, 1, 0.88, one_sequence, random.Random(4))
     assert not draft_length.guesses_pay([1.0])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from midlogit.engines.draft_length import MAX_DRAFTS
+from midlogit.engines.vllm import guesses as module
 from midlogit.engines.vllm.guesses import NGRAM, NUM_GUESSES, Guesses, read_lengths
 
 PROMPT = tuple(range(100, 140))
@@ -74,6 +77,22 @@ def test_other_samples_of_a_prompt_are_followed_and_others_are_not() -> None:
     guesses.forget(["b", "c"])
     guesses.add("d", PROMPT)
     assert guesses_of(guesses, "d") is None
+
+
+def test_a_prompt_that_is_always_asked_keeps_a_bounded_index(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "KEPT", 300)
+    guesses = Guesses()
+    guesses.add("0", PROMPT)
+    for n in range(1, 50):
+        guesses.add(str(n), PROMPT)
+        guesses.append(str(n - 1), range(1000 * n, 1000 * n + 50))
+        guesses.rates([str(n - 1)])
+        guesses.forget([str(n - 1)])
+        assert len(guesses._prompts[PROMPT].places) < 300 + len(PROMPT) + 51
+    guesses.append("49", PROMPT[:NGRAM])
+    assert guesses_of(guesses, "49") is not None
 
 
 def test_the_rate_of_hits_falls_and_rises() -> None:

@@ -203,7 +203,7 @@ class DraftLength:
         """
         size = len(rates_N).bit_length()
         gamma = self._in_use(size)
-        if gamma in (None, MAX_DRAFTS) or not any(rates_N):
+        if gamma in (None, MAX_DRAFTS) or not self.choices or not any(rates_N):
             return False
         usual, guessed = self._seconds[size, gamma], self._seconds[size, MAX_DRAFTS]
         if len(usual) < TIMED:

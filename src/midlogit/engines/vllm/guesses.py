@@ -13,12 +13,11 @@ from itertools import repeat
 from midlogit.engines.draft_length import MAX_DRAFTS
 
 NUM_GUESSES = MAX_DRAFTS - 2  # per round; two drafts need none
-MAX_BATCH = (
-    24  # sequences whose rounds still have CUDA graphs, which vLLM captures up to 512 tokens
-)
+MAX_BATCH = 24  # sequences: the teacher's read of more has no CUDA graph, since vLLM captures up to 512 tokens
 NGRAM = 3  # last tokens that must have stood there before
 PAST = 0.9  # factor per token for older hits
 FIRST_RATE = 0.7  # hits assumed before the first
+KEPT = 100_000  # places in texts of samples that are kept beside those of their prompt, while others of them run
 
 
 def read_lengths(
@@ -121,12 +120,14 @@ class Guesses:
         self._texts[key].append(token_ids)
 
     def forget(self, keys: Collection[str]) -> None:
-        """Drops sequences, and prompts of which none is left."""
+        """Drops sequences, prompts of which none is left, and places of prompts that have too many."""
         for key in keys:
             prompt = self._texts.pop(key).prompt
             prompt.num_sequences -= 1
             if not prompt.num_sequences:
                 del self._prompts[prompt.ids]
+            elif len(prompt.places) > len(prompt.ids) + KEPT:
+                prompt.places.clear()
 
     def rates(self, keys: Sequence[str]) -> list[float]:
         """The probability that each sequence's next token is that of its source, 0 where there is no source."""

@@ -18,6 +18,7 @@ __all__ = ["proxies"]
 if find_spec("verl") is None:
     collect_ignore = [
         "test_agent_loop.py",
+        "test_example.py",
         "test_refusals.py",
         "test_trainer.py",
         "test_weight_updates.py",

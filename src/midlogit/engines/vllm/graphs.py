@@ -30,12 +30,16 @@ class DecodeGraphs:
             self._capture(tokens, max_num_seqs)
 
     @contextmanager
-    def selected(self, tokens: int) -> Iterator[None]:
-        """Makes the runner use the CUDA graphs for `tokens` tokens per sequence, if any were captured."""
+    def selected(self, tokens: int | None) -> Iterator[None]:
+        """Makes the runner use the CUDA graphs for `tokens` tokens per sequence, if any were captured.
+
+        Args:
+            tokens: None for a step that reads prompts: vLLM's own graphs are for any batch.
+        """
         runner = self._runner
         original = runner.cudagraph_dispatcher, runner.uniform_decode_query_len
 
-        if tokens in self._dispatchers:
+        if tokens is not None and tokens in self._dispatchers:
             runner.cudagraph_dispatcher = self._dispatchers[tokens]
             runner.uniform_decode_query_len = tokens
         try:

@@ -241,8 +241,8 @@ class Lockstep:
 
         decode_only = (
             len(keys) == len(self._tracked)
-            and base.scheduled.computes_one_each
-            and teacher.scheduled.computes_one_each
+            and base.scheduled.is_decode
+            and teacher.scheduled.is_decode
         )
         return Round(keys, 0, decided, decode_only)
 

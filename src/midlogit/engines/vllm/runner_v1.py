@@ -88,7 +88,8 @@ class RunnerV1:
         return self._runner.execute_model_state.logits  # type: ignore[no-any-return]
 
     def execute(self, step: ScheduledStep, tokens: DeviceTokens | None) -> ExecutedStep:
-        with self._inputs.fed(tokens), self._graphs.selected(1 + step.num_drafts):
+        length = 1 + step.num_drafts if step.is_decode else None
+        with self._inputs.fed(tokens), self._graphs.selected(length):
             output = self._executor.execute_model(step.scheduler_output)
 
         # There is an output already where no token was scheduled.

@@ -20,9 +20,10 @@ class ScheduledStep:
     num_drafts: int
 
     @property
-    def computes_one_each(self) -> bool:
-        """Whether the step computes one token for each of its requests."""
-        return all(n == 1 for n in self.scheduler_output.num_scheduled_tokens.values())
+    def is_decode(self) -> bool:
+        """Whether the step computes one token and its drafts for each of its requests."""
+        length = 1 + self.num_drafts
+        return all(n == length for n in self.scheduler_output.num_scheduled_tokens.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from midlogit.outputs import Decision
 from tests.rows import row_settings
 
 V = 300
-RULES = (EqualKL(), FixedAlpha(0.3), KLBudget(0.05))
+RULES = (EqualKL(), FixedAlpha(0.3), KLBudget(0.05), KLBudget(0.002))
 PLAIN = Outcomes()
 MASKED = Outcomes(masked_ids=(3, 4, 7, 290), stop_ids=(0, 1, 2))
 
@@ -97,6 +97,17 @@ def test_never_exceeds_its_bounds(
             assert abs(e.alpha - c.alpha) <= c.alpha_bound + 1e-8
             assert variation(e, c) <= c.tv_bound + 1e-8
             assert 0 <= c.coverage <= 1
+
+
+def test_a_budget_smaller_than_what_lists_hide_has_a_bound() -> None:
+    """Any α might keep it, as far as lists tell; but what lists hide leaves no room to go far from the base."""
+    base, teacher = row_pairs(40, seed=3)
+    rule = KLBudget(0.002)
+    cut = decide_truncated(pairs_of(base, teacher, 200, True), [settings(rule)] * 40, V)
+    hidden = [1 - c.coverage for c in cut]
+    assert max(hidden) > 10 * rule.epsilon
+    for c, mass in zip(cut, hidden, strict=True):
+        assert c.tv_bound < np.sqrt((rule.epsilon + 2 * mass) / 2) + 2 * mass
 
 
 def test_whole_lists_are_whole_rows() -> None:

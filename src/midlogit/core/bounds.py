@@ -200,7 +200,7 @@ class Boxes:
         return self.alpha_bound(alpha_N, low_N, high_N), np.minimum(0.5 * np.sqrt(cost_N), 1.0)
 
     def kl_budget(self, alpha_N: Array, epsilon: float) -> tuple[Array, Array]:
-        """`equal_kl` for the largest α with KL(q‖p) ≤ ε (docs/theory.md (31))."""
+        """`equal_kl` for the largest α with KL(q‖p) ≤ ε (docs/theory.md (31), (31a))."""
 
         def excess(alpha_NG: Array) -> tuple[Array, Array]:
             least, most = self.divergence(alpha_NG)
@@ -213,11 +213,14 @@ class Boxes:
         tried_N2 = np.clip(np.stack([left_N, right_N], axis=1), EDGE, 1 - EDGE)
         downward_N2, upward_N2 = self._slope_range(tried_N2)
         cost_N = 0.5 * np.sqrt(bound_N * np.maximum(upward_N2[:, 1] + downward_N2[:, 0], 0.0))
-
         inside_N = (left_N >= EDGE) & (right_N <= 1 - EDGE)
-        return bound_N, np.where(
-            inside_N, np.minimum(cost_N, 1.0), np.where(bound_N == 0, 0.0, 1.0)
-        )
+        cost_N = np.where(inside_N, cost_N, 1.0)
+
+        # Neither α takes q further from p than the larger of the two divergences allows.
+        _, most_N1 = self.divergence(np.clip(alpha_N, EDGE, 1 - EDGE)[:, None])
+        reach_N = np.sqrt(np.maximum(most_N1[:, 0], epsilon) / 2)
+        cost_N = np.where(alpha_N <= 1 - EDGE, np.fmin(cost_N, reach_N), cost_N)
+        return bound_N, np.where(bound_N == 0, 0.0, np.minimum(cost_N, 1.0))
 
     def at_alpha(self, alpha_N: Array, base_NU: Array, teacher_NU: Array) -> Array:
         """Bound on TV(q̂, q_α̂), both at α̂ (docs/theory.md (29)).

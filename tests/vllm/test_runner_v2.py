@@ -40,7 +40,7 @@ def run_and_measure(pair: Pair) -> list[int]:
                 known = request.num_tokens + request.num_output_placeholders
                 beyond.append(int(states.total_len.gpu[index]) - known)
 
-    engine.observer = measure
+    engine.lockstep.observer = measure
     pair.generate(QUESTIONS[:3], SamplingParams(seed=1, max_tokens=40, ignore_eos=True))
-    engine.observer = None
+    engine.lockstep.observer = None
     return beyond

@@ -126,6 +126,36 @@ def test_every_way_to_a_token() -> None:
     assert all(ways[way] for way in (*expected, "fallback rejected", "outside")), ways
 
 
+def test_given_tokens() -> None:
+    """Likely and unlikely ids, hidden ones, all of a stop class, with a nucleus and without."""
+    off, stopped = Counter[str](), 0
+    for seed, vocabulary, dtype in ((1, 300, torch.float32), (2, 517, torch.bfloat16)):
+        rng = np.random.default_rng(seed)
+        base_NV, teacher_NV = (x.to(dtype) for x in make_batch(20, vocabulary, seed))
+        drawn = mixed_settings(20, vocabulary, rng)
+        likely = teacher_NV.nan_to_num().argmax(1).tolist()
+        choices = [
+            (token_id, 3, 5, 10, 150, *s.outcomes.stop_ids, int(rng.integers(vocabulary)))
+            for token_id, s in zip(likely, drawn, strict=True)
+        ]
+        settings = [
+            replace(s, given=int(rng.choice(ids)), may_end=True)
+            for s, ids in zip(drawn, choices, strict=True)
+        ]
+        truth = decide(base_NV.double(), teacher_NV.double(), settings)
+        for i, (a, b) in enumerate(zip(run(base_NV, teacher_NV, settings), truth, strict=True)):
+            assert_agree(a, b, f"seed {seed}, row {i}, {settings[i]}")
+            if b.error is None:
+                outcomes = settings[i].outcomes
+                stopped += outcomes.merged and b.token_id in outcomes.stop_ids
+                off["nucleus" if b.constrained else "rows"] += b.logprob == -math.inf
+                off["support"] += b.teacher_support_logprob == -math.inf
+                off["none"] += b.logprob > -math.inf
+    assert stopped > 3 and min(off[name] for name in ("nucleus", "rows", "support", "none")) > 0, (
+        off
+    )
+
+
 def test_drafts_made_ahead() -> None:
     """Slices drafted one after the other, as rows of the base come, then decided with the table."""
     base_NV, teacher_NV = (x.float() for x in make_batch(12, 300, 4))
@@ -309,16 +339,16 @@ def test_ties_at_the_edge_of_the_nucleus() -> None:
 
 def test_which_rows_are_left_to_arrays() -> None:
     many = Outcomes(stop_ids=tuple(range(65)))
-    assert kernels.handles(PLAIN)
+    assert kernels.handles(PLAIN) and kernels.handles(replace(PLAIN, given=4))
     assert not kernels.handles(replace(PLAIN, top_logprobs=2))
-    assert not kernels.handles(replace(PLAIN, given=4))
     assert not kernels.handles(replace(PLAIN, outcomes=many))
     assert not kernels.handles(replace(PLAIN, rule=DoubleKL()))
 
 
 def mixed_ways(rows: int, vocabulary: int) -> list[RowSettings]:
-    """Settings of which every second row is left to arrays: a rule of this test, candidates, a given token."""
-    changes = [{"rule": DoubleKL(), "forced": False}, {"top_logprobs": 2}, {"given": 20}]
+    """Settings of which every second row is left to arrays: a rule of this test, candidates, those of a given token."""
+    candidates = {"top_logprobs": 2}
+    changes = [{"rule": DoubleKL(), "forced": False}, candidates, {**candidates, "given": 20}]
     settings = mixed_settings(rows, vocabulary, np.random.default_rng(4))
     for i in range(0, rows, 2):
         settings[i] = replace(settings[i], **changes[i // 2 % 3])

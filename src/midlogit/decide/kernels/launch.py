@@ -42,13 +42,13 @@ COARSE = {
     torch.bfloat16: 16,
 }  # low bits of a float32 that a row's type lacks
 UNCONSTRAINED = 2.0  # top_p of a row without a support constraint
+NOT_GIVEN = -1  # for a row whose token is drawn
 
 
 def handles(settings: RowSettings) -> bool:
     """Whether the kernels can decide a row with these settings."""
     return (
         settings.top_logprobs == 0
-        and settings.given is None
         and not settings.return_support
         and (not settings.outcomes.merged or len(settings.outcomes.stop_ids) <= STOPS)
         and settings.rule.kernel_code is not None
@@ -186,6 +186,7 @@ class KernelLauncher:
             redraw_uniform=[s.uniforms.redraw for s in settings],
             ending_uniform=[s.uniforms.ending for s in settings],
             base_stop=[s.outcomes.draws_stop_id for s in settings],
+            given=[NOT_GIVEN if s.given is None else s.given for s in settings],
         )
         table_NC = torch.tensor(columns, dtype=torch.float64).T.contiguous()
         constrained = any(s.top_p is not None for s in settings)

@@ -42,6 +42,7 @@ class SettingColumns(NamedTuple):
     redraw_uniform: Sequence[float]
     ending_uniform: Sequence[float]
     base_stop: Sequence[bool]  # whether a stop id is drawn from the base's own conditional
+    given: Sequence[int]  # id that is described in place of a drawn one; −1 to draw
 
 
 SETTING_BASE_ROW = _offset(SettingColumns, "base_row")
@@ -59,6 +60,7 @@ SETTING_ACCEPT_UNIFORM = _offset(SettingColumns, "accept_uniform")
 SETTING_REDRAW_UNIFORM = _offset(SettingColumns, "redraw_uniform")
 SETTING_ENDING_UNIFORM = _offset(SettingColumns, "ending_uniform")
 SETTING_BASE_STOP = _offset(SettingColumns, "base_stop")
+SETTING_GIVEN = _offset(SettingColumns, "given")
 SETTING_COLUMNS = _width(SettingColumns)
 
 

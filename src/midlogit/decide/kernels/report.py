@@ -249,6 +249,24 @@ def find_draft(row, ids, drafted, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: 
 
 
 @triton.jit
+def describe_given(row, given, stop_id, mix, R: tl.constexpr, NUCLEUS: tl.constexpr):
+    """The column of a given id in whole rows, its outcome's log2 q, and whether the support has that.
+
+    Args:
+        stop_id: the id if it is of the stop class, else another.
+        mix: a Mixture.
+    """
+    outcome = tl.where((row.stop_at >= 0) & (given == stop_id), row.stop_at, given)
+    column, b, t = find_draft(row, row.base, outcome, R, True, NUCLEUS)
+    hidden = (tl.load(row.hidden + column // 8).to(tl.int32) >> (column % 8)) & 1
+    kept = (hidden == 0) | (column == row.stop_at)
+    b = tl.where(kept, b, float("-inf"))
+    t = tl.where(kept, t, float("-inf"))
+    q_log, _, _, _, _, _ = weigh(b, t, mix, True)
+    return column, q_log, (b > float("-inf")) | (t > float("-inf"))
+
+
+@triton.jit
 def draw(
     row,
     mix,

@@ -25,12 +25,15 @@ from midlogit.decide.kernels.layout import (  # isort: skip
     SCAN_LSE, SCAN_PEAK, SCAN_STOP, SCAN_STOP_BASE, SCAN_STOP_ID, SCAN_STOP_RAW, SCAN_STOP_TEACHER,
     SCAN_TARGET_MASS, SCAN_TEMPERED_LSE,
     SETTING_ACCEPT_UNIFORM, SETTING_ALPHABET, SETTING_BASE_ROW, SETTING_BASE_STOP, SETTING_COLUMNS,
-    SETTING_FORCED, SETTING_GREEDY, SETTING_INV_TEMPERATURE, SETTING_REDRAW_UNIFORM, SETTING_RULE,
+    SETTING_FORCED, SETTING_GIVEN, SETTING_GREEDY, SETTING_INV_TEMPERATURE, SETTING_REDRAW_UNIFORM, SETTING_RULE,
     SETTING_RULE_PARAMETER, SETTING_TEACHER_ROW, SETTING_TOLERANCE, SETTING_TOP_P,
 )  # fmt: skip
 from midlogit.decide.kernels.moments import landmarks
 from midlogit.decide.kernels.nucleus import find_nucleus, last_tie
-from midlogit.decide.kernels.report import draw, find_draft, make_report, mixture_of, weigh
+
+from midlogit.decide.kernels.report import (  # isort: skip
+    describe_given, draw, find_draft, make_report, mixture_of, weigh,
+)  # fmt: skip
 from midlogit.decide.kernels.tiles import FAR, LN2, LOWEST, RowPair
 
 SMALL_KL = tl.constexpr(0.02)  # below it the KLs are summed from terms that are never negative
@@ -194,8 +197,10 @@ def store_token(
 
 @triton.jit
 def store_record(
-    # The drawn column, whether it is the stop class, the pair, both models' peaks, Masses and whether the base has any.
+    # The token's column, whether that is on the support and the stop class, the pair, both models' peaks, Masses and
+    # whether the base has any.
     column,
+    inside,
     stopped,
     row,
     b_peak,
@@ -219,8 +224,10 @@ def store_record(
     base_lse = tl.load(drafts + DRAFT_TEMPERED_LSE)
     teacher_lse = tl.load(scans + SCAN_TEMPERED_LSE)
 
-    tl.store(results + RESULT_BASE_SUPPORT_LOGPROB, base - base_mass)
-    tl.store(results + RESULT_TEACHER_SUPPORT_LOGPROB, teacher - teacher_mass)
+    base_logprob = tl.where(inside, base - base_mass, float("-inf"))
+    teacher_logprob = tl.where(inside, teacher - teacher_mass, float("-inf"))
+    tl.store(results + RESULT_BASE_SUPPORT_LOGPROB, base_logprob)
+    tl.store(results + RESULT_TEACHER_SUPPORT_LOGPROB, teacher_logprob)
     base_logmass = tl.where(drafted, base_mass - base_lse, float("-inf"))
     tl.store(results + RESULT_BASE_SUPPORT_LOGMASS, base_logmass)
     tl.store(results + RESULT_TEACHER_SUPPORT_LOGMASS, teacher_mass - teacher_lse)
@@ -371,11 +378,18 @@ def solve_kernel(
         R, FULL, NUCLEUS, GROUP, GROUPS,
     )  # fmt: skip
 
+    inside = column >= 0  # a drawn one is
+    if FULL:
+        given = tl.load(settings + SETTING_GIVEN).to(tl.int32)
+        if given >= 0:
+            stop_id = tl.load(scans + SCAN_STOP_ID).to(tl.int32)
+            column, q_log, inside = describe_given(row, given, stop_id, mix, R, NUCLEUS)
+
     stopped = store_token(
         column, stop_at, vocabulary, base, teacher, ids, drafts, scans, results, tokens, FULL
     )
     store_record(
-        column, stopped, row, b_peak, t_peak, mass, sums.p0 + sums.p_off > 0, inv_temperature,
+        column, inside, stopped, row, b_peak, t_peak, mass, sums.p0 + sums.p_off > 0, inv_temperature,
         drafts, scans, results,
     )  # fmt: skip
     log_share = stop_log_share(settings, inv_temperature, drafts, scans)

@@ -14,7 +14,7 @@ from midlogit.decide.kernels.layout import (  # isort: skip
     SCAN_CANDIDATES, SCAN_COLUMNS, SCAN_HIGH, SCAN_HIGH_MASS, SCAN_LOW, SCAN_LOW_MASS, SCAN_LOWEST,
     SCAN_LSE, SCAN_PEAK, SCAN_STOP, SCAN_STOP_BASE, SCAN_STOP_ID, SCAN_STOP_RAW, SCAN_STOP_TEACHER,
     SCAN_TARGET_MASS, SCAN_TEMPERED_LSE,
-    SETTING_ALPHABET, SETTING_BASE_ROW, SETTING_BASE_STOP, SETTING_COLUMNS,
+    SETTING_ALPHABET, SETTING_BASE_ROW, SETTING_BASE_STOP, SETTING_COLUMNS, SETTING_GIVEN,
     SETTING_INV_TEMPERATURE, SETTING_TEACHER_ROW, SETTING_TOP_P,
 )  # fmt: skip
 from midlogit.decide.kernels.nucleus import bucket_floor, compact, in_order, masses_above, narrow
@@ -124,6 +124,9 @@ def teacher_scan_kernel(
     )
     if tl.load(settings + SETTING_BASE_STOP) != 0:
         stop_id = tl.load(drafts + DRAFT_STOP_ID).to(tl.int32)
+    given = tl.load(settings + SETTING_GIVEN).to(tl.int32)
+    ends = (given >= 0) & (tl.max((stop_ids == given).to(tl.int32)) != 0)
+    stop_id = tl.where(ends, given, stop_id)
     some_stop = stop_id >= 0
     stop_base = tl.load(
         base + stop_id, mask=some_stop & (stop_id < base_width), other=float("-inf")
@@ -171,7 +174,8 @@ def teacher_scan_kernel(
             )
             floor = bucket_floor(low, SHIFT)
             most = low_mass * tl.exp2(tl.minimum((t_peak - floor) * scale, 100.0)).to(tl.float64)
-            if (length <= CAPACITY) | (most <= 64 * CAPACITY):
+            # A given id may be no candidate: the whole rows describe it.
+            if (given < 0) & ((length <= CAPACITY) | (most <= 64 * CAPACITY)):
                 at = n.to(tl.int64) * CAPACITY
                 count = compact(
                     row, floor, few_base + at, few_teacher + at, few_ids + at, R, CAPACITY

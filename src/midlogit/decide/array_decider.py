@@ -15,6 +15,8 @@ from midlogit.decide.base import BonusRows, Decided, Decider, DraftRound, LogitR
 from midlogit.decide.transfer import to_device
 from midlogit.outputs import Decision
 
+LOGITS = 2**24  # of one model that are decided together: so many float64 are 128 MiB
+
 
 class ArrayDecider(Decider):
     """Decides with arrays, and waits for the device.
@@ -29,7 +31,14 @@ class ArrayDecider(Decider):
     def decide(
         self, base: LogitRows, teacher: LogitRows, settings: Sequence[RowSettings]
     ) -> Decided:
-        decisions = decide(take_rows(base), take_rows(teacher), settings)
+        rows = max(1, LOGITS // teacher.logits_RV.shape[1])
+        decisions: list[Decision] = []
+        for first in range(0, len(settings), rows):
+            some = slice(first, first + rows)
+            base_NV, teacher_NV = (
+                take_rows(LogitRows(side.logits_RV, side.rows[some])) for side in (base, teacher)
+            )
+            decisions += decide(base_NV, teacher_NV, settings[some])
         return ArrayDecided(decisions, self._vocabulary, teacher.logits_RV.device)
 
     def start_round(self, settings: Sequence[RowSettings], num_sequences: int) -> DraftRound:

@@ -26,6 +26,7 @@ from midlogit.engines.vllm.observer import StepClock
 from midlogit.engines.vllm.runner import DeviceTokens, Runner
 from midlogit.engines.vllm.runner_v1 import RunnerV1
 from midlogit.engines.vllm.runner_v2 import RunnerV2
+from midlogit.engines.vllm.states import BlockHasher, TextStates, apart_from
 from midlogit.engines.vllm.steps import ExecutedStep, SampledStep, ScheduledStep
 from midlogit.errors import ModelUnavailable, first_line
 
@@ -48,6 +49,7 @@ class Core:
 
     Attributes:
         draft_lengths: see above.
+        texts: the hidden states of texts that it has read.
         clock: times the four parts of a step, while it is on.
 
     Raises:
@@ -106,6 +108,7 @@ class Core:
 
         self.draft_lengths = draft_lengths
         self._runner: Runner = runner_class(self._executor, draft_lengths, max_num_seqs)
+        self.texts = TextStates(self._runner)
         self.clock = StepClock()
 
     @property
@@ -136,6 +139,26 @@ class Core:
 
     def add(self, key: str, prompt_ids: Collection[int], max_tokens: int) -> None:
         """Adds a request to the waiting queue; vLLM itself ends it after `max_tokens` tokens."""
+        self._add(key, prompt_ids, max_tokens, self._core.request_block_hasher)
+
+    def add_text(self, key: str, text_ids: Sequence[int], given: int) -> None:
+        """Adds a text to the waiting queue, whose request ends as soon as its prompt is computed.
+
+        Args:
+            given: how many of the last ids are scored; kept are the hidden states at the tokens before each.
+        """
+        first = len(text_ids) - 1 - given
+        number = self.texts.add(key, first, given)
+        hasher = self._core.request_block_hasher
+        if hasher is not None:
+            # What is kept must be computed here, and cannot come from blocks of other requests.
+            shared = first // self._scheduler.block_size
+            hasher = apart_from(hasher, shared, number)
+        self._add(key, text_ids[:-1], 1, hasher)
+
+    def _add(
+        self, key: str, prompt_ids: Collection[int], max_tokens: int, hasher: BlockHasher | None
+    ) -> None:
         from vllm import SamplingParams
         from vllm.v1.request import Request
 
@@ -148,7 +171,7 @@ class Core:
             pooling_params=None,
             lora_request=self._lora_request,
             cache_salt=self._prefix_salt,
-            block_hasher=self._core.request_block_hasher,
+            block_hasher=hasher,
         )
         self._core.add_request(request)
 
@@ -156,6 +179,7 @@ class Core:
         """Ends requests, waiting or running; leaves out those that have already ended."""
         if keys:
             self._core.abort_requests(list(keys))
+            self.texts.drop(keys)
 
     def can_draft(self, num_drafts: int) -> bool:
         """Whether the next steps are certain to compute one token, then `num_drafts` drafts, of each running request.
@@ -201,7 +225,16 @@ class Core:
         """
         with self.clock.part("execute"):
             self._workspaces._manager = self._workspace
-            return self._runner.execute(step, device_tokens)
+            executed = self._runner.execute(step, device_tokens)
+            self._core.abort_requests(
+                self.texts.collect(step.scheduler_output.num_scheduled_tokens)
+            )
+            return executed
+
+    def logits_of(self, states_NH: Tensor) -> Tensor:
+        """Enqueues the head of the model: its raw logits at N hidden states."""
+        self._workspaces._manager = self._workspace
+        return self._runner.model.compute_logits(states_NH)  # type: ignore[operator, no-any-return]
 
     def logit_rows(
         self, step: ExecutedStep, keys: Sequence[str], num_positions: int = 1

@@ -13,23 +13,25 @@ from typing import Any
 import torch
 
 from midlogit.decide.base import Decider
+from midlogit.engines.base import Scoring
 from midlogit.engines.draft_length import DraftLength
 from midlogit.engines.vllm.core import Core
-from midlogit.engines.vllm.given import Run
 from midlogit.engines.vllm.lockstep import Lockstep
 from midlogit.engines.vllm.process import CorePair
 from midlogit.engines.vllm.ranks import OnLockstep, Ranks
 from midlogit.engines.vllm.rounds import Round
-from midlogit.engines.vllm.scoring import ScoringEngine
+from midlogit.engines.vllm.scoring import DecidedTexts
+from midlogit.engines.vllm.transfer import TransferEngine
 from midlogit.engines.vllm.wire import RunsSent, add_sent, require_sendable
 from midlogit.errors import InvalidRequest
 from midlogit.models.checkpoint import Checkpoint
+from midlogit.requests.scoring import Scored
 from midlogit.requests.sequence import Sequence
 
 STUCK_S = 3.0  # that a step may go on after another rank has ended
 
 
-class VllmEngine(ScoringEngine):
+class VllmEngine(TransferEngine, Scoring):
     """Two models in two vLLM engine cores.
 
     Args:
@@ -56,9 +58,10 @@ class VllmEngine(ScoringEngine):
         super().__init__(cores.base, base, draft_length, max_num_seqs)
         self._cores, self._ranks = cores, ranks
         self.lockstep = Lockstep(cores, decider, draft_length, self._publish)
+        self.lockstep.scorer.publish = self._publish_texts
 
         self._new_keys = map(str, itertools.count())
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, Sequence | Scored] = {}
         self._keys: dict[int, str] = {}  # of runs, by identity
         self._ended_runs: list[str] = []  # that have all their tokens or text
         self._sent = RunsSent()
@@ -93,20 +96,32 @@ class VllmEngine(ScoringEngine):
     def abort(self, sequences: list[Sequence]) -> None:
         self._drop([*sequences])
 
-    def add(self, job: Run) -> None:
+    def score(self, texts: list[Scored]) -> None:
+        self._take([text for text in texts if text.request.given])
+        for text in texts:
+            if not text.request.given:
+                text.finish([])
+
+    def forget(self, texts: list[Scored]) -> None:
+        self._drop([*texts], silently=True)
+
+    def add(self, job: Sequence | Scored) -> None:
         key = next(self._new_keys)
         if self._ranks.others:
             self._ranks.tell(add_sent, key, *self._sent.pack(job))
-        self.lockstep.add(key, job)
+        if isinstance(job, Scored):
+            self.lockstep.scorer.add(key, job)
+        else:
+            self.lockstep.add(key, job)
         self._runs[key] = job
         self._keys[id(job)] = key
 
-    def remove(self, job: Run) -> None:
+    def remove(self, job: Sequence | Scored) -> None:
         key = self._keys.get(id(job))
         if key is not None:
             self._forget([key])
 
-    def begun(self) -> list[Run]:
+    def begun(self) -> list[Sequence | Scored]:
         return [self._runs[key] for key in self.lockstep.begun()]
 
     def step(self) -> None:
@@ -143,12 +158,20 @@ class VllmEngine(ScoringEngine):
         decisions = last.decided.decisions()
         for n, key in enumerate(last.keys):
             run = self._runs.get(key)
-            if run is None or run.is_finished:
+            if not isinstance(run, Sequence) or run.is_finished:
                 continue
             for decision in decisions[n :: len(last.keys)][: len(tokens[key])]:
                 if not run.is_finished:
                     run.append(decision, self.base_version)
             if run.is_finished:
+                self._ended_runs.append(key)
+
+    def _publish_texts(self, decided: DecidedTexts) -> None:
+        """Gives each text its scores, unless it has ended since they were decided."""
+        for key, decisions in decided.decisions():
+            text = self._runs.get(key)
+            if isinstance(text, Scored) and not text.is_finished:
+                text.finish(decisions)
                 self._ended_runs.append(key)
 
     def _forget_ended(self) -> None:

@@ -22,7 +22,6 @@ from midlogit.decide.transfer import HostCopy, to_device
 from midlogit.engines.draft_length import MAX_DRAFTS, DraftLength
 from midlogit.engines.vllm.core import Core
 from midlogit.engines.vllm.drafting import Drafter
-from midlogit.engines.vllm.given import Drawn
 from midlogit.engines.vllm.guesses import MAX_BATCH, Guesses
 from midlogit.engines.vllm.observer import Observer, StepClock
 from midlogit.engines.vllm.process import CorePair
@@ -39,8 +38,10 @@ from midlogit.engines.vllm.rounds import (
     step_record,
 )
 from midlogit.engines.vllm.runner import DeviceTokens
+from midlogit.engines.vllm.scoring import TextScorer
 from midlogit.engines.vllm.steps import ExecutedStep, SampledStep
 from midlogit.errors import EngineFailure
+from midlogit.requests.sequence import Positions
 
 
 class Lockstep:
@@ -53,6 +54,7 @@ class Lockstep:
         publish: called during a step, while the device works on the next round.
 
     Attributes:
+        scorer: scores given texts in the same steps.
         draft_length: may be replaced between steps.
         uses_guesses: whether rounds may have guesses. Benchmarks turn it off, to measure what they gain.
         accept: counts the accepted drafts of a round. Benchmarks of random weights replace it, to simulate the
@@ -67,11 +69,12 @@ class Lockstep:
         self.base, self.teacher = cores.base, cores.teacher
         self._decider, self._publish = decider, publish
         self.draft_length = draft_length
+        self.scorer = TextScorer(self.cores, decider)
         self.accept: Accept = num_accepted
         self.uses_guesses = bool(self.base.draft_lengths)
 
         self._tracked: dict[str, TrackedSequence] = {}
-        self._in_flight: InFlightStep | None = None  # None before the first step
+        self._in_flight: InFlightStep | None = None  # None before the base's first step
         self._is_settling = False  # whether no drafts are to be scheduled
         self._arrived_at: float | None = None  # when the last round's tokens were on the host
         self._timed: Round | None = None  # the round that `measured` is the time of
@@ -99,7 +102,7 @@ class Lockstep:
         for clock in (self.clock, self.base.clock, self.teacher.clock):
             clock.is_on = observer is not None
 
-    def add(self, key: str, sequence: Drawn) -> None:
+    def add(self, key: str, sequence: Positions) -> None:
         """Appends a sequence to both waiting queues."""
         request = sequence.request
         self.base.add(key, request.base_ids, request.max_new_tokens)
@@ -108,19 +111,17 @@ class Lockstep:
         self._guesses.add(key, request.base_ids)
 
     def forget(self, keys: Collection[str]) -> None:
-        """Ends sequences, waiting or running, on both sides."""
+        """Ends sequences and texts, waiting or running, on both sides."""
         for core in self.cores:
             core.abort(keys)
-        for key in keys:
-            del self._tracked[key]
-        self._guesses.forget(keys)
+        self.scorer.forget(keys)
+        self._guesses.forget([key for key in keys if self._tracked.pop(key, None)])
 
     def begun(self) -> list[str]:
-        """Sequences of which a model has computed something."""
+        """Sequences of which a model has computed something, and texts that are under way."""
         running = self.base.running_keys | self.teacher.running_keys
-        return [
-            key for key, tracked in self._tracked.items() if tracked.num_tokens or key in running
-        ]
+        begun = [key for key, one in self._tracked.items() if one.num_tokens or key in running]
+        return begun + self.scorer.running_keys
 
     @torch.inference_mode()
     def step(self, seconds: float | None, checksum: int) -> None:
@@ -136,7 +137,7 @@ class Lockstep:
         start = time.perf_counter()
         self._require_same(checksum)
         self._record_time(seconds)
-        previous = self._in_flight or self._first_step()
+        previous = self._in_flight or InFlightStep(self.base.execute(self.base.schedule()))
         arrived = self._receive(previous.round)
 
         plan = previous.plan
@@ -152,6 +153,8 @@ class Lockstep:
         else:
             self._in_flight = self._lockstep_round(previous, arrived, keys)
 
+        with self.clock.part("score"):
+            self.scorer.step()
         if previous.round is not None:
             with self.clock.part("text"):
                 self._publish(previous.round, arrived.tokens)
@@ -171,8 +174,7 @@ class Lockstep:
         ahead = self._in_flight
         if ahead is not None and ahead.teacher_scheduled and ahead.teacher_scheduled.num_drafts:
             self._is_settling = True
-            # The round for whose drafts the teacher has slots already.
-            self.step(None, self.checksum)
+            self.step(None, self.checksum)  # the teacher has slots for its drafts already
             self._is_settling = False
 
         previous, self._in_flight = self._in_flight, None
@@ -192,10 +194,6 @@ class Lockstep:
             with self.clock.part("text"):
                 self._publish(previous.round, arrived.tokens)
         self._arrived_at = None
-
-    def _first_step(self) -> InFlightStep:
-        """Begins with the base, so that later steps always find a forward pass of it."""
-        return InFlightStep(self.base.execute(self.base.schedule()))
 
     def _lockstep_round(
         self, previous: InFlightStep, arrived: Arrived, keys: list[str]
@@ -241,6 +239,7 @@ class Lockstep:
 
         decode_only = (
             len(keys) == len(self._tracked)
+            and self.scorer.is_empty
             and base.scheduled.is_decode
             and teacher.scheduled.is_decode
         )
@@ -321,10 +320,13 @@ class Lockstep:
             ended: sequences that have ended, which the teacher's scheduler does not know yet.
 
         Returns:
-            Lock-step unless every running sequence needs one token on both sides and the drafts of all fit.
+            Lock-step unless every running sequence needs one token on both sides and the drafts of all fit, and beside
+            texts.
         """
         running = self.base.running_keys
-        if self._is_settling or not running or running != self.teacher.running_keys - set(ended):
+        if self._is_settling or not self.scorer.is_empty:
+            return LOCKSTEP
+        if not running or running != self.teacher.running_keys - set(ended):
             return LOCKSTEP
 
         keys = [key for key in self._tracked if key in running]

@@ -19,6 +19,10 @@ from midlogit.models.weights import key_value_heads, kv_values_per_token, weight
 
 GIB = 2**30
 FORWARD_TOKENS = 16384  # most tokens of one forward pass, by vLLM's default on large cards
+SCORED_TOKENS = (
+    16384  # given tokens of texts whose hidden states are kept, unless one text alone has more
+)
+SCORED_ROWS = 256  # given tokens whose logits there are at a time
 GRAPHS_BYTES = GIB  # CUDA graphs and workspaces of one engine, generously
 CPU_CACHE_GIB = 1.0  # both caches on a CPU, unless VLLM_CPU_KVCACHE_SPACE says otherwise
 SHORTEST_CONTEXT = 2048  # tokens that a cache must hold when no context is asked for
@@ -36,7 +40,7 @@ class Need:
 
     Attributes:
         weights: of the model.
-        forward: activations of the largest forward pass, logits, CUDA graphs.
+        forward: activations of the largest forward pass, logits, hidden states of given texts, CUDA graphs.
         token: of the KV cache for one token.
     """
 
@@ -67,15 +71,18 @@ class Need:
         config, width = checkpoint.config, dtype.itemsize
         share = max(1 / ranks, 1 / key_value_heads(checkpoint))
         inner = int(getattr(config, "intermediate_size", 4 * config.hidden_size))
-        activations = FORWARD_TOKENS * (2 * inner // ranks + 4 * int(config.hidden_size)) * width
+        hidden = int(config.hidden_size) * width
+        activations = FORWARD_TOKENS * (2 * inner // ranks * width + 4 * hidden)
         read = (1 + drafts) * max_num_seqs
         if drafts:
             read = max(read, (1 + MAX_DRAFTS) * min(max_num_seqs, MAX_BATCH))  # with guesses
-        logits = (2 * max_num_seqs + read) * checkpoint.logit_size * 4
+        rows = 2 * max_num_seqs + read + SCORED_ROWS
+        # Of several texts there is a second copy when they are decided.
+        states = max(2 * SCORED_TOKENS, checkpoint.max_context) * hidden
         return cls(
             checkpoint.name,
             weight_bytes(checkpoint, width) // ranks + adapter_weights * width,
-            activations + logits + GRAPHS_BYTES,
+            activations + states + rows * checkpoint.logit_size * 4 + GRAPHS_BYTES,
             round(kv_values_per_token(checkpoint) * share) * _cache_width(cache_dtype, dtype),
         )
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from midlogit.decide.base import BonusRows, Decided, RowSettings
 from midlogit.decide.transfer import HostCopy, to_device
-from midlogit.engines.vllm.given import Drawn
 from midlogit.engines.vllm.observer import StepRecord
 from midlogit.engines.vllm.steps import ExecutedStep, SampledStep, ScheduledStep
+from midlogit.requests.sequence import Positions
 
 # Counts the accepted drafts of each sequence: (drafted_PN, sampled_PN, bonus_sequences) -> [N], on their device.
 Accept = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
@@ -56,7 +56,7 @@ class TrackedSequence:
     The sequence itself learns of its tokens later, while the device works.
     """
 
-    sequence: Drawn
+    sequence: Positions
     num_tokens: int = 0
 
     @property

@@ -49,6 +49,14 @@ class Runner(Protocol):
         """The logits of the step that was executed last, until it is sampled."""
         ...
 
+    def hidden_states(self, key: str) -> tuple[int, Tensor]:
+        """What the step that was executed last computed of a request that it scheduled, until it is sampled.
+
+        Returns:
+            The position of the first of Q tokens, and the last layer's output [Q, H] at all of them.
+        """
+        ...
+
     def execute(self, step: ScheduledStep, tokens: DeviceTokens | None) -> ExecutedStep:
         """Enqueues a forward pass, without waiting for it.
 

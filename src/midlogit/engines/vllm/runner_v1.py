@@ -87,6 +87,13 @@ class RunnerV1:
     def logits_RV(self) -> Tensor:
         return self._runner.execute_model_state.logits  # type: ignore[no-any-return]
 
+    def hidden_states(self, key: str) -> tuple[int, Tensor]:
+        state, batch = self._runner.execute_model_state, self._runner.input_batch
+        place = batch.req_id_to_index[key]
+        first = self._runner.query_start_loc.np[place]
+        last = first + state.scheduler_output.num_scheduled_tokens[key]
+        return int(batch.num_computed_tokens_cpu[place]), state.hidden_states[first:last]
+
     def execute(self, step: ScheduledStep, tokens: DeviceTokens | None) -> ExecutedStep:
         length = 1 + step.num_drafts if step.is_decode else None
         with self._inputs.fed(tokens), self._graphs.selected(length):

@@ -70,6 +70,13 @@ class RunnerV2:
         assert self._logits_RV is not None
         return self._logits_RV
 
+    def hidden_states(self, key: str) -> tuple[int, Tensor]:
+        state = self._runner.execute_model_state
+        batch = state.input_batch
+        place = batch.req_ids.index(key)
+        first, last = batch.query_start_loc_np[place : place + 2]
+        return int(batch.num_computed_tokens_np[place]), state.hidden_states[first:last]
+
     def execute(self, step: ScheduledStep, tokens: DeviceTokens | None) -> ExecutedStep:
         # The device may still read the host's buffers for the inputs of that many steps.
         self._executed[0].synchronize()

@@ -19,7 +19,6 @@ from midlogit.engines.layout import Layout
 from midlogit.engines.stepping import SteppingEngine
 from midlogit.engines.vllm.adapters import PLAIN
 from midlogit.engines.vllm.core import Core
-from midlogit.engines.vllm.given import Run
 from midlogit.engines.vllm.lockstep import Lockstep
 from midlogit.engines.vllm.ranks import OnLockstep
 from midlogit.engines.vllm.shared import SharedTensors
@@ -33,6 +32,8 @@ from midlogit.engines.weights import (
 from midlogit.errors import EngineFailure, InvalidRequest, WeightMismatch, first_line
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.models.weights import architecture, stored_tensors
+from midlogit.requests.scoring import Scored
+from midlogit.requests.sequence import Sequence
 
 WAITS = "Requests wait until an update is complete: send the weights again, or call update_base."
 
@@ -48,7 +49,7 @@ def layout_of(checkpoint: Checkpoint) -> Layout:
     return Layout({"lm_head.weight": embedding, **shapes}, frozenset({"lm_head.weight"}))
 
 
-class TransferEngine(SteppingEngine[Run], WeightTransfer):
+class TransferEngine(SteppingEngine[Sequence | Scored], WeightTransfer):
     """The part of the vLLM engine that replaces the base's weights.
 
     Args:
@@ -234,6 +235,7 @@ def preempt_all(lockstep: Lockstep) -> None:
 
 def forget_prefixes(lockstep: Lockstep) -> None:
     lockstep.base.forget_prefixes()
+    lockstep.scorer.begin_again()
 
 
 def has_finite_weights(lockstep: Lockstep) -> bool:

@@ -9,11 +9,10 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule
-from midlogit.engines.vllm.given import GivenSequence, Run
 from midlogit.engines.vllm.lockstep import Lockstep
 from midlogit.errors import InvalidRequest
 from midlogit.requests.scoring import Scored, ScoreRequest
-from midlogit.requests.sequence import Positions, Request
+from midlogit.requests.sequence import Positions, Request, Sequence
 
 # Rows of one alphabet are decided together, so each must be one object here where it is one on rank 0.
 _received: MutableMapping[int, Outcomes] = WeakValueDictionary()
@@ -26,10 +25,10 @@ class RunsSent:
         self._numbers: MutableMapping[Outcomes, int] = WeakKeyDictionary()
         self._next = 0
 
-    def pack(self, run: Run) -> tuple[Request | ScoreRequest, int]:
+    def pack(self, run: Sequence | Scored) -> tuple[Request | ScoreRequest, int]:
         """The arguments of `add_sent`."""
-        if isinstance(run, GivenSequence):
-            return run.text.request, self._number(run.text.request.outcomes)
+        if isinstance(run, Scored):
+            return run.request, self._number(run.request.outcomes)
         request = replace(run.request, prompt=None, base_prompt=None)
         return request, self._number(request.outcomes)
 
@@ -48,8 +47,8 @@ def add_sent(lockstep: Lockstep, key: str, request: Request | ScoreRequest, numb
     """
     outcomes = _received.setdefault(number, request.outcomes)
     if isinstance(request, ScoreRequest):
-        scored = Scored(replace(request, outcomes=outcomes), lambda scores: None)
-        lockstep.add(key, GivenSequence(scored))
+        text = Scored(replace(request, outcomes=outcomes), lambda scores: None)
+        lockstep.scorer.add(key, text)
     else:
         lockstep.add(key, Positions(replace(request, outcomes=outcomes)))
 

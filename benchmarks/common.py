@@ -160,7 +160,7 @@ def open_alone(folder: str, **options: Any) -> Any:
     from vllm import LLM
 
     memory = {"kv_cache_memory_bytes": ALONE_CACHE, "gpu_memory_utilization": 0.3}
-    llm = LLM(folder, skip_tokenizer_init=True, **memory, **options)
+    llm = LLM(folder, skip_tokenizer_init=True, **{**memory, **options})
     print("OPEN", flush=True)
     sys.stdin.readline()
     return llm

@@ -25,6 +25,7 @@ from benchmarks.common import measure_alone, open_alone, write_models, write_res
 
 RESULTS = Path(__file__).parent / "results" / "scoring.json"
 REPEATS = 3
+CPU_CACHE = 2**29  # bytes for the keys and values of a model alone on a CPU
 ALONE = ("prompts_s", "prompt_logprobs_s")
 
 
@@ -106,17 +107,18 @@ def measure(folders: dict[str, str], options: dict[str, Any], chosen: argparse.N
 
     from midlogit import Pair
 
+    on_gpu = torch.cuda.is_available()
     size = chosen.texts, chosen.tokens, chosen.vocabulary
+    own = options if on_gpu else {**options, "kv_cache_memory_bytes": CPU_CACHE}
     alone = measure_alone(
         {
-            side: ["benchmarks.scoring", "--alone", json.dumps([folder, options, size])]
+            side: ["benchmarks.scoring", "--alone", json.dumps([folder, own, size])]
             for side, folder in folders.items()
         }
     )
     with Pair.vllm(**folders, **options) as pair:
         rows = time_scoring(pair, given_texts(*size), alone)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    write_results(chosen.output, device, rows)
+    write_results(chosen.output, torch.cuda.get_device_name() if on_gpu else "cpu", rows)
 
 
 def main() -> None:

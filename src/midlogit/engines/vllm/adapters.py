@@ -81,6 +81,15 @@ class Adapter:
         return LoRARequest(self.folder.name, 1, str(self.folder))
 
 
+def leave_head(model: Any) -> None:
+    """Has logits made by the head alone, which no adapter changes: vLLM's LoRA wants rows of the batch there."""
+    from vllm.lora.layers import LogitsProcessorWithLoRA
+
+    for module in model.modules():
+        if isinstance(module, LogitsProcessorWithLoRA):
+            module.punica_wrapper.add_lora_logits = lambda logits, *others: logits
+
+
 def _open_config(folder: Path) -> Any:
     """The configuration, as vLLM reads it.
 

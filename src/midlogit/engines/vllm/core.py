@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from midlogit.decide.base import LogitRows
-from midlogit.engines.vllm.adapters import Adapter
+from midlogit.engines.vllm.adapters import Adapter, leave_head
 from midlogit.engines.vllm.internals import require_core
 from midlogit.engines.vllm.observer import StepClock
 from midlogit.engines.vllm.runner import DeviceTokens, Runner
@@ -108,6 +108,8 @@ class Core:
 
         self.draft_lengths = draft_lengths
         self._runner: Runner = runner_class(self._executor, draft_lengths, max_num_seqs)
+        if adapter is not None:
+            leave_head(self._runner.model)
         self.texts = TextStates(self._runner)
         self.clock = StepClock()
 

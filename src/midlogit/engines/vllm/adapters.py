@@ -81,6 +81,22 @@ class Adapter:
         return LoRARequest(self.folder.name, 1, str(self.folder))
 
 
+def load_adapter(core: Any, adapter: Adapter) -> Any:
+    """Loads an adapter, so that its errors come before a request does; returns what requests carry.
+
+    Raises:
+        ModelUnavailable: vLLM cannot apply it to the model.
+    """
+    try:
+        core.add_lora(adapter.request())
+    except Exception as error:  # a damaged file fails in many ways
+        core.shutdown()
+        raise ModelUnavailable(
+            f"vLLM cannot apply {adapter.folder}: {first_line(error)}"
+        ) from error
+    return adapter.request()
+
+
 def leave_head(model: Any) -> None:
     """Has logits made by the head alone, which no adapter changes: vLLM's LoRA wants rows of the batch there."""
     from vllm.lora.layers import LogitsProcessorWithLoRA

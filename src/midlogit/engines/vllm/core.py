@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from midlogit.decide.base import LogitRows
-from midlogit.engines.vllm.adapters import Adapter, leave_head
+from midlogit.engines.vllm.adapters import Adapter, leave_head, load_adapter
 from midlogit.engines.vllm.internals import require_core
 from midlogit.engines.vllm.observer import StepClock
 from midlogit.engines.vllm.runner import DeviceTokens, Runner
@@ -92,7 +92,7 @@ class Core:
         if adapter is not None:
             arguments |= adapter.options
         self._core = _make_engine_core(model, {**arguments, **options})
-        self._lora_request = adapter and _load_adapter(self._core, adapter)
+        self._lora_request = adapter and load_adapter(self._core, adapter)
         self._scheduler, self._pause_states = self._core.scheduler, PauseState
         self._executor = self._core.model_executor
         require_core(self._core)
@@ -362,22 +362,6 @@ class Core:
     def close(self) -> None:
         """Frees the model."""
         self._core.shutdown()
-
-
-def _load_adapter(core: Any, adapter: Adapter) -> Any:
-    """Loads an adapter, so that its errors come before a request does; returns what requests carry.
-
-    Raises:
-        ModelUnavailable: vLLM cannot apply it to the model.
-    """
-    try:
-        core.add_lora(adapter.request())
-    except Exception as error:  # a damaged file fails in many ways
-        core.shutdown()
-        raise ModelUnavailable(
-            f"vLLM cannot apply {adapter.folder}: {first_line(error)}"
-        ) from error
-    return adapter.request()
 
 
 def _remaining_tokens(request: Any) -> int:

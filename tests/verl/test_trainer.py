@@ -38,7 +38,7 @@ actor_rollout_ref.actor.fsdp_config.dtype=float32 actor_rollout_ref.actor.use_to
 actor_rollout_ref.actor.fsdp_config.use_torch_compile=False actor_rollout_ref.ref.fsdp_config.use_torch_compile=False
 actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8 actor_rollout_ref.rollout.tensor_model_parallel_size=1
 actor_rollout_ref.rollout.agent.num_workers=1 actor_rollout_ref.rollout.n=4
-actor_rollout_ref.rollout.free_cache_engine=False actor_rollout_ref.rollout.custom.midlogit.max_tv_bound=0.5
+actor_rollout_ref.rollout.free_cache_engine=False
 reward.num_workers=1 reward.custom_reward_function.name=compute_score
 transfer_queue.backend.SimpleStorage.num_data_storage_units=1
 trainer.n_gpus_per_node=1 trainer.device=cpu trainer.logger=["console","file"] trainer.val_before_train=False

@@ -37,7 +37,7 @@ python3 -m verl.trainer.main_ppo --config-path="$recipe" --config-name=midlogit 
   $rollout.n=8 $rollout.tensor_model_parallel_size=1 $rollout.log_prob_micro_batch_size_per_gpu=64 \
   $rollout.enforce_eager=True $rollout.max_model_len=512 $rollout.gpu_memory_utilization=0.2 \
   $rollout.engine_kwargs.vllm.max_logprobs=4096 +$rollout.engine_kwargs.vllm.kv_cache_memory_bytes=1000000000 \
-  $rollout.custom.midlogit.teacher=http://127.0.0.1:9001/v1 $rollout.custom.midlogit.max_tv_bound=0.5 \
+  $rollout.custom.midlogit.teacher=http://127.0.0.1:9001/v1 \
   $rollout.agent.num_workers=2 \
   $rollout.checkpoint_engine.update_weights_bucket_megabytes=64 \
   reward.num_workers=1 reward.custom_reward_function.path="$recipe/stories.py" \

@@ -52,7 +52,7 @@ def test_modules_give_what_their_folders_give(pair: Pair) -> None:
     with opened(load(), load(TEACHER)) as of_modules:
         for one, other in zip(sampled(of_modules), sampled(pair), strict=True):
             assert one.token_ids == other.token_ids
-            assert one.diagnostics.logprobs == pytest.approx(other.diagnostics.logprobs, abs=1e-5)
+            assert one.diagnostics.logprobs == pytest.approx(other.diagnostics.logprobs, abs=1e-4)
 
 
 def test_forwards_are_in_evaluation_mode_and_the_module_goes_on_training(pair: Pair) -> None:
@@ -84,7 +84,7 @@ def test_weights_are_live_between_calls() -> None:
             found = completion.diagnostics.base_logprobs
             ending = completion.finish_reason == "stop"  # scored as one outcome of several ids
             keep = len(expected) - ending
-            assert found[:keep] == pytest.approx(expected[:keep], abs=1e-5)
+            assert found[:keep] == pytest.approx(expected[:keep], abs=1e-4)
 
 
 def test_a_trained_module_is_not_taken_for_the_folder_that_it_came_from() -> None:

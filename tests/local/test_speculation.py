@@ -169,7 +169,7 @@ def test_statistics_count_rounds_and_drafts() -> None:
     with open_pair(4) as pair:
         assert pair.statistics()["speculation"] == {
             "rounds": 0, "verified": 0, "accepted": 0, "acceptance": None, "accepted_per_round": None,
-            "acceptance_by_position": [], "drafts_in_use": {"all": 4},
+            "acceptance_by_position": [], "drafts_in_use": {"all": 4}, "guessed_rounds": 0, "guesses_stood": 0,
         }  # fmt: skip
         tokens = sum(
             len(c.token_ids) for q in QUESTIONS for c in pair.generate([q], asked, chat=True)

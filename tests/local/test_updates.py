@@ -49,7 +49,7 @@ def test_each_update_draws_as_a_fresh_pair_does(tmp_path: Path) -> None:
             for one, other in zip(done, expected, strict=True):
                 assert one.token_ids == other.token_ids
                 assert one.diagnostics.logprobs == pytest.approx(
-                    other.diagnostics.logprobs, abs=1e-5
+                    other.diagnostics.logprobs, abs=1e-4
                 )
                 assert one.weight_versions == [(n, 0, 16)]
                 spans = orjson.loads(orjson.dumps(one.to_dict()))["weight_versions"]
@@ -115,7 +115,7 @@ def test_a_tied_head_may_come_or_not() -> None:
         expected = pair.generate(QUESTIONS[:2], PARAMS)
         pair.update_base({**head, **named(model)}.items())
         for one, other in zip(pair.generate(QUESTIONS[:2], PARAMS), expected, strict=True):
-            assert one.diagnostics.logprobs == pytest.approx(other.diagnostics.logprobs, abs=1e-6)
+            assert one.diagnostics.logprobs == pytest.approx(other.diagnostics.logprobs, abs=1e-4)
 
 
 def test_the_teacher_stays_where_both_came_from_one_folder() -> None:
@@ -125,7 +125,7 @@ def test_the_teacher_stays_where_both_came_from_one_folder() -> None:
         with opened(trained(1), BASE) as fresh:
             (expected,) = fresh.generate(QUESTIONS[:1], PARAMS)
         assert completion.diagnostics.logprobs == pytest.approx(
-            expected.diagnostics.logprobs, abs=1e-5
+            expected.diagnostics.logprobs, abs=1e-4
         )
 
 

@@ -14,7 +14,7 @@ models=$(python3 -c 'import midlogit, pathlib; print(pathlib.Path(midlogit.__fil
 python3 "$recipe/stories.py" "$out/rows.parquet"
 
 # The teacher opens while verl opens its own server, which takes longer. Both are tiny, and leave memory to each other.
-# Lists may grow to the whole vocabulary of 4,096: of 1,000 ids, the bound of some token of each story is 1.
+# Lists may grow to the whole vocabulary of 4,096 ids, as far as the bound of a token needs it.
 python3 -m vllm.entrypoints.openai.api_server --model "$models/teacher" --host 127.0.0.1 --port 9001 \
   --enforce-eager --max-model-len 512 --max-logprobs 4096 --gpu-memory-utilization 0.2 --kv-cache-memory-bytes 1G \
   >"$out/teacher.log" 2>&1 &

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 with warnings.catch_warnings():
@@ -146,12 +147,17 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def process(
-    *arguments: str, code: str = COMMAND, descriptors: int | None = None, **environment: str
+    *arguments: str,
+    code: str = COMMAND,
+    python: str | Path = sys.executable,
+    descriptors: int | None = None,
+    **environment: str,
 ) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     """`midlogit serve` on a free port, ready to serve.
 
     Args:
-        code: what Python runs; it must end in `COMMAND`. descriptors: most that the process may open.
+        code: what Python runs; it must end in `COMMAND`. python: of another environment.
+        descriptors: most that the process may open.
     """
     port = free_port()
 
@@ -160,7 +166,7 @@ def process(
             resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
 
     child = subprocess.Popen(
-        [sys.executable, "-c", code, "serve", "--port", str(port), *arguments],
+        [python, "-c", code, "serve", "--port", str(port), *arguments],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **environment},

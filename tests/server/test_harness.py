@@ -2,85 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import lm_eval
-    import lm_eval.models.openai_completions
-    from lm_eval.tasks import TaskManager
-
 import torch
+from lm_eval.tasks import TaskManager
 
+from tests.harness import ROWS, evaluate, write_tasks
 from tests.server.conftest import Live
 from tests.server.test_scoring import reference
 
-ROWS = [
-    {
-        "question": "Once upon a time there was a",
-        "choices": [" little fox", " stone moon", " xylophone"],
-        "gold": 0,
-    },
-    {
-        "question": "The dog ran to the",
-        "choices": [" park", " spoon", " zebra crossing"],
-        "gold": 0,
-    },
-    {"question": "She was very", "choices": [" purple tooth", " happy", " because"], "gold": 1},
-]
-CHOICE_TASK = """
-task: local_choice
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: gold
-target_delimiter: ""
-metric_list: [{{metric: acc}}]
-"""
-GENERATE_TASK = """
-task: local_generate
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{question}}}}"
-doc_to_target: "{{{{choices[gold]}}}}"
-generation_kwargs: {{until: ["."], max_gen_toks: 12, do_sample: false, temperature: 0.0}}
-metric_list: [{{metric: exact_match}}]
-"""
-
 
 @pytest.fixture
-def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskManager:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    data = tmp_path / "rows.jsonl"
-    data.write_text("\n".join(map(json.dumps, ROWS)))
-    (tmp_path / "choice.yaml").write_text(CHOICE_TASK.format(data=data))
-    (tmp_path / "generate.yaml").write_text(GENERATE_TASK.format(data=data))
-    return TaskManager(include_path=str(tmp_path), include_defaults=False)
-
-
-def evaluate(tasks: TaskManager, model: str, task: str, **arguments: Any) -> dict[str, Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the harness and its data loader
-        return lm_eval.simple_evaluate(
-            model=model,
-            model_args={"model": "midlogit", "max_length": 1024, **arguments.pop("model_args")},
-            tasks=[task],
-            task_manager=tasks,
-            log_samples=True,
-            bootstrap_iters=0,
-            batch_size=arguments.pop("batch_size", 1),
-            **arguments,
-        )
+def tasks(tmp_path: Path) -> TaskManager:
+    return write_tasks(tmp_path)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

@@ -31,7 +31,7 @@ class Top:
     teacher: Candidates
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one per token: a frozen one takes three times as long to make
 class Decision:
     """One drawn token and what is known of it; `error` says why nothing was drawn instead.
 

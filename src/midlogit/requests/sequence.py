@@ -284,16 +284,16 @@ def row_settings(
     Args:
         forced, may_end, uniforms, given: as of `RowSettings`.
     """
-    return RowSettings(
-        rule=params.alpha_rule,
-        outcomes=outcomes,
-        temperature=params.temperature,
-        top_p=params.target_top_p if params.constraint_to_target else None,
-        alpha_tol=params.alpha_tol,
-        forced=forced,
-        may_end=may_end,
-        uniforms=uniforms,
-        top_logprobs=params.top_logprobs,
-        given=given,
+    return RowSettings(  # by position, which takes half the time
+        params.alpha_rule,
+        outcomes,
+        params.temperature,
+        params.target_top_p if params.constraint_to_target else None,
+        params.alpha_tol,
+        forced,
+        may_end,
+        uniforms,
+        params.top_logprobs,
+        given,
         return_support=params.return_support,
     )

@@ -22,7 +22,6 @@ from midlogit.decide.kernels.layout import (
     RESULT_TOKEN_ID,
     SCAN_COLUMNS,
     SETTING_TEACHER_ROW,
-    ResultRow,
     SettingColumns,
 )
 from midlogit.decide.kernels.masks import STOPS, Alphabets, AlphabetTables
@@ -110,35 +109,22 @@ class KernelDecided(Decided):
         return [int(row[RESULT_DRAFT.value]) for row in self._results.values()]
 
     def decisions(self) -> list[Decision]:
-        rows = map(ResultRow._make, self._results.values())
-        return [
-            _decision(row, settings) for row, settings in zip(rows, self._settings, strict=True)
-        ]
+        rows = zip(self._results.values(), self._settings, strict=True)
+        return [_decision(row, settings) for row, settings in rows]
 
 
-def _decision(row: ResultRow, settings: RowSettings) -> Decision:
-    return Decision(  # by position, which takes two thirds of the time
-        int(row.token_id),
-        row.alpha,
-        row.kl_base,
-        row.kl_teacher,
-        row.entropy,
-        row.ess_base,
-        row.ess_teacher,
-        row.logprob,
-        row.base_logprob,
-        row.teacher_logprob,
-        row.base_tempered_logprob,
-        row.teacher_tempered_logprob,
-        row.base_support_logprob,
-        row.teacher_support_logprob,
-        row.base_support_logmass,
-        row.teacher_support_logmass,
+def _decision(row: Sequence[float], settings: RowSettings) -> Decision:
+    """One row of the results, whose first columns are those of a Decision, as a Decision."""
+    token_id, *numbers, fallback, error, _ = row
+    decision = Decision(  # type: ignore[call-arg]
+        int(token_id),
+        *numbers,  # type: ignore[arg-type]
         settings.forced,
-        row.fallback > 0,
+        fallback > 0,
         settings.top_p is not None,
-        error=ERRORS[int(row.error)],
     )
+    decision.error = ERRORS[int(error)]
+    return decision
 
 
 class KernelLauncher:

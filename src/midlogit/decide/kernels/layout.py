@@ -8,12 +8,14 @@ has one below its table. A new column is a new field; where a kernel reads or wr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import triton.language as tl
 
 from midlogit.core.rules import FixedAlpha, KLBudget
 from midlogit.decide.base import BROKEN, EMPTY
+from midlogit.outputs import Decision
 
 
 def _offset(table: Any, column: str) -> tl.constexpr:
@@ -129,7 +131,7 @@ SCAN_COLUMNS = _width(ScanRow)
 
 
 class ResultRow(NamedTuple):
-    """The result of one decision, for the host; names as in `midlogit.outputs.Decision`."""
+    """The result of one decision, for the host; begins with the fields of `midlogit.outputs.Decision`, in its order."""
 
     token_id: float
     alpha: float  # weight of the teacher
@@ -172,6 +174,8 @@ RESULT_FALLBACK = _offset(ResultRow, "fallback")
 RESULT_ERROR = _offset(ResultRow, "error")
 RESULT_DRAFT = _offset(ResultRow, "draft")
 RESULT_COLUMNS = _width(ResultRow)
+_SHARED = ResultRow._fields[: ResultRow._fields.index("fallback")]
+assert tuple(field.name for field in fields(Decision))[: len(_SHARED)] == _SHARED
 
 ERRORS = (None, BROKEN, EMPTY)
 ERROR_BROKEN = tl.constexpr(ERRORS.index(BROKEN))

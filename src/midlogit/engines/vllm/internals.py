@@ -20,7 +20,10 @@ def require_core(core: Any) -> None:
         ),
         "Scheduler": (
             core.scheduler, "schedule", "update_from_output", "requests", "running", "waiting",
-            "set_pause_state", "reset_prefix_cache",
+            "set_pause_state", "reset_prefix_cache", "kv_cache_config",
+        ),
+        "KVCacheManager": (
+            core.scheduler.kv_cache_manager, "allocate_slots", "empty_kv_cache_blocks",
         ),
         "Executor": (core.model_executor, "execute_model", "sample_tokens", "collective_rpc"),
         "Worker": (

@@ -1,6 +1,7 @@
 """Runs the kernels of vLLM's model runner V2 on a CPU, in Triton's interpreter, where this folder is on the path.
 
-vLLM asks for a backend of Triton named "cpu" before it uses Triton there. The interpreter compiles nothing.
+vLLM asks for a backend of Triton named "cpu" before it uses Triton there. The interpreter compiles nothing, and says so
+to torch.compile, which asks each backend.
 """
 
 from __future__ import annotations
@@ -33,4 +34,5 @@ class Driver:
         return torch.cpu
 
 
-backends["cpu"] = SimpleNamespace(driver=Driver, compiler=None)
+compiler = SimpleNamespace(supports_target=lambda target: False)
+backends["cpu"] = SimpleNamespace(driver=Driver, compiler=compiler)

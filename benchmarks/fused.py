@@ -5,7 +5,7 @@
 Medians in milliseconds, with the rows of a batch drawn from several sets that together exceed the L2 cache. `flat` rows
 are what models of random weights give, `peaked` rows resemble those of trained ones. `read` is the time to read the
 same bytes once: both models' rows in bfloat16. `solve` includes the drafts, whose time alone is `draft`; `acceptance`
-is the share of them that was accepted.
+is the share of them that was accepted. `solve_top` is `solve` with `top_logprobs` of 1, 20 and 256 in every row.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ RESULTS = Path(__file__).parent / "results" / "fused.json"
 VOCABULARY = 151936
 OUTCOMES = Outcomes(masked_ids=tuple(range(151646, VOCABULARY)), stop_ids=(151643, 151645))
 AT_LEAST = 300_000_000  # bytes of all sets together
+TOP_LOGPROBS = (1, 20, 256)
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -62,7 +63,7 @@ def make_pairs(batch: int, kind: str = "peaked", dtype: torch.dtype = torch.bflo
     return pairs
 
 
-def settings(batch: int, constrained: bool) -> list[RowSettings]:
+def settings(batch: int, constrained: bool, top_logprobs: int = 0) -> list[RowSettings]:
     """Settings of `batch` ordinary rows."""
     return [
         RowSettings(
@@ -74,6 +75,7 @@ def settings(batch: int, constrained: bool) -> list[RowSettings]:
             forced=False,
             may_end=True,
             uniforms=TokenUniforms(*uniforms),
+            top_logprobs=top_logprobs,
         )
         for uniforms in np.random.default_rng(1).random((batch, 3)).tolist()
     ]
@@ -96,11 +98,15 @@ def median_ms(
 
 
 def time_fused(
-    batch: int, constrained: bool, kind: str = "peaked", dtype: torch.dtype = torch.bfloat16
+    batch: int,
+    constrained: bool,
+    kind: str = "peaked",
+    dtype: torch.dtype = torch.bfloat16,
+    top_logprobs: int = 0,
 ) -> float:
     """Milliseconds of a decision by kernels with its transfer of results."""
     launcher = KernelLauncher(VOCABULARY, torch.device("cuda"))
-    prepared = launcher.prepare(settings(batch, constrained))
+    prepared = launcher.prepare(settings(batch, constrained, top_logprobs))
     return median_ms(
         lambda base, teacher: launcher.launch(base, teacher, prepared),
         make_pairs(batch, kind, dtype),
@@ -166,6 +172,10 @@ def measure(batch: int, kind: str) -> dict[str, float | int | str]:
         "draft_ms": time_draft(batch, kind),
         "solve_ms": time_fused(batch, False, kind),
         "solve_constrained_ms": time_fused(batch, True, kind),
+        **{
+            f"solve_top_{k}_ms": time_fused(batch, False, kind, top_logprobs=k)
+            for k in TOP_LOGPROBS
+        },
         "torch_solve_ms": time_torch(batch, False, kind),
         "torch_solve_constrained_ms": time_torch(batch, True, kind),
         "acceptance": acceptance(batch, False, kind),
@@ -185,7 +195,8 @@ def main() -> None:
     )
     print(device, versions)
     print(
-        f"{'batch':>5} {'rows':>6} {'read':>7} {'draft':>7} {'solve':>7} {'top_p':>7} {'torch':>8} {'t top_p':>8} "
+        f"{'batch':>5} {'rows':>6} {'read':>7} {'draft':>7} {'solve':>7} {'top_p':>7} "
+        f"{'top 1':>7} {'top 20':>7} {'top 256':>7} {'torch':>8} {'t top_p':>8} "
         f"{'accept':>6} {'a top_p':>7} {'/read':>6} {'t /read':>7}"
     )
     rows = []
@@ -193,10 +204,13 @@ def main() -> None:
         for kind in ("peaked", "flat"):
             row = measure(batch, kind)
             rows.append(row)
-            _, _, read, draft, *fused, plain, plain_top_p, accept, accept_top_p = row.values()
+            _, _, read, draft, free, top_p, *tops, plain, plain_top_p, accept, accept_top_p = (
+                row.values()
+            )
             print(
-                f"{batch:5} {kind:>6} {read:7.3f} {draft:7.3f} {fused[0]:7.3f} {fused[1]:7.3f} {plain:8.2f} "
-                f"{plain_top_p:8.2f} {accept:6.2f} {accept_top_p:7.2f} {fused[0] / read:6.1f} {fused[1] / read:7.1f}"
+                f"{batch:5} {kind:>6} {read:7.3f} {draft:7.3f} {free:7.3f} {top_p:7.3f} "
+                f"{' '.join(f'{top:7.3f}' for top in tops)} {plain:8.2f} {plain_top_p:8.2f} "
+                f"{accept:6.2f} {accept_top_p:7.2f} {free / read:6.1f} {top_p / read:7.1f}"
             )
     date = datetime.date.today().isoformat()
     output.write_text(

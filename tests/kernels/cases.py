@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
 from midlogit.core.uniforms import TokenUniforms
 from midlogit.decide.base import RowSettings
-from midlogit.outputs import Decision
+from midlogit.outputs import Decision, Top
 from tests.rows import KINDS, make_rows, row_settings
 
 RULES: tuple[AlphaRule, ...] = (
@@ -66,6 +67,11 @@ def mixed_settings(rows: int, vocabulary: int, rng: np.random.Generator) -> list
     ]
 
 
+def listing(settings: list[RowSettings]) -> list[RowSettings]:
+    """The same rows, of which all but every fifth list candidates, as many as differ from row to row."""
+    return [replace(s, top_logprobs=(1, 5, 0, 20, 32)[i % 5]) for i, s in enumerate(settings)]
+
+
 def make_batch(rows: int, vocabulary: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of every kind of tests/rows.py, float64."""
     pairs = [make_rows(KINDS[i % len(KINDS)], vocabulary, 1000 * seed + i) for i in range(rows)]
@@ -94,3 +100,21 @@ def assert_agree(found: Decision, truth: Decision, where: str = "") -> None:
         a, b = getattr(found, name), getattr(truth, name)
         # The mass of a support moves with an id at its edge: 1.2e-4 in 151,936 float32 logits.
         assert math.isclose(a, b, rel_tol=1e-5, abs_tol=3e-4), (where, name, found, truth)
+
+
+def assert_top(found: Top, everything: Top, count: int, where: str = "") -> None:
+    """The first `count` ids of each full list, up to ids that are as likely, with their log-probabilities.
+
+    Of ids with the same one the lowest come first.
+    """
+    for name in ("q", "base", "teacher"):
+        some, every = getattr(found, name), getattr(everything, name)
+        known = dict(every)
+        assert len(some) == min(count, len(every)), (where, name)
+        for (token_id, logprob), (_, expected) in zip(some, every, strict=False):
+            assert math.isclose(logprob, expected, rel_tol=1e-5, abs_tol=3e-4), (where, name)
+            assert math.isclose(known[token_id], expected, rel_tol=1e-6, abs_tol=1e-5), (
+                where,
+                name,
+            )
+        assert some == sorted(some, key=lambda one: (-one[1], one[0])), (where, name)

@@ -339,16 +339,16 @@ def test_ties_at_the_edge_of_the_nucleus() -> None:
 
 def test_which_rows_are_left_to_arrays() -> None:
     many = Outcomes(stop_ids=tuple(range(65)))
-    assert kernels.handles(PLAIN) and kernels.handles(replace(PLAIN, given=4))
-    assert not kernels.handles(replace(PLAIN, top_logprobs=2))
+    assert kernels.handles(PLAIN) and kernels.handles(replace(PLAIN, given=4, top_logprobs=256))
+    assert not kernels.handles(replace(PLAIN, top_logprobs=2, return_support=True))
     assert not kernels.handles(replace(PLAIN, outcomes=many))
     assert not kernels.handles(replace(PLAIN, rule=DoubleKL()))
 
 
 def mixed_ways(rows: int, vocabulary: int) -> list[RowSettings]:
-    """Settings of which every second row is left to arrays: a rule of this test, candidates, those of a given token."""
-    candidates = {"top_logprobs": 2}
-    changes = [{"rule": DoubleKL(), "forced": False}, candidates, {**candidates, "given": 20}]
+    """Settings of which every second row is left to arrays: a rule of this test, ids of the support."""
+    support = {"return_support": True, "top_p": 0.9}
+    changes = [{"rule": DoubleKL(), "forced": False}, support, {**support, "given": 20}]
     settings = mixed_settings(rows, vocabulary, np.random.default_rng(4))
     for i in range(0, rows, 2):
         settings[i] = replace(settings[i], **changes[i // 2 % 3])
@@ -365,7 +365,7 @@ def test_a_batch_of_which_kernels_take_some_rows() -> None:
     assert found.tokens_N.tolist() == truth.tokens_N.tolist()
     for i, (a, b) in enumerate(zip(found.decisions(), truth.decisions(), strict=True)):
         assert_agree(a, b, f"row {i}, {settings[i]}")
-        assert a.top == b.top
+        assert a.support == b.support
         if (
             isinstance(settings[i].rule, DoubleKL)
             and a.error is None

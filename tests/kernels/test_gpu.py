@@ -24,7 +24,9 @@ from midlogit.decide.kernels import available
 from tests.kernels.cases import (
     OF_THE_TOKEN,
     assert_agree,
+    assert_top,
     kernel_settings,
+    listing,
     make_batch,
     mixed_settings,
 )
@@ -90,18 +92,37 @@ def test_drafts_made_ahead_change_nothing(device, dtype) -> None:
 
 
 def test_rows_that_the_kernels_do_not_handle(device) -> None:
-    """A rule of this test and a row that asks for candidates go to arrays, in the order of the batch."""
+    """A rule of this test and a row that asks for its support go to arrays, in the order of the batch."""
     base_NV, teacher_NV = (x.to(device, torch.float32) for x in make_batch(9, 5003, 7))
     settings = mixed_settings(9, 5003, np.random.default_rng(7))
     settings[1::3] = [replace(row, rule=DoubleKL()) for row in settings[1::3]]
-    settings[2::3] = [replace(row, top_logprobs=3) for row in settings[2::3]]
+    settings[2::3] = [replace(row, top_p=0.9, return_support=True) for row in settings[2::3]]
     base, teacher = LogitRows(base_NV, range(9)), LogitRows(teacher_NV, range(9))
     found = decider_for(5003, device).decide(base, teacher, settings)
     truth = ArrayDecider(5003).decide(base, teacher, settings)
     assert found.tokens_N.tolist() == found.token_ids() == truth.token_ids()
     for a, b in zip(found.decisions(), truth.decisions(), strict=True):
         assert_agree(a, b)
-        assert a.top == b.top
+        assert a.support == b.support
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("vocabulary", [151936, 5003])
+def test_lists_agree_with_arrays(device, dtype, vocabulary: int) -> None:
+    """`top_logprobs` of rows of every kind, up to the longest list, of the numbers that one row has or another."""
+    rows = 12
+    base_NV, teacher_NV = (x.to(device, dtype) for x in make_batch(rows, vocabulary, 3))
+    settings = listing(mixed_settings(rows, vocabulary, np.random.default_rng(3)))
+    settings[3] = replace(settings[3], top_logprobs=256)
+    found = launched(base_NV, teacher_NV, settings).decisions()
+    for i, (decision, row) in enumerate(zip(found, settings, strict=True)):
+        whole = replace(row, top_logprobs=vocabulary)
+        (truth,) = decide(base_NV[[i]].double(), teacher_NV[[i]].double(), [whole])
+        assert decision.error == truth.error
+        if truth.error is None and row.top_logprobs:
+            assert_top(decision.top, truth.top, row.top_logprobs, f"row {i}, {row}")
+        else:
+            assert decision.top is None
 
 
 @pytest.mark.parametrize("sizes", [(151936, 152064), (152064, 151936), (4097, 4100)])
@@ -204,7 +225,7 @@ def test_a_launch_does_not_wait(device) -> None:
 
     base_NV, teacher_NV = (x.to(device, torch.bfloat16) for x in make_batch(6, 4097, 1))
     launcher = KernelLauncher(4097, device)
-    settings = mixed_settings(6, 4097, np.random.default_rng(1))
+    settings = listing(mixed_settings(6, 4097, np.random.default_rng(1)))
     expected = launcher.launch(
         base_NV, teacher_NV, launcher.prepare(settings)
     ).token_ids()  # compiles

@@ -1,4 +1,7 @@
-"""The kernels on the CPU through Triton's interpreter, in another process: each test of interpreted.py is a case."""
+"""The kernels on the CPU through Triton's interpreter, in another process.
+
+Each test of interpreted.py and interpreted_top.py is a case.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,13 @@ from midlogit.decide.array_decider import ArrayDecider
 pytest.importorskip("triton")
 torch = pytest.importorskip("torch")
 
-INTERPRETED = Path(__file__).with_name("interpreted.py")
-NAMES = re.findall(r"^def test_(\w+)", INTERPRETED.read_text(), re.MULTILINE)
+FOLDER = Path(__file__).parent
+INTERPRETED = FOLDER / "interpreted.py", FOLDER / "interpreted_top.py"
+NAMES = [
+    name
+    for file in INTERPRETED
+    for name in re.findall(r"^def test_(\w+)", file.read_text(), re.MULTILINE)
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +42,9 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             "-p",
             "no:cacheprovider",
             f"--junit-xml={report}",
-            INTERPRETED,
+            *INTERPRETED,
         ],
-        cwd=INTERPRETED.parents[2],
+        cwd=FOLDER.parents[1],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

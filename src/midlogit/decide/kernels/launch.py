@@ -1,4 +1,4 @@
-"""Settings in, kernel launches, Decisions out; knows tables and kernels, not where logits come from.
+"""Settings in, kernel launches, results out; knows tables and kernels, not where logits come from.
 
 `prepare` does the CPU's work and may run while the device is busy. `draft` and `launch` only enqueue. The results come
 back in one transfer that `KernelDecided` waits for. See docs/kernel.md for how the kernels work.
@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
-from midlogit.decide.base import Decided, RowSettings
+from midlogit.decide.base import RowSettings
+from midlogit.decide.kernels.decided import KernelDecided, TopTables
 from midlogit.decide.kernels.draft import draft_kernel
 from midlogit.decide.kernels.layout import (
     DRAFT_COLUMNS,
-    ERRORS,
+    MIXTURE_COLUMNS,
     RESULT_COLUMNS,
-    RESULT_DRAFT,
-    RESULT_TOKEN_ID,
     SCAN_COLUMNS,
     SETTING_TEACHER_ROW,
     SettingColumns,
@@ -27,14 +26,16 @@ from midlogit.decide.kernels.layout import (
 from midlogit.decide.kernels.masks import STOPS, Alphabets, AlphabetTables
 from midlogit.decide.kernels.solve import solve_kernel
 from midlogit.decide.kernels.teacher_scan import teacher_scan_kernel
-from midlogit.decide.transfer import HostCopy, to_device
-from midlogit.outputs import Decision
+from midlogit.decide.kernels.top import LISTS, top_kernel
+from midlogit.decide.transfer import to_device
+from midlogit.params import MOST_LOGPROBS
 
 LANES = 512  # lanes of a tile, eight ids each
 CAPACITY = 4096  # candidates of a nucleus that are copied out
 WARPS, REGISTERS = 16, 64  # of a program: two of them share a multiprocessor
 FEW_LANES, FEW_WARPS = 128, 4  # the same for those copies
 GROUP = 4  # tiles whose mass is kept for a draw
+LONGEST = (32, MOST_LOGPROBS)  # lists of top_logprobs that the kernel is compiled for
 COARSE = {
     torch.float32: 0,
     torch.float16: 13,
@@ -47,8 +48,7 @@ NOT_GIVEN = -1  # for a row whose token is drawn
 def handles(settings: RowSettings) -> bool:
     """Whether the kernels can decide a row with these settings."""
     return (
-        settings.top_logprobs == 0
-        and not settings.return_support
+        not settings.return_support
         and (not settings.outcomes.merged or len(settings.outcomes.stop_ids) <= STOPS)
         and settings.rule.kernel_code is not None
     )
@@ -61,74 +61,35 @@ class PreparedSettings:
     Attributes:
         settings: one per decision. table_NC: the same as numbers. tables: the alphabets they refer to.
         constrained: whether a decision has a support constraint.
+        top_logprobs: the most that a decision asks for.
     """
 
     settings: Sequence[RowSettings]
     table_NC: torch.Tensor
     tables: AlphabetTables
     constrained: bool
+    top_logprobs: int
 
     def set_teacher_rows(self, rows_N: torch.Tensor) -> None:
         """Sets the rows of the teacher's buffer that hold the logits, where `prepare` did not know them."""
         self.table_NC[:, SETTING_TEACHER_ROW.value] = rows_N
 
     def some(self, numbers: Sequence[int], numbers_M: torch.Tensor) -> PreparedSettings:
-        """A subset of the decisions; decision i reads row i of the teacher's buffer.
+        """A subset of the decisions, without their lists; decision i reads row i of the teacher's buffer.
 
         Args:
             numbers, numbers_M: which decisions, on the host and on the device.
         """
         settings = [self.settings[n] for n in numbers]
-        some = PreparedSettings(settings, self.table_NC[numbers_M], self.tables, self.constrained)
+        some = PreparedSettings(
+            settings, self.table_NC[numbers_M], self.tables, self.constrained, 0
+        )
         some.set_teacher_rows(torch.arange(len(numbers), device=numbers_M.device))
         return some
 
 
-class KernelDecided(Decided):
-    """Results of a launch, which are being copied to the host.
-
-    In a row with an error the token is 0.
-    """
-
-    def __init__(
-        self, settings: Sequence[RowSettings], tokens_N: torch.Tensor, results_NC: torch.Tensor
-    ) -> None:
-        self._settings = settings
-        self._tokens_N = tokens_N
-        self._results = HostCopy(results_NC)
-
-    @property
-    def tokens_N(self) -> torch.Tensor:
-        return self._tokens_N
-
-    def token_ids(self) -> list[int]:
-        return [int(row[RESULT_TOKEN_ID.value]) for row in self._results.values()]
-
-    def drafted_ids(self) -> list[int]:
-        """The base's draft for each decision; it was accepted where it is the decided id. Waits for the device."""
-        return [int(row[RESULT_DRAFT.value]) for row in self._results.values()]
-
-    def decisions(self) -> list[Decision]:
-        rows = zip(self._results.values(), self._settings, strict=True)
-        return [_decision(row, settings) for row, settings in rows]
-
-
-def _decision(row: Sequence[float], settings: RowSettings) -> Decision:
-    """One row of the results, whose first columns are those of a Decision, as a Decision."""
-    token_id, *numbers, fallback, error, _ = row
-    decision = Decision(  # type: ignore[call-arg]
-        int(token_id),
-        *numbers,  # type: ignore[arg-type]
-        settings.forced,
-        fallback > 0,
-        settings.top_p is not None,
-    )
-    decision.error = ERRORS[int(error)]
-    return decision
-
-
 class KernelLauncher:
-    """Decides CUDA rows in three or four kernel launches per batch, and drafts in one of them.
+    """Decides CUDA rows in three to five kernel launches per batch, and drafts in one of them.
 
     Args:
         vocabulary: ids below it are drawn; columns beyond count as mass of their model.
@@ -173,11 +134,16 @@ class KernelLauncher:
             ending_uniform=[s.uniforms.ending for s in settings],
             base_stop=[s.outcomes.draws_stop_id for s in settings],
             given=[NOT_GIVEN if s.given is None else s.given for s in settings],
+            top_logprobs=[s.top_logprobs for s in settings],
         )
         table_NC = torch.tensor(columns, dtype=torch.float64).T.contiguous()
         constrained = any(s.top_p is not None for s in settings)
         return PreparedSettings(
-            settings, to_device(table_NC, self._device), self._alphabets.tables, constrained
+            settings,
+            to_device(table_NC, self._device),
+            self._alphabets.tables,
+            constrained,
+            max((s.top_logprobs for s in settings), default=0),
         )
 
     def allocate_drafts(self, rows: int) -> torch.Tensor:
@@ -254,18 +220,16 @@ class KernelLauncher:
             **_alphabets(prepared.tables),
             "drafts": drafts_RC,
             "scans": self._empty(rows, SCAN_COLUMNS.value),
+            "STOPS": STOPS,
         }
-        sizes = {"STOPS": STOPS, "SHIFT": COARSE[teacher_NV.dtype], "NUCLEUS": prepared.constrained}
-        whole = {**_pair(base_NV, teacher_NV, self._vocabulary), **tables, **sizes}
-        whole |= {"R": LANES, "num_warps": WARPS, "maxnreg": REGISTERS}
+        sizes = {"SHIFT": COARSE[teacher_NV.dtype], "NUCLEUS": prepared.constrained}
+        pair = {**_pair(base_NV, teacher_NV, self._vocabulary), **tables, "R": LANES}
+        whole = {**pair, **sizes, "num_warps": WARPS, "maxnreg": REGISTERS}
         copies = {**_pair(few["few_base"], few["few_teacher"], CAPACITY), **tables, **sizes}
         copies |= {"R": FEW_LANES, "num_warps": FEW_WARPS}
-        outputs = {
-            "ids": few["few_ids"],
-            "vocabulary": self._vocabulary,
-            "results": results_NC,
-            "tokens": tokens_N,
-        }
+        found = {"results": results_NC, "mixtures": self._empty(rows, MIXTURE_COLUMNS.value)}
+        outputs = {**found, "ids": few["few_ids"], "vocabulary": self._vocabulary}
+        outputs |= {"tokens": tokens_N}
 
         widths = {"base_width": base_NV.shape[1], "width": teacher_NV.shape[1]}
         self._run(teacher_scan_kernel, rows, **whole, **few, **widths, CAPACITY=CAPACITY)
@@ -276,7 +240,30 @@ class KernelLauncher:
         )
         groups = {"GROUP": GROUP, "GROUPS": _groups(CAPACITY, FEW_LANES)}
         self._run(solve_kernel, few_rows, **copies, **outputs, **groups, FULL=False)
-        return KernelDecided(prepared.settings, tokens_N, results_NC)
+        top = self._list_top(rows, prepared.top_logprobs, **pair, **widths, **found)
+        return KernelDecided(prepared.settings, tokens_N, results_NC, top)
+
+    def _list_top(self, rows: int, most: int, **arguments: Any) -> TopTables | None:
+        """Enqueues the lists of `top_logprobs`, after the decisions."""
+        if not most:
+            return None
+        tables = TopTables(
+            ids_NLK=self._empty(rows, LISTS.value, most, dtype=torch.int32),
+            logprobs_NLK=self._empty(rows, LISTS.value, most),
+        )
+        self._run(
+            top_kernel,
+            LISTS.value * rows,
+            **arguments,
+            ids=tables.ids_NLK,
+            logprobs=tables.logprobs_NLK,
+            most=most,
+            K=min(size for size in LONGEST if size >= most),
+            num_warps=WARPS,
+            maxnreg=REGISTERS,
+            enable_fp_fusion=False,  # both sweeps must give an id the same score
+        )
+        return tables
 
     def _few(self, rows: int) -> dict[str, torch.Tensor]:
         """Buffers for the candidates of the nucleus, copied out of both rows."""

@@ -45,6 +45,7 @@ class SettingColumns(NamedTuple):
     ending_uniform: Sequence[float]
     base_stop: Sequence[bool]  # whether a stop id is drawn from the base's own conditional
     given: Sequence[int]  # id that is described in place of a drawn one; −1 to draw
+    top_logprobs: Sequence[int]  # ids to list of q, base and teacher
 
 
 SETTING_BASE_ROW = _offset(SettingColumns, "base_row")
@@ -63,6 +64,7 @@ SETTING_REDRAW_UNIFORM = _offset(SettingColumns, "redraw_uniform")
 SETTING_ENDING_UNIFORM = _offset(SettingColumns, "ending_uniform")
 SETTING_BASE_STOP = _offset(SettingColumns, "base_stop")
 SETTING_GIVEN = _offset(SettingColumns, "given")
+SETTING_TOP_LOGPROBS = _offset(SettingColumns, "top_logprobs")
 SETTING_COLUMNS = _width(SettingColumns)
 
 
@@ -128,6 +130,34 @@ SCAN_HIGH_MASS = _offset(ScanRow, "high_mass")
 SCAN_TARGET_MASS = _offset(ScanRow, "target_mass")
 SCAN_LOWEST = _offset(ScanRow, "lowest")
 SCAN_COLUMNS = _width(ScanRow)
+
+
+class MixtureRow(NamedTuple):
+    """What the solve kernel leaves of one decision's q, for its list; undefined in a row with an error."""
+
+    b_peak: float  # down to `q_size` as in report.Mixture
+    t_peak: float
+    c: float
+    alpha: float
+    to_teacher: float
+    t_size: float
+    q_size: float
+    log_z: float  # log Σ q
+    tau: float  # as in tiles.RowPair
+    tie: float  # an id
+
+
+MIXTURE_B_PEAK = _offset(MixtureRow, "b_peak")
+MIXTURE_T_PEAK = _offset(MixtureRow, "t_peak")
+MIXTURE_C = _offset(MixtureRow, "c")
+MIXTURE_ALPHA = _offset(MixtureRow, "alpha")
+MIXTURE_TO_TEACHER = _offset(MixtureRow, "to_teacher")
+MIXTURE_T_SIZE = _offset(MixtureRow, "t_size")
+MIXTURE_Q_SIZE = _offset(MixtureRow, "q_size")
+MIXTURE_LOG_Z = _offset(MixtureRow, "log_z")
+MIXTURE_TAU = _offset(MixtureRow, "tau")
+MIXTURE_TIE = _offset(MixtureRow, "tie")
+MIXTURE_COLUMNS = _width(MixtureRow)
 
 
 class ResultRow(NamedTuple):

@@ -16,6 +16,7 @@ from midlogit.decide.kernels.layout import (  # isort: skip
     DRAFT_STOP_RAW, DRAFT_TEMPERED_LSE,
     ERROR_BROKEN, ERROR_EMPTY,
     KL_BUDGET,
+    MIXTURE_COLUMNS,
     RESULT_ALPHA, RESULT_BASE_LOGPROB, RESULT_BASE_SUPPORT_LOGMASS, RESULT_BASE_SUPPORT_LOGPROB,
     RESULT_BASE_TEMPERED_LOGPROB, RESULT_COLUMNS, RESULT_DRAFT, RESULT_ENTROPY, RESULT_ERROR,
     RESULT_ESS_BASE, RESULT_ESS_TEACHER, RESULT_FALLBACK, RESULT_KL_BASE, RESULT_KL_TEACHER,
@@ -35,6 +36,7 @@ from midlogit.decide.kernels.report import (  # isort: skip
     describe_given, draw, find_draft, make_report, mixture_of, weigh,
 )  # fmt: skip
 from midlogit.decide.kernels.tiles import FAR, LN2, LOWEST, RowPair
+from midlogit.decide.kernels.top import store_mixture
 
 SMALL_KL = tl.constexpr(0.02)  # below it the KLs are summed from terms that are never negative
 
@@ -272,8 +274,8 @@ def solve_kernel(
     settings, hidden, hidden_stride, hidden_tiles, hidden_tiles_stride, stops,
     # The tables of drafts and scans.
     drafts, scans,
-    # Results: the table, and the ids for the models to read next.
-    results, tokens,
+    # Results: the tables, and the ids for the models to read next.
+    results, mixtures, tokens,
     # Sizes: lanes of a tile, ids of a stop class, low bits that a row's type lacks, tiles of a group, groups.
     R: tl.constexpr, STOPS: tl.constexpr, SHIFT: tl.constexpr, GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -285,6 +287,7 @@ def solve_kernel(
     settings += n * SETTING_COLUMNS
     scans += n * SCAN_COLUMNS
     results += n * RESULT_COLUMNS
+    mixtures += n * MIXTURE_COLUMNS
     tokens += n
     base_row = tl.load(settings + SETTING_BASE_ROW).to(tl.int64)
     drafts += base_row * DRAFT_COLUMNS
@@ -338,17 +341,11 @@ def solve_kernel(
             row, stop_at >= 0, top_p, scans, b_peak, t_peak, scale, R, SHIFT, FULL
         )
         row = RowPair(
-            base=base,
-            teacher=teacher,
-            length=length,
-            hidden=row.hidden,
-            hidden_tiles=row.hidden_tiles,
-            stop_at=row.stop_at,
-            stop_base=row.stop_base,
-            stop_teacher=row.stop_teacher,
-            tau=tau,
-            tie=tie,
-        )
+            base=base, teacher=teacher, length=length,
+            hidden=row.hidden, hidden_tiles=row.hidden_tiles,
+            stop_at=row.stop_at, stop_base=row.stop_base, stop_teacher=row.stop_teacher,
+            tau=tau, tie=tie,
+        )  # fmt: skip
     to_teacher = forced | (b_peak == float("-inf"))
     b_peak = tl.where(b_peak == float("-inf"), 0.0, b_peak)
 
@@ -373,6 +370,7 @@ def solve_kernel(
         tl.minimum(alpha * gradient, (alpha - 1) * gradient) - F < SMALL_KL
     )  # the smaller KL: (6)
     report = make_report(row, mix, share, greedy, general, close, R, FULL, NUCLEUS, GROUP, GROUPS)
+    store_mixture(mixtures, mix, row, report.z, ids, FULL)
     column, q_log = sample(
         row, ids, mix, report, share, greedy, draft, d_peak > float("-inf"), settings,
         R, FULL, NUCLEUS, GROUP, GROUPS,

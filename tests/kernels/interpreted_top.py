@@ -71,6 +71,7 @@ def test_the_lowest_of_equal_ids_come_first() -> None:
         torch.randint(0, values, (4, 500), generator=generator).bfloat16() for values in (2, 3)
     )
     base_NV[3], teacher_NV[3] = 0, 0
+    base_NV[3, [400, 450, 490]] = 1  # which take the places of the last of those that came before
     settings = [replace(PLAIN, rule=FixedAlpha(0.5), top_logprobs=k) for k in (1, 7, 32, 20)]
     for base, teacher, s, found in zip(
         base_NV, teacher_NV, settings, run(base_NV, teacher_NV, settings), strict=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 import pytest
@@ -332,6 +333,13 @@ def test_threads_share_the_engine(pair: Pair) -> None:
     for thread in threads:
         thread.join()
     assert [found[i] for i in range(4)] == expected
+
+
+def test_what_is_loaded_stays_out_of_garbage_collection() -> None:
+    """Looking through it would hold up every sequence."""
+    gc.unfreeze()
+    with Pair.local(dtype="float32", device="cpu", speculation="off"):
+        assert gc.get_freeze_count() > 10_000
 
 
 def test_statistics_count(pair: Pair) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 from collections import Counter
@@ -32,6 +33,11 @@ def state(lockstep: Lockstep) -> tuple[Any, ...]:
     """What must be the same on every rank: all that was scheduled and drawn, the free blocks, the choice of γ."""
     blocks = [(core.free_blocks, core.blocks, core.is_empty) for core in lockstep.cores]
     return lockstep.checksum, blocks, lockstep.draft_length.statistics()
+
+
+def frozen(lockstep: Lockstep) -> int:
+    """How many objects a rank keeps out of garbage collection."""
+    return gc.get_freeze_count()
 
 
 def states(pair: Pair) -> list[tuple[Any, ...]]:
@@ -114,6 +120,12 @@ def test_ranks_guess_the_same(pair: Pair, shared: Pair) -> None:
     assert engine.lockstep.draft_length.statistics()["guesses_stood"] > 10
     first, second = states(shared)
     assert first == second
+
+
+def test_no_rank_holds_up_the_others_with_garbage_collection(shared: Pair) -> None:
+    engine: Any = shared.engine
+    counts = engine.between_steps(lambda: engine.on_every_rank(frozen))
+    assert min(counts) > 10_000
 
 
 def test_a_rank_that_differs_ends_the_pair_of_its_step(shared: Pair) -> None:

@@ -5,6 +5,8 @@ Knows no model: a subclass says what a step is, and how the base gets new weight
 
 from __future__ import annotations
 
+import atexit
+import gc
 import queue
 import threading
 from abc import abstractmethod
@@ -30,6 +32,16 @@ class Job(Protocol):
 
     def fail(self, message: str) -> None:
         """Ends the job with an error of the engine."""
+
+
+def freeze_heap() -> None:
+    """Keeps what is loaded out of later garbage collections.
+
+    Looking through a model's libraries takes tenths of a second, for which every running sequence would wait.
+    """
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # libraries print what is never collected
 
 
 J = TypeVar("J", bound=Job)
@@ -101,6 +113,7 @@ class SteppingEngine(Engine, Updating, Generic[J]):
 
     def start(self) -> None:
         """Starts the engine's thread."""
+        freeze_heap()
         self._thread.start()
 
     @property

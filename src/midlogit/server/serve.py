@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import math
 import os
 import socket
@@ -14,6 +13,7 @@ from collections.abc import Callable
 import uvicorn
 from starlette.types import ASGIApp
 
+from midlogit.engines.stepping import freeze_heap
 from midlogit.errors import EngineFailure, MidlogitError
 from midlogit.pair import Pair
 from midlogit.server import logs
@@ -51,8 +51,7 @@ def serve(settings: ServerSettings, open_pair: Callable[[], Pair]) -> None:
     def load() -> None:
         try:
             service.open(open_pair())
-            gc.collect()
-            gc.freeze()  # what was loaded stays, and looking through it again would hold up everybody
+            freeze_heap()  # the server's own libraries too
             logger.info("ready: %s", where)
         except Exception as error:  # raised again below, by the thread that waits for the server
             failures.append(error)

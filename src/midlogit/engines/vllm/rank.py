@@ -54,6 +54,7 @@ def run(connection: Connection, rank: int) -> None:
     """
     import torch
 
+    from midlogit.engines.stepping import freeze_heap
     from midlogit.engines.vllm.lockstep import Lockstep
     from midlogit.engines.vllm.memory import device_memory
     from midlogit.engines.vllm.options import require_vllm
@@ -64,6 +65,7 @@ def run(connection: Connection, rank: int) -> None:
     connection.send(device_memory())
     cores, decider, lengths = connection.recv().open(rank)
     lockstep = Lockstep(cores, decider, lengths, lambda last, tokens: None)
+    freeze_heap()
     connection.send("open")
 
     while True:

@@ -43,6 +43,13 @@ def assert_row(written: list[str], *values: float) -> None:
         assert_is(cell, value)
 
 
+def test_scoring_on_vllm() -> None:
+    rows = results("scoring")["rows"]
+    for written, row in zip(table(VLLM, "| settings | seconds |"), rows, strict=True):
+        ratios = row["ratio"], row["ratio_to_prompt_logprobs"]
+        assert_row(written[1:], row["score_s"], *ratios)
+
+
 def speculation(batch: int, gamma: int | str) -> float:
     rows = results("speculation_gpu")["rows"]
     return next(r["tokens_per_s"] for r in rows if (r["batch"], r["gamma"]) == (batch, gamma))

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text()
-LOCAL, HTTP, VLLM, SPECULATION, BATCH, REPORT, TRAINING = (
+LOCAL, HTTP, VLLM, SPECULATION, BATCH, REPORT, TRAINING, VERL = (
     (ROOT / "docs" / f"{page}.md").read_text()
-    for page in ("local", "http", "vllm", "speculation", "batch", "report", "training")
+    for page in ("local", "http", "vllm", "speculation", "batch", "report", "training", "verl")
 )
 
 
@@ -41,6 +41,13 @@ def assert_row(written: list[str], *values: float) -> None:
     assert len(written) == len(values)
     for cell, value in zip(written, values, strict=True):
         assert_is(cell, value)
+
+
+def test_five_steps_of_verl() -> None:
+    written = table(VERL, "| step | mean reward | mean weight | effective sample size | KL")
+    for cells, row in zip(written, results("verl")["rows"], strict=True):
+        figures = ("reward", "weight", "effective_sample_size", "kl_base", "alpha")
+        assert_row(cells, row["step"], *(row[name] for name in (*figures, "rollouts_s", "step_s")))
 
 
 def test_scoring_on_vllm() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from midlogit.decide.base import Decided, RowSettings
 from midlogit.decide.kernels.layout import ERRORS, RESULT_DRAFT, RESULT_TOKEN_ID
 from midlogit.decide.transfer import HostCopy
-from midlogit.outputs import Decision, Top
+from midlogit.outputs import Candidates, Decision, Top
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,13 @@ def _decision(row: Sequence[float], settings: RowSettings) -> Decision:
 def _top_of(ids_LK: list[list[int]], logprobs_LK: list[list[float]], count: int) -> Top:
     """The first `count` of each list, without ids that have no mass."""
     base, teacher, q = (
-        [one for one in zip(ids[:count], logprobs, strict=False) if one[1] > -math.inf]
+        _with_mass(list(zip(ids[:count], logprobs, strict=False)))
         for ids, logprobs in zip(ids_LK, logprobs_LK, strict=True)
     )
     return Top(q, base, teacher)
+
+
+def _with_mass(listed: Candidates) -> Candidates:
+    while listed and listed[-1][1] == -math.inf:
+        listed.pop()
+    return listed

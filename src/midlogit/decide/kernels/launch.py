@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from midlogit.decide.base import RowSettings
@@ -136,7 +137,7 @@ class KernelLauncher:
             given=[NOT_GIVEN if s.given is None else s.given for s in settings],
             top_logprobs=[s.top_logprobs for s in settings],
         )
-        table_NC = torch.tensor(columns, dtype=torch.float64).T.contiguous()
+        table_NC = torch.from_numpy(np.array(columns, dtype=np.float64).T.copy())
         constrained = any(s.top_p is not None for s in settings)
         return PreparedSettings(
             settings,

@@ -48,7 +48,7 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=3600,
         check=False,
     )
     assert report.exists(), run.stdout[-4000:] + run.stderr[-4000:]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
 
 import pytest
 import torch
 
 from midlogit import Completion, EqualKL, FixedAlpha, KLBudget, Pair, SamplingParams, Token
 from midlogit.core import reference
+from midlogit.engines.stepping import SteppingEngine
 from tests.conftest import BASE, TEACHER
 from tests.questions import QUESTIONS
 
@@ -340,6 +342,21 @@ def test_what_is_loaded_stays_out_of_garbage_collection() -> None:
     gc.unfreeze()
     with Pair.local(dtype="float32", device="cpu", speculation="off"):
         assert gc.get_freeze_count() > 10_000
+
+
+def test_a_closed_pair_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where it is in a cycle of references, which only garbage collection ends."""
+
+    def start(engine: SteppingEngine, start=SteppingEngine.start) -> None:
+        engine.itself = engine
+        start(engine)
+
+    monkeypatch.setattr(SteppingEngine, "start", start)
+    with Pair.local(dtype="float32", device="cpu", speculation="off") as opened:
+        engine = weakref.ref(opened.engine)
+    del opened
+    gc.collect()
+    assert engine() is None
 
 
 def test_statistics_count(pair: Pair) -> None:

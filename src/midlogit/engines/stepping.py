@@ -35,13 +35,18 @@ class Job(Protocol):
 
 
 def freeze_heap() -> None:
-    """Keeps what is loaded out of later garbage collections.
+    """Keeps what is loaded out of later garbage collections, until an engine is closed.
 
     Looking through a model's libraries takes tenths of a second, for which every running sequence would wait.
     """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
-    atexit.register(gc.unfreeze)  # libraries print what is never collected
+
+
+atexit.register(
+    gc.unfreeze
+)  # of a pair that is not closed; libraries print what is never collected
 
 
 J = TypeVar("J", bound=Job)
@@ -158,6 +163,7 @@ class SteppingEngine(Engine, Updating, Generic[J]):
         if threading.current_thread() is not self._thread:
             while self._thread.is_alive() and not self._is_stuck:
                 self._thread.join(timeout=0.1)
+        gc.unfreeze()  # a model in a cycle of references would never be freed
 
     def end(self, error: BaseException, patience: float) -> None:
         """Ends the engine with an error of something that its steps need.

@@ -124,7 +124,8 @@ def test_share_of_solver_and_draw() -> None:
 def test_decisions_on_a_gpu() -> None:
     rows = results("fused")["rows"]
     peaked, flat = ([row for row in rows if row["rows"] == kind] for kind in ("peaked", "flat"))
-    names = "batch", "read_ms", "draft_ms", "solve_ms", "solve_constrained_ms", "torch_solve_ms"
+    names = ["batch", "read_ms", "draft_ms", "solve_ms", "solve_constrained_ms", "torch_solve_ms"]
+    names += [f"solve_top_{most}_ms" for most in (1, 20, 256)]
     for cells, row in zip(table(VLLM, "| batch | read"), peaked, strict=True):
         assert_row(cells, *(row[name] for name in names))
     said = re.search(
@@ -148,6 +149,46 @@ def test_tokens_with_drafts_on_a_gpu() -> None:
         lockstep, three, five, auto = (speculation(batch, gamma) for gamma in (0, 3, 5, "auto"))
         ratios = five / alone[batch], five / lockstep, auto / max(lockstep, three, five)
         assert_row(cells[1:], alone[batch], lockstep, three, five, auto, *ratios)
+
+
+def test_guesses_on_a_gpu() -> None:
+    kinds = [rows for name, rows in results("guesses_gpu").items() if ", batch " in name]
+    settings = (0, False), (5, False), (5, True), ("auto", False), ("auto", True)
+    for cells, rows in zip(table(SPECULATION, "| text | sequences"), kinds, strict=True):
+        rates = {(row["gamma"], row["guesses"]): row["tokens_per_s"] for row in rows}
+        row = rows[-1]
+        teacher, ratio = row["teacher_tokens_per_s"], row["ratio_to_teacher"]
+        passes = row["base_passes_per_token"]
+        assert_row(cells[1:], row["batch"], teacher, *map(rates.get, settings), ratio, passes)
+
+
+def test_a_real_pair_in_the_readme() -> None:
+    said = re.search(
+        r"([\d.]+) on prompts about code; .*? runs at ([\d.]+) times the tokens/s", README
+    )
+    assert said
+    law = {(row["preset"], row["gamma"]): row for row in results("speculation_real_gpu")["law"]}
+    edits = results("guesses_gpu")["edits, batch 1"][-1]
+    accepted = law["balanced", 5]["acceptance"]
+    assert_row(list(said.groups()), accepted, edits["ratio_to_teacher"])
+
+
+def test_law_of_a_real_pair_on_a_gpu() -> None:
+    rows = [row for row in results("speculation_real_gpu")["law"] if row["gamma"] == 5]
+    names = "acceptance", "mean_alpha", "kl_base", "kl_teacher"
+    for cells, row in zip(table(SPECULATION, "| preset | acceptance"), rows, strict=True):
+        drawn = [abs(row["drawn_minus_exact"][side][0]) for side in ("base", "teacher")]
+        assert_row(cells[1:], *(row[name] for name in names), *drawn)
+
+
+def test_tensor_parallelism() -> None:
+    for cells, row in zip(
+        table(VLLM, "| sequences | base alone"), results("tp")["rows"], strict=True
+    ):
+        names = "batch", "base_ms", "teacher_ms", "pair_ms"
+        ratio = row["pair_ms"] / (row["base_ms"] + row["teacher_ms"])
+        rates = row["gamma_tokens_per_s"], row["teacher_tokens_per_s"]
+        assert_row(cells, *(row[name] for name in names), ratio, *rates)
 
 
 def test_drafts_on_a_cpu() -> None:

@@ -22,13 +22,18 @@ OCCASIONAL = (
 Candidates = list[tuple[int, float]]  # (token id, log-probability), most likely first
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Top:
     """The most likely tokens at one position: under q as sampled, under each model alone (raw)."""
 
     q: Candidates
     base: Candidates
     teacher: Candidates
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Top):
+            return NotImplemented
+        return (self.q, self.base, self.teacher) == (other.q, other.base, other.teacher)
 
 
 @dataclass(slots=True)  # one per token: a frozen one takes three times as long to make

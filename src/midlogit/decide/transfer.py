@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,10 +26,18 @@ class HostCopy:
     def values(self) -> list[Any]:
         """Its numbers as `Tensor.tolist` gives them; waits for the device once."""
         if self._values is None:
-            if self._event is not None:
-                self._event.synchronize()
+            self._wait()
             self._values = self._copy.tolist()
         return self._values
+
+    def array(self) -> np.ndarray:
+        """Its numbers in memory of their own; waits for the device."""
+        self._wait()
+        return self._copy.numpy().copy()
+
+    def _wait(self) -> None:
+        if self._event is not None:
+            self._event.synchronize()
 
 
 def to_device(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from midlogit.decide.base import Decided, RowSettings
@@ -25,6 +27,42 @@ class TopTables:
 
     ids_NLK: Tensor
     logprobs_NLK: Tensor
+
+
+class TableTop(Top):
+    """A row of the lists, which become candidates each time they are read; most never are.
+
+    Args:
+        ids_LK, logprobs_LK: as of `TopTables`.
+        count: how many of each list were asked for.
+    """
+
+    __slots__ = ("_row",)
+    _row: tuple[np.ndarray, np.ndarray, int]
+
+    def __init__(self, ids_LK: np.ndarray, logprobs_LK: np.ndarray, count: int) -> None:
+        object.__setattr__(self, "_row", (ids_LK, logprobs_LK, count))
+
+    def __reduce__(self) -> Any:
+        return Top, (self.q, self.base, self.teacher)
+
+    @property
+    def base(self) -> Candidates:
+        return self._candidates(0)
+
+    @property
+    def teacher(self) -> Candidates:
+        return self._candidates(1)
+
+    @property
+    def q(self) -> Candidates:
+        return self._candidates(2)
+
+    def _candidates(self, number: int) -> Candidates:
+        ids_LK, logprobs_LK, count = self._row
+        logprobs = logprobs_LK[number, :count].tolist()
+        listed = zip(ids_LK[number, :count].tolist(), logprobs, strict=True)
+        return [(token_id, logprob) for token_id, logprob in listed if logprob > -math.inf]
 
 
 class KernelDecided(Decided):
@@ -60,15 +98,14 @@ class KernelDecided(Decided):
         return [int(row[RESULT_DRAFT.value]) for row in self._results.values()]
 
     def decisions(self) -> list[Decision]:
-        rows = zip(self._results.values(), self._settings, strict=True)
-        decisions = [_decision(row, settings) for row, settings in rows]
+        results = zip(self._results.values(), self._settings, strict=True)
+        decisions = [_decision(row, settings) for row, settings in results]
         if self._top:
-            tops = zip(*(copy.values() for copy in self._top), strict=True)
-            for decision, settings, (ids_LK, logprobs_LK) in zip(
-                decisions, self._settings, tops, strict=True
-            ):
+            tables = (copy.array() for copy in self._top)
+            rows = zip(decisions, self._settings, *tables, strict=True)
+            for decision, settings, ids_LK, logprobs_LK in rows:
                 if settings.top_logprobs and decision.error is None:
-                    decision.top = _top_of(ids_LK, logprobs_LK, settings.top_logprobs)
+                    decision.top = TableTop(ids_LK, logprobs_LK, settings.top_logprobs)
         return decisions
 
 
@@ -84,18 +121,3 @@ def _decision(row: Sequence[float], settings: RowSettings) -> Decision:
     )
     decision.error = ERRORS[int(error)]
     return decision
-
-
-def _top_of(ids_LK: list[list[int]], logprobs_LK: list[list[float]], count: int) -> Top:
-    """The first `count` of each list, without ids that have no mass."""
-    base, teacher, q = (
-        _with_mass(list(zip(ids[:count], logprobs, strict=False)))
-        for ids, logprobs in zip(ids_LK, logprobs_LK, strict=True)
-    )
-    return Top(q, base, teacher)
-
-
-def _with_mass(listed: Candidates) -> Candidates:
-    while listed and listed[-1][1] == -math.inf:
-        listed.pop()
-    return listed

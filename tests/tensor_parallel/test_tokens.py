@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from midlogit import EqualKL, InvalidRequest, Pair, SamplingParams
@@ -27,6 +28,7 @@ from tests.vllm.test_guesses import Guessing
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
 PROMPTS = [" ".join(["river"] * (11 * n % 90)) + QUESTIONS[n] for n in range(8)]
 BASE_PROMPTS = [" ".join(["stone"] * (37 * n % 110)) + QUESTIONS[n + 5] for n in range(8)]
+CALLS, PROMPTS_EACH = (200 if torch.cuda.is_available() else 30), 10
 
 
 def state(lockstep: Lockstep) -> tuple[Any, ...]:
@@ -80,9 +82,11 @@ def test_ranks_agree_on_what_depends_on_time_and_text(shared: Pair) -> None:
     chance, counts = random.Random(5), Counter()
     batches = []
     with preemptions(shared) as preempted:
-        for number in range(30):
-            prompts = [" ".join(["word"] * chance.randrange(1, 60)) for _ in range(10)]
-            base_prompts = [" ".join(["river"] * chance.randrange(1, 60)) for _ in range(10)]
+        for number in range(CALLS):
+            prompts = [" ".join(["word"] * chance.randrange(1, 60)) for _ in range(PROMPTS_EACH)]
+            base_prompts = [
+                " ".join(["river"] * chance.randrange(1, 60)) for _ in range(PROMPTS_EACH)
+            ]
             asked = SamplingParams(
                 max_tokens=chance.randrange(1, 30),
                 seed=number,
@@ -92,11 +96,11 @@ def test_ranks_agree_on_what_depends_on_time_and_text(shared: Pair) -> None:
             batches.append(shared.as_completed(prompts, asked, base_prompts=base_prompts))
         for batch in batches:
             whole = chance.random() < 0.7
-            ended = [*itertools.islice(batch, None if whole else chance.randrange(10))]
+            ended = [*itertools.islice(batch, None if whole else chance.randrange(PROMPTS_EACH))]
             ended += [] if whole else batch.stop()
             counts.update((c.finish_reason, isinstance(c.stop_reason, str)) for c in ended)
 
-    assert counts.total() == 300
+    assert counts.total() == CALLS * PROMPTS_EACH
     assert min(counts[how] for how in (("abort", False), ("stop", True), ("length", False))) > 10
     assert min(preempted) > 0
     shared.generate(QUESTIONS[:1], GREEDY)

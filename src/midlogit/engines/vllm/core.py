@@ -292,16 +292,16 @@ class Core:
         """
         further = count - 1 - step.scheduled.num_drafts  # of the steps before
         scheduled, output = step.scheduled.scheduler_output, step.runner_output
+        replaced: dict[str, Sequence[int]] = {}
         for place, key in enumerate(output.req_ids):
-            if not output.sampled_token_ids[place]:
-                continue  # it got no placeholder
-            sampled = list(tokens.get(key, ()))
-            output.sampled_token_ids[place] = sampled
+            if output.sampled_token_ids[place]:  # else it got no placeholder
+                replaced[key] = output.sampled_token_ids[place] = list(tokens.get(key, ()))
+        self._runner.replace_placeholders(replaced, count)
 
-            # To the scheduler it was one step that verified its drafts.
-            scheduled.num_scheduled_tokens[key] += further
-            scheduled.scheduled_spec_decode_tokens[key] = [0] * (count - 1)
-            self._runner.replace_placeholders(key, sampled, count)
+        if count > 1:  # to the scheduler it was one step that verified its drafts
+            for key in replaced:
+                scheduled.num_scheduled_tokens[key] += further
+                scheduled.scheduled_spec_decode_tokens[key] = [0] * (count - 1)
 
     def update(self, step: SampledStep) -> None:
         """Tells the scheduler which tokens were sampled."""

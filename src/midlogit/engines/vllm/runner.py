@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from midlogit.engines.vllm.steps import ExecutedStep, ScheduledStep
@@ -73,6 +75,13 @@ class Runner(Protocol):
         """
         ...
 
-    def replace_placeholders(self, key: str, tokens: Sequence[int], count: int) -> None:
-        """Writes tokens in the place of a request's last `count` placeholders."""
+    def replace_placeholders(self, tokens: Mapping[str, Sequence[int]], count: int) -> None:
+        """Writes each request's tokens in the place of its last `count` placeholders."""
         ...
+
+
+def padded(ids_R: Sequence[Sequence[int]], padding: int) -> NDArray[np.int32]:
+    """Ids of R requests as rows of one length, at least 1."""
+    width = max(1, max(map(len, ids_R), default=1))
+    rows = [[*ids, *[padding] * (width - len(ids))] for ids in ids_R]
+    return np.array(rows, dtype=np.int32).reshape(-1, width)

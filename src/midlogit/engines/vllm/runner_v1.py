@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from midlogit.engines.vllm.graphs import DecodeGraphs
 from midlogit.engines.vllm.inputs import InputTokens
 from midlogit.engines.vllm.internals import require_runner_v1
-from midlogit.engines.vllm.runner import DeviceTokens
+from midlogit.engines.vllm.runner import DeviceTokens, padded
 from midlogit.engines.vllm.steps import ExecutedStep, ScheduledStep
+
+NO_TOKEN = -1  # what vLLM takes for a rejected draft
 
 
 class NoDrafts:
@@ -115,23 +117,30 @@ class RunnerV1:
 
     def sample(self, step: ExecutedStep, tokens: Mapping[str, Sequence[int]]) -> Any:
         batch, is_unready = self._runner.input_batch, self._runner.discard_request_mask.np
-        width = max(map(len, tokens.values()), default=1)
-        sampled_RW = np.full((len(batch.req_ids), width), -1, dtype=np.int32)
-        for place, key in enumerate(batch.req_ids):
-            if key in step.rows:
-                is_unready[place] = key not in tokens
-                sampled_RW[place, : len(tokens.get(key, ()))] = tokens.get(key, ())
+        for key in step.rows.keys() - tokens.keys():
+            is_unready[batch.req_id_to_index[key]] = True
+        ids = [tokens.get(key, ()) if key in step.rows else () for key in batch.req_ids]
 
-        self._sampled_RW = torch.from_numpy(sampled_RW)
+        self._sampled_RW = torch.from_numpy(padded(ids, NO_TOKEN))
         return self._executor.sample_tokens(None)
 
-    def replace_placeholders(self, key: str, tokens: Sequence[int], count: int) -> None:
-        known_ids = self._runner.requests[key].output_token_ids
-        known_ids[len(known_ids) - count :] = tokens
-
+    def replace_placeholders(self, tokens: Mapping[str, Sequence[int]], count: int) -> None:
         batch = self._runner.input_batch
-        row = batch.req_id_to_index.get(key)
-        if row is not None:  # else it was preempted since
-            start = batch.num_tokens_no_spec[row] - count
-            batch.token_ids_cpu[row, start : start + len(tokens)] = tokens
-            batch.num_tokens_no_spec[row] = start + len(tokens)
+        rows: list[int] = []
+        lengths: list[int] = []
+        ids: list[int] = []
+        for key, sampled in tokens.items():
+            known_ids = self._runner.requests[key].output_token_ids
+            known_ids[len(known_ids) - count :] = sampled
+
+            row = batch.req_id_to_index.get(key)
+            if row is not None:  # else it was preempted since
+                rows.append(row)
+                lengths.append(len(sampled))
+                ids += sampled
+
+        rows_M, lengths_M = np.array([rows, lengths], dtype=np.intp)
+        ends_M = batch.num_tokens_no_spec[rows_M] - count + lengths_M
+        batch.num_tokens_no_spec[rows_M] = ends_M
+        offsets = np.repeat(ends_M - np.cumsum(lengths_M), lengths_M)
+        batch.token_ids_cpu[np.repeat(rows_M, lengths_M), offsets + np.arange(len(ids))] = ids

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from midlogit.decide.transfer import to_device
 from midlogit.engines.vllm.internals import require_runner_v2
-from midlogit.engines.vllm.runner import DeviceTokens
+from midlogit.engines.vllm.runner import DeviceTokens, padded
 from midlogit.engines.vllm.steps import ExecutedStep, ScheduledStep
 
 STEPS_AHEAD = 2  # steps for which vLLM has buffers on the host that the device reads
@@ -118,15 +118,12 @@ class RunnerV2:
         self._runner.execute_model_state = self._logits_RV = None
         ids = [list(tokens.get(key, ())) if key in step.rows else [] for key in batch.req_ids]
 
-        sampled_RW = np.zeros((len(ids), max(1, *map(len, ids))), dtype=np.int32)
-        for row, sampled in enumerate(ids):
-            sampled_RW[row, : len(sampled)] = sampled
         num_sampled_R = np.array([len(sampled) for sampled in ids])
 
         # Rows of logits that gave no token are rejected: their tokens are computed again.
         is_ready_R = np.array([key in step.rows for key in batch.req_ids])
         num_rejected_R = (np.diff(batch.cu_num_logits_np) - num_sampled_R) * is_ready_R
-        self._postprocess(batch, sampled_RW, num_sampled_R, num_rejected_R)
+        self._postprocess(batch, padded(ids, 0), num_sampled_R, num_rejected_R)
 
         places = {key: place for place, key in enumerate(batch.req_ids)}
         return ModelRunnerOutput(batch.req_ids, places, sampled_token_ids=ids)
@@ -143,7 +140,7 @@ class RunnerV2:
             batch.idx_mapping, sampled_RW, num_sampled_R, num_rejected_R, batch.query_start_loc
         )
 
-    def replace_placeholders(self, key: str, tokens: Sequence[int], count: int) -> None:
+    def replace_placeholders(self, tokens: Mapping[str, Sequence[int]], count: int) -> None:
         """Does nothing: the device had the tokens from the start."""
 
 

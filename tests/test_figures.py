@@ -181,6 +181,14 @@ def test_law_of_a_real_pair_on_a_gpu() -> None:
         assert_row(cells[1:], *(row[name] for name in names), *drawn)
 
 
+def test_drafts_from_other_distributions() -> None:
+    names = ["base", *(f"min-p {share}" for share in (0.005, 0.02, 0.1))]
+    names += ["top-p 0.9", "top-p 0.95", *(f"temperature {t}" for t in (0.7, 0.8, 0.9))]
+    rows = {row["preset"]: row["acceptance"] for row in results("draft_distributions")["rows"]}
+    for preset, *cells in table(SPECULATION, "| preset | the base itself"):
+        assert_row(cells, *(rows[preset][name] for name in names))
+
+
 def test_tensor_parallelism() -> None:
     for cells, row in zip(
         table(VLLM, "| sequences | base alone"), results("tp")["rows"], strict=True

@@ -31,9 +31,9 @@ class HostCopy:
         return self._values
 
     def array(self) -> np.ndarray:
-        """Its numbers in memory of their own; waits for the device."""
+        """Its numbers, in the memory that they were copied to; waits for the device."""
         self._wait()
-        return self._copy.numpy().copy()
+        return self._copy.numpy()
 
     def _wait(self) -> None:
         if self._event is not None:

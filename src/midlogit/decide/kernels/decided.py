@@ -33,15 +33,15 @@ class TableTop(Top):
     """A row of the lists, which become candidates each time they are read; most never are.
 
     Args:
-        ids_LK, logprobs_LK: as of `TopTables`.
-        count: how many of each list were asked for.
+        ids_LK, logprobs_LK: as of `TopTables`, as many as were asked for.
     """
 
     __slots__ = ("_row",)
-    _row: tuple[np.ndarray, np.ndarray, int]
+    _row: tuple[np.ndarray, np.ndarray]
 
-    def __init__(self, ids_LK: np.ndarray, logprobs_LK: np.ndarray, count: int) -> None:
-        object.__setattr__(self, "_row", (ids_LK, logprobs_LK, count))
+    def __init__(self, ids_LK: np.ndarray, logprobs_LK: np.ndarray) -> None:
+        # Copies, since a view would keep the tables of a whole step alive.
+        object.__setattr__(self, "_row", (ids_LK.copy(), logprobs_LK.copy()))
 
     def __reduce__(self) -> Any:
         return Top, (self.q, self.base, self.teacher)
@@ -59,9 +59,8 @@ class TableTop(Top):
         return self._candidates(2)
 
     def _candidates(self, number: int) -> Candidates:
-        ids_LK, logprobs_LK, count = self._row
-        logprobs = logprobs_LK[number, :count].tolist()
-        listed = zip(ids_LK[number, :count].tolist(), logprobs, strict=True)
+        ids_LK, logprobs_LK = self._row
+        listed = zip(ids_LK[number].tolist(), logprobs_LK[number].tolist(), strict=True)
         return [(token_id, logprob) for token_id, logprob in listed if logprob > -math.inf]
 
 
@@ -104,8 +103,9 @@ class KernelDecided(Decided):
             tables = (copy.array() for copy in self._top)
             rows = zip(decisions, self._settings, *tables, strict=True)
             for decision, settings, ids_LK, logprobs_LK in rows:
-                if settings.top_logprobs and decision.error is None:
-                    decision.top = TableTop(ids_LK, logprobs_LK, settings.top_logprobs)
+                count = settings.top_logprobs
+                if count and decision.error is None:
+                    decision.top = TableTop(ids_LK[:, :count], logprobs_LK[:, :count])
         return decisions
 
 

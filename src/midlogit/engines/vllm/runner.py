@@ -82,6 +82,6 @@ class Runner(Protocol):
 
 def padded(ids_R: Sequence[Sequence[int]], padding: int) -> NDArray[np.int32]:
     """Ids of R requests as rows of one length, at least 1."""
-    width = max(1, max(map(len, ids_R), default=1))
+    width = max([1, *map(len, ids_R)])
     rows = [[*ids, *[padding] * (width - len(ids))] for ids in ids_R]
     return np.array(rows, dtype=np.int32).reshape(-1, width)

@@ -139,8 +139,9 @@ class RunnerV1:
                 lengths.append(len(sampled))
                 ids += sampled
 
+        # Each request's tokens end where the next one will stand.
         rows_M, lengths_M = np.array([rows, lengths], dtype=np.intp)
         ends_M = batch.num_tokens_no_spec[rows_M] - count + lengths_M
         batch.num_tokens_no_spec[rows_M] = ends_M
-        offsets = np.repeat(ends_M - np.cumsum(lengths_M), lengths_M)
-        batch.token_ids_cpu[np.repeat(rows_M, lengths_M), offsets + np.arange(len(ids))] = ids
+        positions = np.arange(len(ids)) + np.repeat(ends_M - np.cumsum(lengths_M), lengths_M)
+        batch.token_ids_cpu[np.repeat(rows_M, lengths_M), positions] = ids

@@ -12,7 +12,7 @@ import torch
 
 from midlogit import Completion, EqualKL, FixedAlpha, KLBudget, Pair, SamplingParams, Token
 from midlogit.core import reference
-from midlogit.engines.stepping import SteppingEngine
+from midlogit.engines.stepping import USUAL_THRESHOLDS, SteppingEngine
 from tests.conftest import BASE, TEACHER
 from tests.questions import QUESTIONS
 
@@ -342,6 +342,8 @@ def test_what_is_loaded_stays_out_of_garbage_collection() -> None:
     gc.unfreeze()
     with Pair.local(dtype="float32", device="cpu", speculation="off"):
         assert gc.get_freeze_count() > 10_000
+        assert gc.get_threshold()[0] > USUAL_THRESHOLDS[0]
+    assert gc.get_threshold() == USUAL_THRESHOLDS
 
 
 def test_a_closed_pair_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from midlogit import Completion, KLBudget, Pair, SamplingParams, Token
 from midlogit.engines.vllm.observer import StepRecord
 from tests.questions import QUESTIONS
 from tests.records import assert_recomputed
-from tests.vllm.conftest import engine_of, open_crowded, require_empty, schedulers_of
+from tests.vllm.conftest import BLOCK, engine_of, open_crowded, require_empty, schedulers_of
 
 # 32 requests; the two sides' prompts differ in text and in length, from a few tokens to more than one step takes.
 PROMPTS = [" ".join(["river"] * (11 * n % 90)) + QUESTIONS[n % 16] for n in range(32)]
@@ -140,18 +140,15 @@ def test_sampled_text_is_that_of_the_local_engine_at_the_same_seed(
         )
 
 
-def test_prompts_that_share_a_beginning_are_computed_once(
-    pair: Pair, crowded: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Blocks of an earlier request are used again on both sides, and change nothing."""
-    prompts = [" ".join(["river"] * 80) + f" {question}" for question in QUESTIONS[:4]]
-    crowded.generate(prompts[:1], GREEDY)
-    reused: list[int] = []
+@pytest.fixture
+def reused(crowded: Pair, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of each request's prompt, one side after the other, that a model found in its cache."""
+    counts: list[int] = []
 
     def counting(look_up):
         def look_up_and_count(request, *limit):
             found = look_up(request, *limit)
-            reused.append(found[1])
+            counts.append(found[1])
             return found
 
         return look_up_and_count
@@ -159,9 +156,35 @@ def test_prompts_that_share_a_beginning_are_computed_once(
     for scheduler in schedulers_of(crowded):
         manager = scheduler.kv_cache_manager
         monkeypatch.setattr(manager, "get_computed_blocks", counting(manager.get_computed_blocks))
+    return counts
+
+
+def test_prompts_that_share_a_beginning_are_computed_once(
+    pair: Pair, crowded: Pair, reused: list[int]
+) -> None:
+    """Blocks of an earlier request are used again on both sides, and change nothing."""
+    prompts = [" ".join(["river"] * 80) + f" {question}" for question in QUESTIONS[:4]]
+    crowded.generate(prompts[:1], GREEDY)
+    reused.clear()
     found = crowded.generate(prompts, GREEDY)
     assert len(reused) >= 8 and min(reused) >= 64
     require_equal(found, pair.generate(prompts, GREEDY))
+
+
+def test_a_conversation_goes_on_from_what_was_drawn(
+    pair: Pair, crowded: Pair, reused: list[int]
+) -> None:
+    """Blocks that an answer has filled are used again, like those of its prompt."""
+    question = [*range(30, 120)]
+    asked = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    (answer,) = crowded.generate([question], asked)
+    history = [*question, *answer.token_ids]
+    reused.clear()
+    follow_up = [[*history, *range(120, 140)]]
+    found = crowded.generate(follow_up, asked)
+    num_computed = len(history) - 1  # nothing was computed at the last token
+    assert reused[:2] == [num_computed // BLOCK * BLOCK] * 2
+    require_equal(found, pair.generate(follow_up, asked))
 
 
 def test_candidates_are_reported_where_asked_for(pair: Pair, crowded: Pair) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from midlogit.decide.base import LogitRows
 from midlogit.engines.vllm.adapters import Adapter, leave_head, load_adapter
-from midlogit.engines.vllm.blocks import skip_full_search
+from midlogit.engines.vllm.blocks import skip_idle_searches
 from midlogit.engines.vllm.internals import require_core
 from midlogit.engines.vllm.observer import StepClock
 from midlogit.engines.vllm.runner import DeviceTokens, Runner
@@ -107,7 +107,7 @@ class Core:
         self._scheduler._spec_token_placeholders = []
         self._scheduler.dynamic_sd_lookup = None
 
-        skip_full_search(self._scheduler)
+        skip_idle_searches(self._scheduler)
 
         self.draft_lengths = draft_lengths
         self._runner: Runner = runner_class(self._executor, draft_lengths, max_num_seqs)

@@ -23,7 +23,8 @@ def require_core(core: Any) -> None:
             "set_pause_state", "reset_prefix_cache", "kv_cache_config",
         ),
         "KVCacheManager": (
-            core.scheduler.kv_cache_manager, "allocate_slots", "empty_kv_cache_blocks",
+            core.scheduler.kv_cache_manager, "allocate_slots", "cache_blocks", "coordinator",
+            "empty_kv_cache_blocks",
         ),
         "Executor": (core.model_executor, "execute_model", "sample_tokens", "collective_rpc"),
         "Worker": (

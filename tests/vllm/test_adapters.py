@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from midlogit import InvalidRequest, ModelUnavailable, Pair, SamplingParams
 from midlogit.cli.loading import InProcess, PairOptions, parse_engine_args, source_of
+from midlogit.engines.vllm import opening
 from midlogit.engines.vllm.adapters import Adapter
 from midlogit.models.checkpoint import Checkpoint
 from tests.adapters import PREFIX, merge, shapes_of, write_adapter
@@ -40,6 +41,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory, adapters: dict[str, Path]) 
     return {side: merge(folder / side, model, adapters[side]) for side, model in SIDES.items()}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="vLLM's adapters on a GPU take no float32")
 @pytest.mark.parametrize(
     ("on", "speculation"),
     [(("base",), 3), (("teacher",), "off"), (("base", "teacher"), 3)],
@@ -178,6 +180,17 @@ def test_the_adapter_of_the_other_model_is_refused(adapters: dict[str, Path]) ->
 def test_a_base_with_an_adapter_takes_no_weights(adapters: dict[str, Path]) -> None:
     with pytest.raises(InvalidRequest, match="A base with an adapter cannot receive weights"):
         Pair.vllm(base_lora=adapters["base"], weight_transfer_config={"backend": "nccl"})
+
+
+@pytest.mark.parametrize("side", ["base", "teacher"])
+def test_an_adapter_in_float32_on_a_gpu_is_refused(
+    adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch, side: str
+) -> None:
+    """Else the first request would end the engine. Before anything is loaded."""
+    monkeypatch.setattr(opening, "_has_gpu", lambda: True)
+    refused = rf"bfloat16 and float16 only, and the {side} is in float32\..* dtype bfloat16"
+    with pytest.raises(InvalidRequest, match=refused):
+        open_pair(**{f"{side}_lora": adapters[side]})
 
 
 def test_a_job_knows_its_adapters(adapters: dict[str, Path]) -> None:

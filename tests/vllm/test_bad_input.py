@@ -21,6 +21,7 @@ from midlogit import (
     PromptTooLong,
     SamplingParams,
 )
+from midlogit.engines.vllm import opening
 from midlogit.engines.vllm.core import Core
 from midlogit.engines.vllm.internals import require_core
 from midlogit.engines.vllm.memory import GIB, Need, split
@@ -84,6 +85,7 @@ def test_model_runner_v2_is_taken_where_there_is_no_other(monkeypatch: pytest.Mo
 def test_a_vllm_that_cannot_verify_drafts_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "__version__", "0.24.0+cpu")
     monkeypatch.delenv(V2, raising=False)
+    monkeypatch.setattr(opening, "_has_gpu", lambda: False)
     with pytest.raises(InvalidRequest, match=r"vLLM 0\.24\.0\+cpu cannot read drafts on a CPU"):
         Pair.vllm(speculation=3)
 

@@ -58,7 +58,8 @@ def require_equal(found: list[Completion], expected: list[Completion]) -> None:
         assert (ours.text, ours.finish_reason, ours.stop_reason) == (
             theirs.text, theirs.finish_reason, theirs.stop_reason,
         )  # fmt: skip
-        assert ours.diagnostics.alpha == pytest.approx(theirs.diagnostics.alpha, abs=1e-4)
+        # A forward pass of other rows rounds differently; the most seen was 1.6e-4, on a GPU.
+        assert ours.diagnostics.alpha == pytest.approx(theirs.diagnostics.alpha, abs=5e-4)
         for name in (
             "kl_base",
             "kl_teacher",

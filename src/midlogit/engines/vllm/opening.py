@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midlogit.engines.draft_length import SpeculationOption
-from midlogit.engines.vllm.adapters import PLAIN, Adapter
+from midlogit.engines.vllm.adapters import MERGE, PLAIN, Adapter
 from midlogit.engines.vllm.devices import require_sharable
 from midlogit.engines.vllm.options import (
     SIDES,
@@ -183,7 +183,12 @@ def _require_taken(
         raise InvalidRequest("A base with an adapter cannot receive weights.", PLAIN)
     for side, checkpoint, own, adapter in zip(SIDES, checkpoints, of_sides, adapters, strict=True):
         further = {} if adapter is None else adapter.options
-        require_taken(side, checkpoint.name, {**limits, **own, **further})
+        dtype = require_taken(side, checkpoint.name, {**limits, **own, **further})
+        if adapter is not None and dtype == "float32" and _has_gpu():
+            raise InvalidRequest(
+                f"vLLM applies adapters on a GPU in bfloat16 and float16 only, and the {side} is in {dtype}.",
+                f"Open it with dtype bfloat16 or float16. {MERGE}",
+            )
 
 
 def _weights_of(adapter: Adapter | None) -> int:

@@ -167,8 +167,11 @@ def _require_known(options: Options) -> None:
             raise InvalidRequest(f"vLLM has no option {name!r}.", hint)
 
 
-def require_taken(side: str, model: str, options: Options) -> None:
+def require_taken(side: str, model: str, options: Options) -> str:
     """Checks values: makes vLLM's configuration of one side, which loads nothing.
+
+    Returns:
+        The type that the model computes in, such as "bfloat16".
 
     Raises:
         InvalidRequest: vLLM refuses a value, or values together; in its own words.
@@ -177,9 +180,10 @@ def require_taken(side: str, model: str, options: Options) -> None:
     from vllm.usage.usage_lib import UsageContext
 
     try:
-        EngineArgs(model=model, **options).create_engine_config(UsageContext.LLM_CLASS)
+        config = EngineArgs(model=model, **options).create_engine_config(UsageContext.LLM_CLASS)
     except Exception as error:  # each configuration of vLLM's checks in its own way
         raise InvalidRequest(f"vLLM refuses options of the {side}: {_words(error)}") from error
+    return str(config.model_config.dtype).removeprefix("torch.")
 
 
 def _words(error: Exception) -> str:

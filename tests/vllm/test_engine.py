@@ -21,7 +21,7 @@ PROMPTS = [" ".join(["river"] * (11 * n % 90)) + QUESTIONS[n % 16] for n in rang
 BASE_PROMPTS = [" ".join(["stone"] * (37 * n % 110)) + QUESTIONS[(n + 5) % 16] for n in range(32)]
 GREEDY = SamplingParams(temperature=0, max_tokens=40)
 
-NUM_BATCHES = 20 if os.environ.get("TRITON_INTERPRET") == "1" else 200  # the interpreter is slow
+NUM_BATCHES = 20 if os.environ.get("TRITON_INTERPRET") == "1" else 100  # the interpreter is slow
 
 
 @pytest.fixture(scope="module", params=["off", 3], ids=["lock_step", "drafting"])

@@ -26,7 +26,7 @@ def require_core(core: Any) -> None:
             core.scheduler.kv_cache_manager, "allocate_slots", "cache_blocks", "coordinator",
             "empty_kv_cache_blocks",
         ),
-        "Executor": (core.model_executor, "execute_model", "sample_tokens", "collective_rpc"),
+        "Executor": (core.model_executor, "execute_model", "collective_rpc"),
         "Worker": (
             core.model_executor.driver_worker.worker, "reload_weights", "_weight_update_active",
         ),
@@ -43,8 +43,8 @@ def require_runner_v1(runner: Any) -> None:
     """
     _require({
         "GPUModelRunner": (
-            runner, "execute_model_state", "input_batch", "discard_request_mask", "_sample",
-            "_to_list", "_prepare_input_ids", "input_ids", "requests", "cudagraph_dispatcher",
+            runner, "execute_model_state", "input_batch", "discard_request_mask", "model_config",
+            "_prepare_input_ids", "input_ids", "requests", "cudagraph_dispatcher",
             "uniform_decode_query_len", "prepare_inputs_event", "num_computed_tokens", "seq_lens",
             "positions", "req_indices", "query_start_loc", "use_async_spec_decode", "get_model",
         ),

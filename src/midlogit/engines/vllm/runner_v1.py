@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from midlogit.decide.transfer import to_device
 from midlogit.engines.vllm.graphs import DecodeGraphs
 from midlogit.engines.vllm.inputs import InputTokens
 from midlogit.engines.vllm.internals import require_runner_v1
@@ -22,7 +23,7 @@ NO_TOKEN = -1  # what vLLM takes for a rejected draft
 
 
 class NoDrafts:
-    """No-op proposer registered with vLLM; the other model supplies the drafts."""
+    """No-op proposer registered with vLLM and never asked: the other model supplies the drafts."""
 
     def __init__(self, vllm_config: Any) -> None:
         pass
@@ -30,10 +31,8 @@ class NoDrafts:
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def propose(
-        self, sampled_token_ids: list[list[int]], *args: Any, **kwargs: Any
-    ) -> list[list[int]]:
-        return [[] for _ in sampled_token_ids]
+    def propose(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+        raise NotImplementedError
 
 
 class RunnerV1:
@@ -53,21 +52,11 @@ class RunnerV1:
         self._runner = executor.driver_worker.worker.model_runner
         require_runner_v1(self._runner)
 
-        self._sampled_RW: Tensor | None = None  # tokens for vLLM's sampler to return
-        self._replace_sampler()
         self._inputs = InputTokens(self._runner)
 
         # The largest number of drafts has vLLM's own graphs.
         further_lengths = [1 + n for n in (0, *draft_lengths)[:-1]]
         self._graphs = DecodeGraphs(self._runner, further_lengths, max_num_seqs)
-
-    def _replace_sampler(self) -> None:
-        """Makes the model runner take its tokens from `sample`."""
-        from vllm.v1.outputs import SamplerOutput
-
-        self._runner._sample = lambda logits, metadata: SamplerOutput(self._sampled_RW, None)
-        # The tokens are in main memory; vLLM's own method would wait for the device.
-        self._runner._to_list = Tensor.tolist
 
     @staticmethod
     def draft_slots(draft_lengths: Sequence[int]) -> dict[str, Any]:
@@ -116,15 +105,26 @@ class RunnerV1:
         return rows
 
     def sample(self, step: ExecutedStep, tokens: Mapping[str, Sequence[int]]) -> Any:
-        batch, is_unready = self._runner.input_batch, self._runner.discard_request_mask.np
-        for key in step.rows.keys() - tokens.keys():
-            is_unready[batch.req_id_to_index[key]] = True
-        ids = [tokens.get(key, ()) if key in step.rows else () for key in batch.req_ids]
+        from vllm.v1.outputs import ModelRunnerOutput
 
-        self._sampled_RW = torch.from_numpy(padded(ids, NO_TOKEN))
-        return self._executor.sample_tokens(None)
+        runner, batch = self._runner, self._runner.input_batch
+        keys = list(batch.req_ids)
+        ids = [list(tokens.get(key, ())) if key in step.rows else [] for key in keys]
+
+        if runner.model_config.is_hybrid:  # its state is that after the accepted drafts
+            sampled_RW = to_device(torch.from_numpy(padded(ids, NO_TOKEN)), self.device)
+            output = step.scheduled.scheduler_output
+            runner._update_states_after_model_execute(sampled_RW, output)
+
+        runner.execute_model_state = None
+        self._write({key: sampled for key, sampled in zip(keys, ids, strict=True) if sampled}, 0)
+        return ModelRunnerOutput(keys, dict(batch.req_id_to_index), sampled_token_ids=ids)
 
     def replace_placeholders(self, tokens: Mapping[str, Sequence[int]], count: int) -> None:
+        self._write(tokens, count)
+
+    def _write(self, tokens: Mapping[str, Sequence[int]], count: int) -> None:
+        """Writes each request's tokens in the place of its last `count`, as vLLM does after its own sampler."""
         batch = self._runner.input_batch
         rows: list[int] = []
         lengths: list[int] = []
@@ -144,4 +144,6 @@ class RunnerV1:
         ends_M = batch.num_tokens_no_spec[rows_M] - count + lengths_M
         batch.num_tokens_no_spec[rows_M] = ends_M
         positions = np.arange(len(ids)) + np.repeat(ends_M - np.cumsum(lengths_M), lengths_M)
-        batch.token_ids_cpu[np.repeat(rows_M, lengths_M), positions] = ids
+        places = np.repeat(rows_M, lengths_M), positions
+        batch.token_ids_cpu[places] = ids
+        batch.is_token_ids[places] = True

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from midlogit.messages import ANY
-from midlogit.server.wire.requests import OPTIONS, ChatBody, CompletionBody, TokenizeBody
+from midlogit.server.wire.options import OPTIONS
+from midlogit.server.wire.requests import ChatBody, CompletionBody, TokenizeBody
 from tests.server.conftest import Live
 
 COMPLETIONS, CHAT, TOKENIZE = "/v1/completions", "/v1/chat/completions", "/tokenize"

@@ -14,6 +14,7 @@ import numpy as np
 
 from midlogit.errors import InvalidRequest
 from midlogit.jobs.measures import Flat, mean_ess, position_bins, repetition
+from midlogit.report.differing import differing
 from midlogit.report.numbers import Numbers, first_position
 from midlogit.report.results import Results
 from midlogit.report.statistics import (
@@ -283,31 +284,6 @@ def partings(first: pa.ChunkedArray, second: pa.ChunkedArray) -> Numbers:
             {"tokens": edge, "share": float((positions >= edge).mean())} for edge in edges
         ],
     }
-
-
-def differing(first: Results, second: Results) -> list[Numbers]:
-    """The parameters in which two jobs differ."""
-    if first.manifest is None or second.manifest is None:
-        return []
-    one, two = (
-        dict(
-            _flat(manifest.parameters | {"inputs": sorted(manifest.parameters["inputs"].values())})
-        )
-        for manifest in (first.manifest, second.manifest)
-    )
-    return [
-        {"name": name, "first": one.get(name), "second": two.get(name)}
-        for name in sorted(one.keys() | two.keys())
-        if one.get(name) != two.get(name)
-    ]
-
-
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, part in value.items():
-            yield from _flat(part, f"{name}.{key}" if name else key)
-    else:
-        yield name, value
 
 
 def _seed(results: Results) -> int | None:

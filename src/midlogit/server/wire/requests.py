@@ -23,6 +23,7 @@ from midlogit.errors import InvalidField
 from midlogit.messages import ANY, Harmless, asks_for_nothing, plain_message, template_variables
 from midlogit.params import MOST_LOGPROBS
 from midlogit.server.errors import ApiError, from_validation
+from midlogit.server.wire.options import INSTEAD, OF_TEMPLATES, OPTIONS
 
 MAX_INT = 2**31 - 1
 MOST_MESSAGES = 10_000
@@ -31,98 +32,6 @@ MOST_STOP_CHARACTERS = 4000  # of all stop strings: each is compared with the te
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 AnyInt = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
-
-# Options that midlogit does not support, with the values that ask for nothing: the defaults of OpenAI's and vLLM's
-# bodies. ANY means that no value asks for anything, an empty tuple that every value asks for something.
-OF_TEMPLATES: Harmless = {
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
-    "chat_template": (),
-    "tools": ([],),
-    "documents": ([],),
-    "media_io_kwargs": ({},),
-    "mm_processor_kwargs": ({},),
-}
-OPTIONS: Harmless = {
-    **OF_TEMPLATES,
-    "add_special_tokens": (False,),
-    "allowed_token_ids": (),
-    "audio": (),
-    "bad_words": ([],),
-    "best_of": (1,),
-    "cache_salt": (),
-    "chat_template_kwargs": ({},),
-    "detokenize": (True,),
-    "early_stopping": (False,),
-    "echo": (False,),
-    "ec_transfer_params": ({},),
-    "frequency_penalty": (0,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "include_reasoning": (True,),
-    "include_stop_str_in_output": (False,),
-    "kv_transfer_params": ({},),
-    "length_penalty": (1,),
-    "logit_bias": ({},),
-    "logits_processors": ([],),
-    "logprob_token_ids": ([],),
-    "metadata": ANY,
-    "min_p": (0,),
-    "mm_payload": ANY,
-    "modalities": (["text"],),
-    "moderation": (),
-    "parallel_tool_calls": ANY,
-    "prediction": (),
-    "presence_penalty": (0,),
-    "priority": (0,),
-    "prompt_cache_key": ANY,
-    "prompt_cache_options": ANY,
-    "prompt_cache_retention": ANY,
-    "prompt_embeds": (),
-    "prompt_logprobs": (),
-    "reasoning_effort": (),
-    "repetition_detection": (),
-    "repetition_penalty": (1,),
-    "request_id": ANY,
-    "response_format": ({"type": "text"},),
-    "return_mm_kwargs": (False,),
-    "return_prompt_text": (False,),
-    "return_token_offsets": (False,),
-    "routed_experts_prompt_start": (0,),
-    "safety_identifier": ANY,
-    "service_tier": ("auto", "default"),
-    "session_id": ANY,
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "store": (False,),
-    "stream_interval": (1,),
-    "structured_outputs": (),
-    "suffix": ("",),
-    "thinking_token_budget": (-1,),
-    "tool_choice": ("none", "auto"),
-    "top_k": (-1, 0, 10**8),  # the last is AReaL's default, above any vocabulary
-    "top_p": (1,),
-    "truncate_prompt_tokens": (),
-    "truncation_side": ANY,
-    "use_beam_search": (False,),
-    "user": ANY,
-    "verbosity": ("medium",),
-    "vllm_xargs": ({},),
-    "watermarking": (False,),
-    "web_search_options": (),
-}
-INSTEAD = {
-    "top_p": "To hold the mixture to the teacher's nucleus, use midlogit.target_top_p.",
-    "best_of": "Use n.",
-    "reasoning_effort": "Where the chat template has a switch for it, use chat_template_kwargs.",
-    "chat_template": "Start the server with --teacher-chat-template and --base-chat-template.",
-    "truncate_prompt_tokens": "Send a shorter prompt.",
-    "prompt_logprobs": "Use /v1/completions.",
-}
 
 
 class Body(BaseModel):

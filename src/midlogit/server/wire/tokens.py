@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 
 from midlogit.messages import ANY, Harmless
 from midlogit.params import MOST_LOGPROBS
+from midlogit.server.wire.options import OPTIONS
 from midlogit.server.wire.requests import (
     MAX_INT,
-    OPTIONS,
     Body,
     Sampling,
     StreamOptions,

@@ -59,7 +59,7 @@ def require_runner_v2(runner: Any) -> None:
     """
     _require({
         "GPUModelRunner": (
-            runner, "execute_model_state", "req_states", "postprocess_sampled", "model",
+            runner, "execute_model_state", "req_states", "postprocess_sampled", "get_model",
         ),
         "RequestState": (
             runner.req_states, "req_id_to_index", "draft_tokens", "last_sampled_tokens",

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from midlogit.decide.transfer import to_device
 from midlogit.engines.vllm.graphs import DecodeGraphs
 from midlogit.engines.vllm.inputs import InputTokens
 from midlogit.engines.vllm.internals import require_runner_v1
-from midlogit.engines.vllm.runner import DeviceTokens, padded
+from midlogit.engines.vllm.runner import DeviceTokens, Runner, padded
 from midlogit.engines.vllm.steps import ExecutedStep, ScheduledStep
 
 NO_TOKEN = -1  # what vLLM takes for a rejected draft
@@ -35,21 +35,11 @@ class NoDrafts:
         raise NotImplementedError
 
 
-class RunnerV1:
-    """See `Runner`.
-
-    Args:
-        executor: of the core.
-        draft_lengths: the numbers of drafts above 0 that a step may verify, in order.
-        max_num_seqs: the largest batch.
-
-    Raises:
-        UnsupportedVersion: this vLLM lacks something that is used here.
-    """
+class RunnerV1(Runner):
+    """See `Runner`."""
 
     def __init__(self, executor: Any, draft_lengths: Sequence[int], max_num_seqs: int) -> None:
-        self._executor = executor
-        self._runner = executor.driver_worker.worker.model_runner
+        super().__init__(executor, draft_lengths, max_num_seqs)
         require_runner_v1(self._runner)
 
         self._inputs = InputTokens(self._runner)
@@ -65,14 +55,6 @@ class RunnerV1:
             "model": f"{NoDrafts.__module__}.{NoDrafts.__qualname__}",
             "num_speculative_tokens": draft_lengths[-1],
         }
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self._runner.device)
-
-    @property
-    def model(self) -> nn.Module:
-        return self._runner.get_model()  # type: ignore[no-any-return]
 
     @property
     def logits_RV(self) -> Tensor:

@@ -13,31 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from midlogit.decide.transfer import to_device
 from midlogit.engines.vllm.internals import require_runner_v2
-from midlogit.engines.vllm.runner import DeviceTokens, padded
+from midlogit.engines.vllm.runner import DeviceTokens, Runner, padded
 from midlogit.engines.vllm.steps import ExecutedStep, ScheduledStep
 
 STEPS_AHEAD = 2  # steps for which vLLM has buffers on the host that the device reads
 
 
-class RunnerV2:
-    """See `Runner`.
-
-    Args:
-        executor: of the core.
-        draft_lengths: the numbers of drafts above 0 that a step may verify, in order.
-        max_num_seqs: the largest batch.
-
-    Raises:
-        UnsupportedVersion: this vLLM lacks something that is used here.
-    """
+class RunnerV2(Runner):
+    """See `Runner`."""
 
     def __init__(self, executor: Any, draft_lengths: Sequence[int], max_num_seqs: int) -> None:
-        self._executor = executor
-        self._runner = executor.driver_worker.worker.model_runner
+        super().__init__(executor, draft_lengths, max_num_seqs)
         require_runner_v2(self._runner)
 
         self._logits_RV: Tensor | None = None
@@ -56,14 +46,6 @@ class RunnerV2:
                 (size, size, number) for size, number in enumerate(numbers, start=1)
             ],
         }
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self._runner.device)
-
-    @property
-    def model(self) -> nn.Module:
-        return self._runner.model  # type: ignore[no-any-return]
 
     @property
     def logits_RV(self) -> Tensor:
@@ -88,9 +70,8 @@ class RunnerV2:
 
         state = self._runner.execute_model_state
         batch = state.input_batch
-        self._logits_RV = self._runner.model.compute_logits(
-            state.hidden_states[batch.logits_indices]
-        )
+        states_RH = state.hidden_states[batch.logits_indices]
+        self._logits_RV = self.model.compute_logits(states_RH)  # type: ignore[operator]
         self._executed[0].record()
         self._executed.rotate(-1)
         return ExecutedStep(step, None, _ready_rows(batch))

@@ -189,10 +189,11 @@ def test_drafts_from_other_distributions() -> None:
         assert_row(cells, *(rows[preset][name] for name in names))
 
 
-def test_tensor_parallelism() -> None:
-    for cells, row in zip(
-        table(VLLM, "| sequences | base alone"), results("tp")["rows"], strict=True
-    ):
+@pytest.mark.parametrize(
+    ("head", "name"), [("| sequences | base alone", "tp"), ("| V2, sequences", "tp_v2")]
+)
+def test_tensor_parallelism(head: str, name: str) -> None:
+    for cells, row in zip(table(VLLM, head), results(name)["rows"], strict=True):
         names = "batch", "base_ms", "teacher_ms", "pair_ms"
         ratio = row["pair_ms"] / (row["base_ms"] + row["teacher_ms"])
         rates = row["gamma_tokens_per_s"], row["teacher_tokens_per_s"]

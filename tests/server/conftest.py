@@ -195,3 +195,18 @@ def server() -> Iterator[Live]:
     with run_server(bundled_pair) as live:
         yield live
         live.wait_idle()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder below which a server for trainers loads weights."""
+    return tmp_path_factory.mktemp("weights")
+
+
+@pytest.fixture(scope="module")
+def live(root: Path) -> Iterator[Live]:
+    """A server for trainers."""
+    settings: dict[str, Any] = {"train": True, "preset": "rollout", "max_queued": None}
+    with run_server(lambda: bundled_pair(8), weights_root=root, max_num_seqs=8, **settings) as live:
+        yield live
+        live.wait_idle()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,10 @@ from safetensors.torch import save_file
 from midlogit import Pair, SamplingParams
 from midlogit.models.checkpoint import bundled
 from midlogit.server import call
-from tests.server.conftest import Live, bundled_pair, run_server
+from tests.server.conftest import Live
 from tests.server.test_training import changed, load, post
 
 PROMPT = [5, 300, 7, 42]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("weights")
-
-
-@pytest.fixture(scope="module")
-def live(root: Path) -> Iterator[Live]:
-    settings: dict[str, Any] = {"train": True, "preset": "rollout", "max_queued": None}
-    with run_server(lambda: bundled_pair(8), weights_root=root, max_num_seqs=8, **settings) as live:
-        yield live
-        live.wait_idle()
 
 
 def checkpoint(root: Path, step: int) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,6 @@ from tests.server.conftest import Live, bundled_pair, events, run_server
 
 Weights = dict[str, torch.Tensor]
 PROMPT = "Once upon a time"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("weights")
-
-
-@pytest.fixture(scope="module")
-def live(root: Path) -> Iterator[Live]:
-    settings: dict[str, Any] = {"train": True, "preset": "rollout", "max_queued": None}
-    with run_server(lambda: bundled_pair(8), weights_root=root, max_num_seqs=8, **settings) as live:
-        yield live
-        live.wait_idle()
 
 
 def changed(step: int) -> Weights:

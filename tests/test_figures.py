@@ -189,6 +189,16 @@ def test_drafts_from_other_distributions() -> None:
         assert_row(cells, *(rows[preset][name] for name in names))
 
 
+def test_copies_of_the_base_as_drafters() -> None:
+    names = [
+        "overlap", "inverse_cdf", "gumbel_max", "inverse_cdf_accepted", "gumbel_max_accepted", "accepted",
+    ]  # fmt: skip
+    labels = {"FP8 copy": "float8", "bfloat16": "bfloat16"}
+    rows = {(row["copy"], row["preset"]): row for row in results("copied_drafts")["rows"]}
+    for label, preset, *cells in table(SPECULATION, "| in place of the base"):
+        assert_row(cells, *(rows[labels[label], preset][name] for name in names))
+
+
 @pytest.mark.parametrize(
     ("head", "name"), [("| sequences | base alone", "tp"), ("| V2, sequences", "tp_v2")]
 )

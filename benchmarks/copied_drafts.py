@@ -1,0 +1,184 @@
+"""How often an FP8 copy of the base would draft what the base draws from the same random numbers; times nothing.
+
+    python -m benchmarks.copied_drafts --base FOLDER/qwen-0.5b --teacher FOLDER/qwen-1.5b
+
+A copy that is cheaper to read could draft, and the base then read all drafts in one forward pass: a draft stands where
+the base draws it too. How often that is depends on how the random numbers choose a token. Both ways are computed in
+full at every token of the answers to 12 chat prompts, so that no draw adds noise: by inverse CDF, which midlogit uses,
+and by the largest of the log-probabilities with Gumbel noise. A base in bfloat16 stands beside the copy: another batch
+or another engine rounds like that, and how often it draws the same token is how well a seed is kept. Written to
+benchmarks/results/copied_drafts.json.
+
+The copy's weights are rounded to float8_e4m3fn with a scale per matrix, and the inputs of its matrices with a scale per
+token; the head and the embeddings are the base's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.local import PROMPTS, circumstances
+from midlogit.decide.arrays import WholeRows
+from midlogit.decide.base import RowSettings
+from midlogit.decide.sampling import sample
+
+RESULTS = Path(__file__).parent / "results" / "copied_drafts.json"
+PRESETS = ("balanced", "exploratory")
+COPIES = ("float8", "bfloat16")
+TOKENS = 24
+FP8 = torch.float8_e4m3fn
+
+
+def rounded(values: Tensor, amax: Tensor) -> Tensor:
+    """Values as FP8 holds them, with the scale that `amax` gives."""
+    scale = amax.clamp(min=1e-12) / torch.finfo(FP8).max
+    return (values / scale).to(FP8).to(values.dtype) * scale
+
+
+def fp8_copy(model: nn.Module) -> nn.Module:
+    """The model with FP8 matrices and inputs, computed in the model's own type."""
+    copied = copy.deepcopy(model)
+    head = copied.get_output_embeddings()
+    for module in copied.modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            module.weight.data = rounded(module.weight.data, module.weight.data.abs().amax())
+            module.register_forward_pre_hook(
+                lambda _, given: (rounded(given[0], given[0].abs().amax(-1, keepdim=True)),)
+            )
+    return copied
+
+
+def inverse_cdf(p_V: Tensor, q_V: Tensor) -> Tensor:
+    """The probability [V] that both distributions draw an id from one uniform number."""
+    (p_low, p_high), (q_low, q_high) = ((x.cumsum(0) - x, x.cumsum(0)) for x in (p_V, q_V))
+    return (p_high.minimum(q_high) - p_low.maximum(q_low)).clamp(min=0)
+
+
+def gumbel_max(p_V: Tensor, q_V: Tensor) -> Tensor:
+    """The probability [V] that both draw an id, each the largest of its log-probabilities with one Gumbel noise.
+
+    It is 1 / sum_j max(p_j / p_i, q_j / q_i): of the ids before i in the order of p / q, p counts, of the others q.
+    """
+    order_V = (p_V.log() - q_V.log()).nan_to_num(nan=0.0).argsort(descending=True)
+    p_sorted_V, q_sorted_V = p_V[order_V], q_V[order_V]
+    before_V = p_sorted_V.cumsum(0) - p_sorted_V
+    after_V = q_sorted_V.flip(0).cumsum(0).flip(0)
+    both_V = 1 / (before_V / p_sorted_V + after_V / q_sorted_V)
+    drawn_V = (p_sorted_V > 0) & (q_sorted_V > 0)
+    return torch.zeros_like(p_V).scatter(0, order_V, both_V.where(drawn_V, 0.0))
+
+
+COUPLINGS = {"inverse_cdf": inverse_cdf, "gumbel_max": gumbel_max}
+
+
+@torch.inference_mode()
+def rows_of(model: nn.Module, prompt: tuple[int, ...], tokens: list[int]) -> Tensor:
+    """Logits at each of the tokens but the first."""
+    ids = torch.tensor([[*prompt, *tokens[:-1]]])
+    return model(ids).logits[0, len(prompt) :].float()
+
+
+def measure(pair: Any, models: dict[str, nn.Module]) -> Iterator[dict[str, Any]]:
+    """A row for each preset and each model in the base's place."""
+    from midlogit import SamplingParams
+    from midlogit.requests.prompts import Reading
+    from midlogit.requests.sequence import Positions
+
+    for preset in PRESETS:
+        asked = SamplingParams.preset(preset, max_tokens=TOKENS, seed=1, ignore_eos=True)
+        requests = pair.prepare(PROMPTS, asked, Reading(chat=True))
+        found = {copied: Agreement() for copied in COPIES}
+        completions = pair.generate(PROMPTS, asked, chat=True, progress=False)
+        for request, completion in zip(requests, completions, strict=True):
+            tokens, positions = completion.token_ids, Positions(request)
+            settings = [positions.settings_at(n) for n in range(1, len(tokens))]  # 0 is forced
+            rows = {
+                name: rows_of(
+                    model, request.teacher_ids if name == "teacher" else request.base_ids, tokens
+                )
+                for name, model in models.items()
+            }
+            for copied, agreement in found.items():
+                agreement.add(rows["base"], rows[copied], rows["teacher"], settings)
+        for copied, agreement in found.items():
+            yield {"preset": preset, "copy": copied, **agreement.means()}
+
+
+class Agreement:
+    """How often a model in the base's place draws what the base draws, token by token."""
+
+    def __init__(self) -> None:
+        self._rates: dict[str, list[float]] = defaultdict(list)
+
+    def add(
+        self, base_NV: Tensor, copy_NV: Tensor, teacher_NV: Tensor, settings: list[RowSettings]
+    ) -> None:
+        """Adds N tokens of a text, by their logits."""
+        width = min(base_NV.shape[1], teacher_NV.shape[1])
+        base_NV, copy_NV, teacher_NV = (x[:, :width] for x in (base_NV, copy_NV, teacher_NV))
+        sampled = sample(WholeRows.of(base_NV, teacher_NV, settings))
+        q_NV = sampled.log_q_NV.double().exp()
+        if sampled.support is not None:
+            everywhere_NV = torch.zeros(base_NV.shape, dtype=q_NV.dtype)
+            q_NV = everywhere_NV.scatter(-1, sampled.support.columns_NK, q_NV)
+        copied = sample(WholeRows.of(copy_NV, teacher_NV, settings))
+        drafted_NV, copied_NV = (x.log_weights[0].double().softmax(-1) for x in (sampled, copied))
+        for d_V, c_V, q_V in zip(drafted_NV, copied_NV, q_NV, strict=True):
+            self._add(d_V, c_V, q_V)
+
+    def _add(self, base_V: Tensor, copy_V: Tensor, q_V: Tensor) -> None:
+        accepted_V = (q_V / base_V.clamp(min=1e-300)).clamp(max=1)
+        self._rates["accepted"].append(float((base_V * accepted_V).sum()))
+        self._rates["overlap"].append(float(base_V.minimum(copy_V).sum()))
+        for name, coupling in COUPLINGS.items():
+            both_V = coupling(copy_V, base_V)
+            self._rates[name].append(float(both_V.sum()))
+            self._rates[f"{name}_accepted"].append(float((both_V * accepted_V).sum()))
+
+    def means(self) -> dict[str, float]:
+        """The number of tokens, and the means of: accepted drafts of the base, the overlap of both distributions, and
+        drafts of the copy that stand, and that are accepted, by how they are drawn."""
+        rates = self._rates
+        means = {name: sum(found) / len(found) for name, found in rates.items()}
+        return {"tokens": len(rates["accepted"]), **means}
+
+
+def main() -> None:
+    from transformers import AutoModelForCausalLM
+
+    from midlogit import Pair
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    chosen = parser.parse_args()
+
+    load = AutoModelForCausalLM.from_pretrained
+    models = {
+        side: load(folder, dtype=torch.float32).eval()
+        for side, folder in (("base", chosen.base), ("teacher", chosen.teacher))
+    }
+    models["float8"] = fp8_copy(models["base"])
+    models["bfloat16"] = load(chosen.base, dtype=torch.bfloat16).eval()
+    options = {"dtype": "bfloat16", "device": "cpu", "speculation": "off"}
+    with Pair.local(chosen.base, chosen.teacher, **options) as pair:
+        rows = list(measure(pair, models))
+    print(*rows, sep="\n")
+    document = {**circumstances(chosen.base, chosen.teacher, "float32"), "rows": rows}
+    chosen.output.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reasons = {}
     if not (folder := os.environ.get("MIDLOGIT_MODELS")) or not Path(folder).is_dir():
         reasons["real_models"] = (
-            "set MIDLOGIT_MODELS to a folder with qwen-0.5b and qwen-1.5b to run it"
+            "set MIDLOGIT_MODELS to a folder with qwen-0.5b, qwen-1.5b and smollm2-135m to run it"
         )
     if not torch.cuda.is_available():
         reasons["gpu"] = "needs a CUDA device"

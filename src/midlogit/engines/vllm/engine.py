@@ -23,7 +23,7 @@ from midlogit.engines.vllm.rounds import Round
 from midlogit.engines.vllm.scoring import DecidedTexts
 from midlogit.engines.vllm.transfer import TransferEngine
 from midlogit.engines.vllm.wire import RunsSent, add_sent, require_sendable
-from midlogit.errors import InvalidRequest
+from midlogit.errors import EngineFailure, InvalidRequest
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.requests.scoring import Scored
 from midlogit.requests.sequence import Sequence
@@ -187,5 +187,7 @@ class VllmEngine(TransferEngine, Scoring):
             del self._keys[id(self._runs.pop(key))]
 
     def _fail(self, error: BaseException) -> None:
+        if not isinstance(error, EngineFailure):
+            error = self._ranks.failure() or error
         super()._fail(error)
         self._ranks.kill()  # they may be waiting for this one

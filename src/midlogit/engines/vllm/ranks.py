@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +30,7 @@ OnLockstep = Callable[..., Any]
 
 MODULE = "midlogit.engines.vllm.rank"
 END_S = 5.0  # until a rank that was told to end is killed
+NOTICE_S = 1.0  # in which the end of a rank is noticed
 AGAIN = "Open the pair again."
 
 
@@ -116,6 +117,7 @@ class Ranks:
         self.size = size
         self._calls: list[Call] = []
         self._is_closed = False
+        self._failed: Future[EngineFailure] = Future()  # of the rank that ended first
         self.others: list[OtherRank] = []
         for rank in range(1, size):
             self.others.append(OtherRank(rank))
@@ -167,12 +169,23 @@ class Ranks:
             other.process.wait()
             if not self._is_closed:
                 failure = other.failure()
+                with suppress(InvalidStateError):  # another one has ended before
+                    self._failed.set_result(failure)
                 self.kill()
                 ended(failure)
 
         for other in self.others:
             name = f"midlogit-rank-{other.rank}"
             threading.Thread(target=watch_one, args=[other], name=name, daemon=True).start()
+
+    def failure(self) -> EngineFailure | None:
+        """Why another rank has ended, None where all run.
+
+        What waits for a rank inside vLLM may hear of its end before `watch`, and can only say that a connection broke.
+        """
+        with suppress(TimeoutError):
+            return self._failed.result(NOTICE_S) if self.others else None
+        return None
 
     def tell(self, call: OnLockstep, *arguments: Any) -> None:
         """Has the other ranks make a call before the next that is sent."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import torch
 
 from midlogit import Completion, KLBudget, Pair, SamplingParams, Token
 from midlogit.engines.vllm.observer import StepRecord
@@ -21,6 +22,8 @@ PROMPTS = [" ".join(["river"] * (11 * n % 90)) + QUESTIONS[n % 16] for n in rang
 BASE_PROMPTS = [" ".join(["stone"] * (37 * n % 110)) + QUESTIONS[(n + 5) % 16] for n in range(32)]
 GREEDY = SamplingParams(temperature=0, max_tokens=40)
 
+# A forward pass of other rows rounds differently; the most seen on a GPU was 1.6e-4.
+ALPHA_TOLERANCE = 5e-4 if torch.cuda.is_available() else 1e-4
 NUM_BATCHES = 20 if os.environ.get("TRITON_INTERPRET") == "1" else 100  # the interpreter is slow
 
 
@@ -58,8 +61,9 @@ def require_equal(found: list[Completion], expected: list[Completion]) -> None:
         assert (ours.text, ours.finish_reason, ours.stop_reason) == (
             theirs.text, theirs.finish_reason, theirs.stop_reason,
         )  # fmt: skip
-        # A forward pass of other rows rounds differently; the most seen was 1.6e-4, on a GPU.
-        assert ours.diagnostics.alpha == pytest.approx(theirs.diagnostics.alpha, abs=5e-4)
+        assert ours.diagnostics.alpha == pytest.approx(
+            theirs.diagnostics.alpha, abs=ALPHA_TOLERANCE
+        )
         for name in (
             "kl_base",
             "kl_teacher",

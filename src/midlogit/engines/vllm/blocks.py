@@ -34,9 +34,10 @@ def _skip_allocation(scheduler: Any) -> None:
 
 def _skip_caching(manager: Any) -> None:
     """Hashes blocks for the prefix cache only where one more is full: a fifth of the time of a step's update."""
-    if len(manager.coordinator.single_type_managers) > 1:
-        return  # of several kinds of attention, each with blocks of its own
-    (blocks,) = manager.coordinator.single_type_managers
+    managers = manager.coordinator.single_type_managers
+    if len(managers) != 1:
+        return  # several kinds of attention, each with blocks of its own
+    (blocks,) = managers
     cache = manager.cache_blocks
 
     def cache_blocks(request: Any, num_computed_tokens: int) -> None:

@@ -23,7 +23,7 @@ from midlogit.engines.vllm.rounds import Round
 from midlogit.engines.vllm.scoring import DecidedTexts
 from midlogit.engines.vllm.transfer import TransferEngine
 from midlogit.engines.vllm.wire import RunsSent, add_sent, require_sendable
-from midlogit.errors import EngineFailure, InvalidRequest
+from midlogit.errors import InvalidRequest
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.requests.scoring import Scored
 from midlogit.requests.sequence import Sequence
@@ -127,13 +127,15 @@ class VllmEngine(TransferEngine, Scoring):
     def step(self) -> None:
         seconds, checksum = self.lockstep.measured, self.lockstep.checksum
         self._ranks.send(Lockstep.step, seconds, checksum)
-        self.lockstep.step(seconds, checksum)
+        with self._ranks.explaining():
+            self.lockstep.step(seconds, checksum)
         self._forget_ended()
 
     def settle(self) -> None:
         checksum = self.lockstep.checksum
         self._ranks.send(Lockstep.settle, checksum)
-        self.lockstep.settle(checksum)
+        with self._ranks.explaining():
+            self.lockstep.settle(checksum)
         self._forget_ended()
 
     def on_every_rank(self, call: OnLockstep, *arguments: Any) -> list[Any]:
@@ -187,7 +189,5 @@ class VllmEngine(TransferEngine, Scoring):
             del self._keys[id(self._runs.pop(key))]
 
     def _fail(self, error: BaseException) -> None:
-        if not isinstance(error, EngineFailure):
-            error = self._ranks.failure() or error
         super()._fail(error)
         self._ranks.kill()  # they may be waiting for this one

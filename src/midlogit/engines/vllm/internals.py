@@ -31,6 +31,10 @@ def require_core(core: Any) -> None:
             core.model_executor.driver_worker.worker, "reload_weights", "_weight_update_active",
         ),
     })  # fmt: skip
+    coordinator = core.scheduler.kv_cache_manager.coordinator
+    _require({"KVCacheCoordinator": (coordinator, "single_type_managers")})
+    for manager in coordinator.single_type_managers:
+        _require({"SingleTypeKVCacheManager": (manager, "block_size", "num_cached_block")})
     if core.async_scheduling or core.batch_queue is not None:
         raise _lacks("synchronous scheduling")
 
@@ -47,6 +51,7 @@ def require_runner_v1(runner: Any) -> None:
             "_prepare_input_ids", "input_ids", "requests", "cudagraph_dispatcher",
             "uniform_decode_query_len", "prepare_inputs_event", "num_computed_tokens", "seq_lens",
             "positions", "req_indices", "query_start_loc", "use_async_spec_decode", "get_model",
+            "_update_states_after_model_execute",
         ),
     })  # fmt: skip
 

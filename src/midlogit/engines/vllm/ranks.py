@@ -14,9 +14,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -178,14 +178,24 @@ class Ranks:
             name = f"midlogit-rank-{other.rank}"
             threading.Thread(target=watch_one, args=[other], name=name, daemon=True).start()
 
-    def failure(self) -> EngineFailure | None:
-        """Why another rank has ended, None where all run.
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Runs work that waits for the other ranks inside vLLM.
 
-        What waits for a rank inside vLLM may hear of its end before `watch`, and can only say that a connection broke.
+        That may hear of the end of a rank before `watch`, and can only say that a connection broke.
+
+        Raises:
+            EngineFailure: a rank has ended, in place of the error that followed from it.
         """
-        with suppress(TimeoutError):
-            return self._failed.result(NOTICE_S) if self.others else None
-        return None
+        try:
+            yield
+        except EngineFailure:
+            raise
+        except Exception as error:
+            done, _ = wait([self._failed], NOTICE_S if self.others else 0)
+            if not done:
+                raise
+            raise self._failed.result() from error
 
     def tell(self, call: OnLockstep, *arguments: Any) -> None:
         """Has the other ranks make a call before the next that is sent."""

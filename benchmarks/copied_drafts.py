@@ -15,7 +15,6 @@ token; the head and the embeddings are the base's.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 from collections import defaultdict
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.local import PROMPTS, circumstances
+from benchmarks.local import PROMPTS, circumstances, pair_parser
 from midlogit.decide.arrays import WholeRows
 from midlogit.decide.base import RowSettings
 from midlogit.decide.sampling import sample
@@ -145,8 +144,12 @@ class Agreement:
             self._rates[f"{name}_accepted"].append(float((both_V * accepted_V).sum()))
 
     def means(self) -> dict[str, float]:
-        """The number of tokens, and the means of: accepted drafts of the base, the overlap of both distributions, and
-        drafts of the copy that stand, and that are accepted, by how they are drawn."""
+        """The means over all tokens, and their number.
+
+        Returns:
+            tokens; accepted: of the base's own drafts; overlap: of both distributions; and for each coupling how often
+            the copy draws the base's token, and how often that is also accepted.
+        """
         rates = self._rates
         means = {name: sum(found) / len(found) for name, found in rates.items()}
         return {"tokens": len(rates["accepted"]), **means}
@@ -157,11 +160,7 @@ def main() -> None:
 
     from midlogit import Pair
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--base", required=True)
-    parser.add_argument("--teacher", required=True)
+    parser = pair_parser(__doc__)
     parser.add_argument("--output", type=Path, default=RESULTS)
     chosen = parser.parse_args()
 

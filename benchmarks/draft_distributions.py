@@ -9,7 +9,6 @@ to benchmarks/results/draft_distributions.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.local import PROMPTS, circumstances
+from benchmarks.local import PROMPTS, circumstances, pair_parser
 from midlogit.decide.array_decider import ArrayDecider
 from midlogit.decide.arrays import WholeRows
 from midlogit.decide.base import Decided, LogitRows, RowSettings
@@ -98,11 +97,7 @@ def measure(pair: Any) -> Iterator[dict[str, Any]]:
 def main() -> None:
     from midlogit import Pair
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--base", required=True)
-    parser.add_argument("--teacher", required=True)
+    parser = pair_parser(__doc__)
     parser.add_argument("--output", type=Path, default=RESULTS)
     chosen = parser.parse_args()
 

@@ -192,12 +192,18 @@ def circumstances(base: str, teacher: str, dtype: str) -> dict:
     }
 
 
-def main() -> None:
+def pair_parser(description: str | None) -> argparse.ArgumentParser:
+    """The command line of a benchmark of two given models."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--base", required=True)
     parser.add_argument("--teacher", required=True)
+    return parser
+
+
+def main() -> None:
+    parser = pair_parser(__doc__)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(

@@ -10,7 +10,6 @@ benchmarks/real_law.py say how).
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import VERSIONS
+from benchmarks.local import pair_parser
 from benchmarks.real_law import law, sample, sampled_texts, scores_of, shift
 from benchmarks.real_speed import Size, alone_apart, cost_of_top, rates
 from benchmarks.scoring import given_texts, time_scoring
@@ -98,11 +98,7 @@ def measure_fp8(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--base", required=True)
-    parser.add_argument("--teacher", required=True)
+    parser = pair_parser(__doc__)
     parser.add_argument("--small", action="store_true", help="a few tokens, no CUDA graphs")
     parser.add_argument("--output", type=Path, default=RESULTS)
     chosen = parser.parse_args()

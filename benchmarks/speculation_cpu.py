@@ -9,7 +9,6 @@ benchmarks/results/speculation_cpu.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -17,7 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
-from benchmarks.local import PROMPTS, TOKENS, circumstances
+from benchmarks.local import PROMPTS, TOKENS, circumstances, pair_parser
 
 DRAFTS = ("off", 2, 4, "auto")
 PRESETS = ("balanced", "exploratory")
@@ -74,11 +73,7 @@ def measure(base: str, teacher: str, dtype: str, prompts: list[str]) -> list[dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--base", required=True)
-    parser.add_argument("--teacher", required=True)
+    parser = pair_parser(__doc__)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS))
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -9,6 +9,7 @@ benchmarks/results/speculation_cpu.json.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -16,7 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
-from benchmarks.local import PROMPTS, TOKENS, circumstances, pair_parser
+from benchmarks.local import PROMPTS, TOKENS, circumstances
 
 DRAFTS = ("off", 2, 4, "auto")
 PRESETS = ("balanced", "exploratory")
@@ -73,7 +74,11 @@ def measure(base: str, teacher: str, dtype: str, prompts: list[str]) -> list[dic
 
 
 def main() -> None:
-    parser = pair_parser(__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--teacher", required=True)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS))
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -48,7 +48,7 @@ SETTLING, SETTLED = (
 WARM, WINDOW, WINDOW_OF_ONE = (
     2.0,
     3.0,
-    9.0,
+    7.0,
 )  # seconds; one sequence has few rounds in each, and they differ more
 MAX_TOKENS = 1800
 GAMMAS: tuple[int | str, ...] = (0, 3, 5, "auto")

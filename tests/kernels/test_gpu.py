@@ -239,6 +239,35 @@ def test_a_launch_does_not_wait(device) -> None:
     assert decided.token_ids() == expected == decided.tokens_N.tolist()
 
 
+def test_no_kernel_is_left_to_compile_after_a_warm_up(device) -> None:
+    """Half precision, which no other test takes: what they compiled is of no use here."""
+    from midlogit.decide.kernels.draft import draft_kernel
+    from midlogit.decide.kernels.solve import solve_kernel
+    from midlogit.decide.kernels.teacher_scan import teacher_scan_kernel
+
+    def compiled() -> list[int]:
+        kernels = draft_kernel, teacher_scan_kernel, solve_kernel
+        return [len(kernel.device_caches[0][0]) for kernel in kernels]
+
+    before, vocabulary = compiled(), 4096
+    rows = [x.to(device, torch.float16) for x in make_batch(6, vocabulary, 1)]
+    decider = decider_for(vocabulary, device)
+    decider.warm_up(*(row_NV[:1] for row_NV in rows))
+    warm = compiled()
+    assert [now - then for now, then in zip(warm, before, strict=True)] == [1, 2, 3]
+
+    settings = mixed_settings(6, vocabulary, np.random.default_rng(1))
+    assert {s.top_p is None for s in settings} == {True, False}
+    base, teacher = (LogitRows(row_NV, range(6)) for row_NV in rows)
+    for some in (settings, [replace(s, top_p=None) for s in settings]):
+        decider.decide(base, teacher, some).token_ids()
+        round_ = decider.start_round(some, 2)
+        for position in range(3):
+            round_.draft(LogitRows(rows[0], [2 * position, 2 * position + 1]))
+        round_.decide(LogitRows(rows[1], [0, 3])).token_ids()
+    assert compiled() == warm
+
+
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_compute_sanitizer_finds_nothing(device, tool: str) -> None:
     """Addresses beyond the rows, and sums that read what others still write; each tool slows the kernels down a lot."""

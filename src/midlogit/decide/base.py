@@ -162,6 +162,9 @@ class DraftRound(ABC):
 class Decider(ABC):
     """Turns rows of logits and settings into tokens."""
 
+    def warm_up(self, base_1V: Tensor, teacher_1V: Tensor) -> None:  # noqa: B027 - most have nothing to compile
+        """Compiles what it needs for rows of the same width and type as these, whose numbers do not matter."""
+
     @abstractmethod
     def decide(
         self, base: LogitRows, teacher: LogitRows, settings: Sequence[RowSettings]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from midlogit.decide.array_decider import ArrayDecider
 from midlogit.decide.base import BonusRows, Decided, Decider, DraftRound, LogitRows, RowSettings
+from midlogit.decide.kernels.compiling import compile_kernels
 from midlogit.decide.kernels.launch import KernelLauncher, handles
 from midlogit.decide.kernels.split import SplitDecided, SplitRound, some_rows
 from midlogit.decide.transfer import to_device
@@ -26,8 +27,12 @@ class KernelDecider(Decider):
     """
 
     def __init__(self, vocabulary: int, device: torch.device) -> None:
+        self._vocabulary = vocabulary
         self._launcher = KernelLauncher(vocabulary, device)
         self._arrays = ArrayDecider(vocabulary)
+
+    def warm_up(self, base_1V: Tensor, teacher_1V: Tensor) -> None:
+        compile_kernels(self._vocabulary, base_1V, teacher_1V)
 
     def decide(
         self, base: LogitRows, teacher: LogitRows, settings: Sequence[RowSettings]

@@ -105,7 +105,10 @@ class LocalEngine(SteppingEngine[Sequence | Scored], Scoring):
         """Kernels take no float64: it is for comparisons."""
         if torch.float64 in (self.base.model.dtype, self.teacher.model.dtype):
             return ArrayDecider(self._vocabulary)
-        return decider_for(self._vocabulary, self.teacher.device)
+        decider = decider_for(self._vocabulary, self.teacher.device)
+        rows = self.base.empty_logits(), self.teacher.empty_logits()
+        decider.warm_up(*(row.to(self.teacher.device) for row in rows))
+        return decider
 
     def submit(self, sequence: Sequence) -> None:
         self._take([sequence])

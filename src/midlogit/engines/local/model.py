@@ -74,6 +74,11 @@ class SlotModel:
                 f"{checkpoint.name} cannot be run: {first_line(error)}"
             ) from error
 
+    def empty_logits(self) -> Tensor:
+        """One row as wide as the model's logits and of their type, of no particular numbers."""
+        width = int(causal_lm(self.model).config.get_text_config().vocab_size)
+        return torch.empty((1, width), dtype=self.model.dtype, device=self.device)
+
     def add(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Opens a slot for each prompt and runs them; logits [N, V] after their last tokens."""
         first = len(self._lengths)

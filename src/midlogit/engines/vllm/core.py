@@ -236,6 +236,10 @@ class Core:
             )
             return executed
 
+    def empty_logits(self) -> Tensor:
+        """One row as wide as the model's logits and of their type, of no particular numbers."""
+        return self._runner.empty_logits()
+
     def logits_of(self, states_NH: Tensor) -> Tensor:
         """Enqueues the head of the model: its raw logits at N hidden states."""
         self._workspaces._manager = self._workspace

@@ -138,4 +138,6 @@ class Opening:
             self.adapters,
             **self.limits,
         )
-        return cores, decider_for(self.vocabulary, cores.base.device), lengths
+        decider = decider_for(self.vocabulary, cores.base.device)
+        decider.warm_up(cores.base.empty_logits(), cores.teacher.empty_logits())
+        return cores, decider, lengths

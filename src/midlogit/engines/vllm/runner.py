@@ -61,6 +61,11 @@ class Runner(ABC):
         """The model, with weights as vLLM holds them."""
         return self._runner.get_model()  # type: ignore[no-any-return]
 
+    def empty_logits(self) -> Tensor:
+        """One row as wide as the model's logits and of their type, of no particular numbers."""
+        config = self._runner.model_config
+        return torch.empty((1, config.get_vocab_size()), dtype=config.dtype, device=self.device)
+
     @property
     @abstractmethod
     def logits_RV(self) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -394,3 +396,36 @@ def test_text_prompts_without_chat_and_token_ids(pair: Pair) -> None:
 
 def test_bundled_folders_are_what_pair_local_opens(pair: Pair) -> None:
     assert (pair.mixing.base.name, pair.mixing.teacher.name) == (str(BASE), str(TEACHER))
+
+
+STUCK = """
+import atexit
+import threading
+
+atexit.register(threading.Event().wait)  # as CUDA waits for kernels that never end
+
+from midlogit import Pair
+from midlogit.errors import EngineFailure
+
+def step():
+    begun.set()
+    threading.Event().wait()
+
+begun = threading.Event()
+pair = Pair.local(dtype="float32", device="cpu")
+pair.engine.step = step
+running = pair.as_completed(["a"])
+begun.wait()
+pair.engine.end(EngineFailure("rank 1 has ended"), 0.5)
+(completion,) = running
+pair.close()
+print(completion.error, end="")
+"""
+
+
+def test_a_process_whose_engine_is_stuck_ends() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=120
+    )
+    assert "rank 1 has ended" in done.stdout
+    assert done.returncode == 1

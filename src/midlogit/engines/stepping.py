@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import queue
+import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Callable
@@ -60,6 +62,20 @@ def unfreeze_heap() -> None:
 # Of a pair that is not closed; libraries print what is never collected.
 atexit.register(gc.unfreeze)
 
+_stuck: list[threading.Thread] = []  # of engines that wait for what will never come
+
+
+@atexit.register
+def _leave_stuck_threads() -> None:
+    """Ends the process with status 1, as failed, if an engine is stuck.
+
+    Its thread waits inside CUDA for a rank that has ended, and the usual end of the process would wait for CUDA.
+    """
+    if any(thread.is_alive() for thread in _stuck):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
 
 J = TypeVar("J", bound=Job)
 T = TypeVar("T")
@@ -81,7 +97,6 @@ class SteppingEngine(Engine, Updating, Generic[J]):
         self._draining: list[Future[None]] = []  # pauses that wait for what runs
         self._is_half_loaded = False  # whether the base has some tensors of an update, not all
         self._ended: str | None = None  # why the engine takes no more
-        self._is_stuck = False  # whether the thread waits for what will never come
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="midlogit-engine", daemon=True)
 
@@ -173,7 +188,7 @@ class SteppingEngine(Engine, Updating, Generic[J]):
                 self._inbox.put(("close", []))
 
         if threading.current_thread() is not self._thread:
-            while self._thread.is_alive() and not self._is_stuck:
+            while self._thread.is_alive() and not self.is_stuck:
                 self._thread.join(timeout=0.1)
         unfreeze_heap()
 
@@ -186,7 +201,7 @@ class SteppingEngine(Engine, Updating, Generic[J]):
         self._inbox.put(("fail", [error]))
         self._thread.join(patience)
         if self._thread.is_alive():
-            self._is_stuck = True
+            _stuck.append(self._thread)
             self._fail(error)
 
     def _take(self, jobs: list[J]) -> None:
@@ -206,6 +221,11 @@ class SteppingEngine(Engine, Updating, Generic[J]):
             if self._ended is not None:
                 raise EngineFailure(self._ended, "Open the pair again.")
             self._inbox.put((kind, content))
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the engine's thread waits for what will never come."""
+        return self._thread in _stuck
 
     @property
     def _can_step(self) -> bool:

@@ -152,7 +152,7 @@ class VllmEngine(TransferEngine, Scoring):
     def close(self) -> None:
         super().close()
         self._ranks.close()
-        if not self._is_stuck:
+        if not self.is_stuck:
             self._cores.close()
 
     def _publish(self, last: Round, tokens: Mapping[str, list[int]]) -> None:

@@ -45,7 +45,7 @@ def undisturbed(source: Path) -> Job:
     return job
 
 
-@pytest.mark.parametrize(("kills", "workers"), [(10, 1), (5, 2)])
+@pytest.mark.parametrize(("kills", "workers"), [(6, 1), (5, 2)])
 def test_kills_change_nothing(source: Path, undisturbed: Job, kills: int, workers: int) -> None:
     run = source.parent / f"killed-{workers}"
     told = subprocess.run(

@@ -9,13 +9,11 @@ and by the largest of the log-probabilities with Gumbel noise. A base in bfloat1
 or another engine rounds like that, and how often it draws the same token is how well a seed is kept. Written to
 benchmarks/results/copied_drafts.json.
 
-The copy's weights are rounded to float8_e4m3fn with a scale per matrix, and the inputs of its matrices with a scale per
-token; the head and the embeddings are the base's.
+benchmarks/fp8.py says what is in FP8.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 from collections import defaultdict
 from collections.abc import Iterator
@@ -25,7 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.local import PROMPTS, circumstances, pair_parser
+from benchmarks.answers import answers_to, rows_of
+from benchmarks.fp8 import fp8_copy
+from benchmarks.local import circumstances, pair_parser
 from midlogit.decide.arrays import WholeRows
 from midlogit.decide.base import RowSettings
 from midlogit.decide.sampling import sample
@@ -33,27 +33,6 @@ from midlogit.decide.sampling import sample
 RESULTS = Path(__file__).parent / "results" / "copied_drafts.json"
 PRESETS = ("balanced", "exploratory")
 COPIES = ("float8", "bfloat16")
-TOKENS = 24
-FP8 = torch.float8_e4m3fn
-
-
-def rounded(values: Tensor, amax: Tensor) -> Tensor:
-    """Values as FP8 holds them, with the scale that `amax` gives."""
-    scale = amax.clamp(min=1e-12) / torch.finfo(FP8).max
-    return (values / scale).to(FP8).to(values.dtype) * scale
-
-
-def fp8_copy(model: nn.Module) -> nn.Module:
-    """The model with FP8 matrices and inputs, computed in the model's own type."""
-    copied = copy.deepcopy(model)
-    head = copied.get_output_embeddings()
-    for module in copied.modules():
-        if isinstance(module, nn.Linear) and module is not head:
-            module.weight.data = rounded(module.weight.data, module.weight.data.abs().amax())
-            module.register_forward_pre_hook(
-                lambda _, given: (rounded(given[0], given[0].abs().amax(-1, keepdim=True)),)
-            )
-    return copied
 
 
 def inverse_cdf(p_V: Tensor, q_V: Tensor) -> Tensor:
@@ -79,35 +58,17 @@ def gumbel_max(p_V: Tensor, q_V: Tensor) -> Tensor:
 COUPLINGS = {"inverse_cdf": inverse_cdf, "gumbel_max": gumbel_max}
 
 
-@torch.inference_mode()
-def rows_of(model: nn.Module, prompt: tuple[int, ...], tokens: list[int]) -> Tensor:
-    """Logits at each of the tokens but the first."""
-    ids = torch.tensor([[*prompt, *tokens[:-1]]])
-    return model(ids).logits[0, len(prompt) :].float()
-
-
 def measure(pair: Any, models: dict[str, nn.Module]) -> Iterator[dict[str, Any]]:
     """A row for each preset and each model in the base's place."""
-    from midlogit import SamplingParams
-    from midlogit.requests.prompts import Reading
-    from midlogit.requests.sequence import Positions
-
     for preset in PRESETS:
-        asked = SamplingParams.preset(preset, max_tokens=TOKENS, seed=1, ignore_eos=True)
-        requests = pair.prepare(PROMPTS, asked, Reading(chat=True))
         found = {copied: Agreement() for copied in COPIES}
-        completions = pair.generate(PROMPTS, asked, chat=True, progress=False)
-        for request, completion in zip(requests, completions, strict=True):
-            tokens, positions = completion.token_ids, Positions(request)
-            settings = [positions.settings_at(n) for n in range(1, len(tokens))]  # 0 is forced
+        for answer in answers_to(pair, preset):
             rows = {
-                name: rows_of(
-                    model, request.teacher_ids if name == "teacher" else request.base_ids, tokens
-                )
+                name: rows_of(model, "teacher" if name == "teacher" else "base", answer)
                 for name, model in models.items()
             }
             for copied, agreement in found.items():
-                agreement.add(rows["base"], rows[copied], rows["teacher"], settings)
+                agreement.add(rows["base"], rows[copied], rows["teacher"], answer.settings)
         for copied, agreement in found.items():
             yield {"preset": preset, "copy": copied, **agreement.means()}
 

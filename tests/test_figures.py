@@ -199,6 +199,25 @@ def test_copies_of_the_base_as_drafters() -> None:
         assert_row(cells, *(rows[labels[label], preset][name] for name in names))
 
 
+def test_models_in_fp8() -> None:
+    names = (
+        "total_variation", "same_most_likely", "abs_change_alpha", "total_variation_base",
+        "total_variation_teacher",
+    )  # fmt: skip
+    labels = {
+        "both": "both in FP8",
+        "base": "the base in FP8",
+        "teacher": "the teacher in FP8",
+        "rounding": "both in float32",
+    }
+    found = {(changed, preset): cells for changed, preset, *cells in table(VLLM, "| changed")}
+    rows = results("fp8_shift")["rows"]
+    assert len(found) == len(rows)
+    for row in rows:
+        cells = found[labels[row["changed"]], row["preset"]]
+        assert_row(cells, *(row[name] for name in names))
+
+
 @pytest.mark.parametrize(
     ("head", "name"), [("| sequences | base alone", "tp"), ("| V2, sequences", "tp_v2")]
 )

@@ -72,9 +72,11 @@ def _leave_stuck_threads() -> None:
     Its thread waits inside CUDA for a rank that has ended, and the usual end of the process would wait for CUDA.
     """
     if any(thread.is_alive() for thread in _stuck):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:  # a reader may have gone
+            os._exit(1)
 
 
 J = TypeVar("J", bound=Job)

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from benchmarks.local import PROMPTS
 from midlogit.decide.base import RowSettings
+from midlogit.decide.rows import Sampled
 
+PRESETS = ("balanced", "exploratory")
 TOKENS = 24
 
 
@@ -51,3 +53,12 @@ def rows_of(model: nn.Module, side: str, answer: Answer) -> Tensor:
     prompt = answer.prompts[side]
     ids = torch.tensor([[*prompt, *answer.tokens[:-1]]])
     return model(ids).logits[0, len(prompt) :].float()
+
+
+def q_of(sampled: Sampled, width: int) -> Tensor:
+    """q* [N, width] of sampled rows, float64; 0 off the support."""
+    q_NK: Tensor = sampled.log_q_NV.double().exp()
+    if sampled.support is None:
+        return q_NK
+    everywhere_NV = torch.zeros((len(q_NK), width), dtype=q_NK.dtype)
+    return everywhere_NV.scatter(-1, sampled.support.columns_NK, q_NK)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.answers import answers_to, rows_of
+from benchmarks.answers import PRESETS, answers_to, q_of, rows_of
 from benchmarks.fp8 import fp8_copy
 from benchmarks.local import circumstances, pair_parser
 from midlogit.decide.arrays import WholeRows
@@ -31,7 +31,6 @@ from midlogit.decide.base import RowSettings
 from midlogit.decide.sampling import sample
 
 RESULTS = Path(__file__).parent / "results" / "copied_drafts.json"
-PRESETS = ("balanced", "exploratory")
 COPIES = ("float8", "bfloat16")
 
 
@@ -86,10 +85,7 @@ class Agreement:
         width = min(base_NV.shape[1], teacher_NV.shape[1])
         base_NV, copy_NV, teacher_NV = (x[:, :width] for x in (base_NV, copy_NV, teacher_NV))
         sampled = sample(WholeRows.of(base_NV, teacher_NV, settings))
-        q_NV = sampled.log_q_NV.double().exp()
-        if sampled.support is not None:
-            everywhere_NV = torch.zeros(base_NV.shape, dtype=q_NV.dtype)
-            q_NV = everywhere_NV.scatter(-1, sampled.support.columns_NK, q_NV)
+        q_NV = q_of(sampled, width)
         copied = sample(WholeRows.of(copy_NV, teacher_NV, settings))
         drafted_NV, copied_NV = (x.log_weights[0].double().softmax(-1) for x in (sampled, copied))
         for d_V, c_V, q_V in zip(drafted_NV, copied_NV, q_NV, strict=True):

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.answers import Answer, answers_to, rows_of
+from benchmarks.answers import PRESETS, Answer, answers_to, q_of, rows_of
 from benchmarks.fp8 import fp8_copy
 from benchmarks.local import circumstances, pair_parser
 from midlogit.decide.arrays import WholeRows
@@ -24,7 +24,6 @@ from midlogit.decide.base import RowSettings
 from midlogit.decide.sampling import sample
 
 RESULTS = Path(__file__).parent / "results" / "fp8_shift.json"
-PRESETS = ("balanced", "exploratory")
 # By what is changed, the types of base and teacher.
 PAIRS = {
     "both": ("float8", "float8"),
@@ -41,11 +40,7 @@ def mixture(
     """α [N] and q* [N, V] of rows of logits, float64."""
     width = min(base_NV.shape[1], teacher_NV.shape[1])
     sampled = sample(WholeRows.of(base_NV[:, :width], teacher_NV[:, :width], settings))
-    q_NV = sampled.log_q_NV.double().exp()
-    if sampled.support is not None:
-        everywhere_NV = torch.zeros((len(settings), width), dtype=q_NV.dtype)
-        q_NV = everywhere_NV.scatter(-1, sampled.support.columns_NK, q_NV)
-    return sampled.alpha_N.double(), q_NV
+    return sampled.alpha_N.double(), q_of(sampled, width)
 
 
 def total_variation(p_NV: Tensor, q_NV: Tensor) -> list[float]:

@@ -3,11 +3,11 @@
     python -m benchmarks.copied_drafts --base FOLDER/qwen-0.5b --teacher FOLDER/qwen-1.5b
 
 A copy that is cheaper to read could draft, and the base then read all drafts in one forward pass: a draft stands where
-the base draws it too. How often that is depends on how the random numbers choose a token. Both ways are computed in
-full at every token of the answers to 12 chat prompts, so that no draw adds noise: by inverse CDF, which midlogit uses,
-and by the largest of the log-probabilities with Gumbel noise. A base in bfloat16 stands beside the copy: another batch
-or another engine rounds like that, and how often it draws the same token is how well a seed is kept. Written to
-benchmarks/results/copied_drafts.json.
+the base draws it too. How often that is depends on how the random numbers choose a token. Each way is computed in full
+at every token of the answers to 12 chat prompts, so that no draw adds noise: by the largest of the log-probabilities
+with Gumbel noise, of blocks of ids first as midlogit draws, or of all ids at once; and by inverse CDF. A base in
+bfloat16 stands beside the copy: another batch or another engine rounds like that, and how often it draws the same token
+is how well a seed is kept. Written to benchmarks/results/copied_drafts.json.
 
 benchmarks/fp8.py says what is in FP8.
 """
@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from benchmarks.answers import PRESETS, answers_to, q_of, rows_of
 from benchmarks.fp8 import fp8_copy
 from benchmarks.local import circumstances, pair_parser
+from midlogit.core.draw import TINY
+from midlogit.core.noise import IDS_PER_BLOCK
 from midlogit.decide.arrays import WholeRows
 from midlogit.decide.base import RowSettings
 from midlogit.decide.sampling import sample
@@ -41,6 +43,18 @@ def inverse_cdf(p_V: Tensor, q_V: Tensor) -> Tensor:
 
 
 def gumbel_max(p_V: Tensor, q_V: Tensor) -> Tensor:
+    """The probability [V] that both draw an id, where Gumbel noise chooses a block of ids and then an id in it."""
+    (p_parts, q_parts) = (x_V.split(IDS_PER_BLOCK) for x_V in (p_V, q_V))
+    p_B, q_B = (torch.stack([x.sum() for x in parts]) for parts in (p_parts, q_parts))
+    within = [
+        gumbel_max_at_once(p / p.sum().clamp(min=TINY), q / q.sum().clamp(min=TINY))
+        for p, q in zip(p_parts, q_parts, strict=True)
+    ]
+    blocks = gumbel_max_at_once(p_B, q_B)
+    return torch.cat([x * both for x, both in zip(within, blocks, strict=True)])
+
+
+def gumbel_max_at_once(p_V: Tensor, q_V: Tensor) -> Tensor:
     """The probability [V] that both draw an id, each the largest of its log-probabilities with one Gumbel noise.
 
     It is 1 / sum_j max(p_j / p_i, q_j / q_i): of the ids before i in the order of p / q, p counts, of the others q.
@@ -54,7 +68,11 @@ def gumbel_max(p_V: Tensor, q_V: Tensor) -> Tensor:
     return torch.zeros_like(p_V).scatter(0, order_V, both_V.where(drawn_V, 0.0))
 
 
-COUPLINGS = {"inverse_cdf": inverse_cdf, "gumbel_max": gumbel_max}
+COUPLINGS = {
+    "inverse_cdf": inverse_cdf,
+    "gumbel_max": gumbel_max,
+    "gumbel_max_at_once": gumbel_max_at_once,
+}
 
 
 def measure(pair: Any, models: dict[str, nn.Module]) -> Iterator[dict[str, Any]]:

@@ -191,7 +191,7 @@ def test_drafts_from_other_distributions() -> None:
 
 def test_copies_of_the_base_as_drafters() -> None:
     names = [
-        "overlap", "inverse_cdf", "gumbel_max", "inverse_cdf_accepted", "gumbel_max_accepted", "accepted",
+        "overlap", "gumbel_max", "inverse_cdf", "gumbel_max_accepted", "inverse_cdf_accepted", "accepted",
     ]  # fmt: skip
     labels = {"FP8 copy": "float8", "bfloat16": "bfloat16"}
     rows = {(row["copy"], row["preset"]): row for row in results("copied_drafts")["rows"]}

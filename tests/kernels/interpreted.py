@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from midlogit.core import reference
+from midlogit.core import draw, reference
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import EqualKL, FixedAlpha, KLBudget
 from midlogit.core.uniforms import TokenUniforms
@@ -31,8 +31,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore"
 )  # NumPy's, where the kernel computes with infinities
 
-# Small tiles, so that small rows have several, and a nucleus that may or may not fit the copy.
+# Small tiles and blocks, so that small rows have several, and a nucleus that may or may not fit the copy.
 kernels.LANES, kernels.FEW_LANES, kernels.CAPACITY, kernels.GROUP = 16, 16, 128, 2
+kernels.IDS_PER_BLOCK = draw.IDS_PER_BLOCK = 256
 torch.set_num_threads(1)
 PLAIN = kernel_settings(uniforms=TokenUniforms(0.3, 0.6, 0.7))
 RULES = {

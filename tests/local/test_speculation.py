@@ -71,7 +71,7 @@ ASKED = {
     "hot": SamplingParams.preset("exploratory", seed=2, temperature=1.3, max_tokens=24),
     "samples": SamplingParams.preset("exploratory", seed=3, max_tokens=20, n=3),
     "stop_strings": SamplingParams(seed=4, max_tokens=40, stop=(" the", "a s", ". I")),
-    "stop_token_ids": SamplingParams(seed=5, max_tokens=40, stop_token_ids=(300, 15, 268)),
+    "stop_token_ids": SamplingParams(seed=4, max_tokens=40, stop_token_ids=(300, 15, 268)),
     "min_tokens": SamplingParams.preset("exploratory", seed=6, max_tokens=34, min_tokens=27),
     "full_in_mid_run": SamplingParams(seed=7, max_tokens=4, ignore_eos=True),
     "one_token": SamplingParams(seed=7, max_tokens=1),

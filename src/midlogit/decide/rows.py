@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from midlogit.core.arrays import Array, array_namespace, device, float64, row_sum, take_columns
-from midlogit.core.draw import inverse_cdf, masses
+from midlogit.core.draw import gumbel_max, gumbel_max_listed, masses
 from midlogit.core.mixture import LogPair
 from midlogit.core.nucleus import Nucleus
 from midlogit.core.outcomes import Outcomes
@@ -103,8 +103,14 @@ class DraftedColumns(NamedTuple):
     total_N: Array
 
     @classmethod
-    def sample(cls, base_NV: Array, settings: Sequence[RowSettings]) -> DraftedColumns:
-        """Drafts from the base's log weights."""
+    def sample(
+        cls, base_NV: Array, settings: Sequence[RowSettings], ids_NV: Array | None = None
+    ) -> DraftedColumns:
+        """Drafts from the base's log weights.
+
+        Args:
+            ids_NV: the ids of the columns, where these are not all ids in order.
+        """
         xp = array_namespace(base_NV)
         uniform_N = xp.asarray(
             np.asarray([s.uniforms.draft for s in settings]), device=device(base_NV)
@@ -112,7 +118,11 @@ class DraftedColumns(NamedTuple):
         mass_NV = masses(base_NV)
         total_N = row_sum(xp, mass_NV)
         total_N = xp.where(total_N > 0, total_N, xp.ones_like(total_N))
-        columns_N = inverse_cdf(mass_NV, uniform_N)
+        columns_N = (
+            gumbel_max(mass_NV, uniform_N)
+            if ids_NV is None
+            else gumbel_max_listed(mass_NV, ids_NV, uniform_N)
+        )
         prob_N = float64(xp, take_columns(mass_NV, columns_N[:, None])[:, 0]) / total_N
         return cls(columns_N, prob_N, mass_NV, total_N)
 

@@ -1,7 +1,7 @@
 """The kernel that drafts, one program per row of the base; knows the base alone, and what later kernels need of it.
 
 The draft is drawn from D, the base after temperature, masks and merged stops, by one sweep and a second look at one
-group of tiles. The sweep also finds all sums over the base's whole row, so that later kernels need none.
+block of ids. The sweep also finds all sums over the base's whole row, so that later kernels need none.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from midlogit.decide.kernels.layout import (  # isort: skip
     SETTING_ALPHABET, SETTING_BASE_ROW, SETTING_COLUMNS, SETTING_DRAFT_UNIFORM,
     SETTING_ENDING_UNIFORM, SETTING_GREEDY, SETTING_INV_TEMPERATURE,
 )  # fmt: skip
+from midlogit.decide.kernels.noise import FIRST_BLOCK, arrivals
 from midlogit.decide.kernels.tiles import (
     BASE,
     FAR,
@@ -22,9 +23,7 @@ from midlogit.decide.kernels.tiles import (
     LOG2E,
     LOWEST,
     RowPair,
-    column_at,
     columns,
-    group_at,
     hidden_ids,
     log_add,
     log_total,
@@ -43,8 +42,8 @@ def draft_sweep(
     scale,
     inv_temperature,
     R: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
     """Sums over a row of the base.
 
@@ -54,7 +53,7 @@ def draft_sweep(
         scale: log2(e) / temperature.
 
     Returns:
-        Per group of GROUP tiles, of ids that are not hidden: the largest logit up to its end, and its mass relative to
+        Per block of BLOCK ids, of those that are not hidden: the largest logit up to its end, and its mass relative to
         that. Then the largest of these logits, LOWEST if there is none; the log-sum-exp of all ids, raw and tempered;
         the smallest logit that is not hidden, or 0.
     """
@@ -65,11 +64,11 @@ def draft_sweep(
     shut = raw  # the same for hidden ids
     shut_tempered = raw
     lowest = raw
-    peak_G = tl.full((GROUPS,), LOWEST, tl.float32)
-    mass_G = tl.zeros((GROUPS,), tl.float64)
-    for group in range(0, row.length, GROUP * R * 8):
+    peak_B = tl.full((BLOCKS,), LOWEST, tl.float32)
+    mass_B = tl.zeros((BLOCKS,), tl.float64)
+    for block in range(0, row.length, BLOCK):
         mass = tl.zeros((R,), tl.float32)
-        for start in range(group, tl.minimum(group + GROUP * R * 8, row.length), R * 8):
+        for start in range(block, tl.minimum(block + BLOCK, row.length), R * 8):
             cols = columns(start, R)
             b = tl.load(row.base + cols, mask=cols < row.length, other=float("-inf")).to(tl.float32)
             low = tl.min(b, axis=1)
@@ -96,9 +95,9 @@ def draft_sweep(
                 )
             peak = new
         top = tl.max(peak)
-        mine = tl.arange(0, GROUPS) == group // (GROUP * R * 8)
-        peak_G = tl.where(mine, top, peak_G)
-        mass_G = tl.where(mine, total(mass * tl.exp2((peak - top) * scale)), mass_G)
+        mine = tl.arange(0, BLOCKS) == block // BLOCK
+        peak_B = tl.where(mine, top, peak_B)
+        mass_B = tl.where(mine, total(mass * tl.exp2((peak - top) * scale)), mass_B)
     for start in range(row.length, width, R * 8):
         cols = columns(start, R)
         x = tl.load(row.base + cols, mask=cols < width, other=float("-inf")).to(tl.float32)
@@ -110,8 +109,8 @@ def draft_sweep(
             shut_tempered += tl.sum(tl.exp2((x - new[:, None]) * scale), axis=1)
         shut_peak = new
     top = tl.max(peak)
-    mass_G *= tl.exp2((peak_G - top) * scale)
-    open_lse = tl.log(tl.sum(mass_G)) + top.to(tl.float64) * inv_temperature
+    mass_B *= tl.exp2((peak_B - top) * scale)
+    open_lse = tl.log(tl.sum(mass_B)) + top.to(tl.float64) * inv_temperature
     shut_lse = log_total(shut_peak, shut)
     if tempered:
         tempered_lse = log_add(
@@ -121,7 +120,7 @@ def draft_sweep(
     else:
         raw_lse = log_add(open_lse, shut_lse)
         tempered_lse = raw_lse
-    return peak_G, mass_G, top, raw_lse, tempered_lse, tl.min(lowest)
+    return peak_B, mass_B, top, raw_lse, tempered_lse, tl.min(lowest)
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -134,8 +133,8 @@ def draft_kernel(
     hidden, hidden_stride, hidden_tiles, hidden_tiles_stride, stops,
     # Results: the table of drafts by row of the base, ids by decision.
     drafts, tokens,
-    # Sizes: lanes of a tile, ids of a stop class, tiles of a group, groups.
-    R: tl.constexpr, STOPS: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
+    # Sizes: lanes of a tile, ids of a stop class, ids of a block, blocks.
+    R: tl.constexpr, STOPS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0)
     settings += (first + n) * SETTING_COLUMNS
@@ -164,42 +163,36 @@ def draft_kernel(
         tau=float("-inf"), tie=FAR,
     )  # fmt: skip
 
-    # Masses of the groups, the stop class among them.
-    SPAN: tl.constexpr = GROUP * R * 8
-    groups_G = tl.arange(0, GROUPS)
-    peak_G, mass_G, top, raw_lse, tempered_lse, lowest = draft_sweep(
-        row, width, scale, inv_temperature, R, GROUP, GROUPS
+    # Masses of the blocks, the stop class among them.
+    blocks_B = tl.arange(0, BLOCKS)
+    peak_B, mass_B, top, raw_lse, tempered_lse, lowest = draft_sweep(
+        row, width, scale, inv_temperature, R, BLOCK, BLOCKS
     )
     peak = tl.maximum(top, stop32)
-    mass_G *= tl.exp2((top - peak) * scale)
-    stop_group = tl.where(stop_at >= 0, stop_at // SPAN, -1)
-    mass_G += tl.where(groups_G == stop_group, tl.exp2((stop32 - peak) * scale), 0.0)
-    mass = tl.sum(mass_G)
+    mass_B *= tl.exp2((top - peak) * scale)
+    stop_block = tl.where(stop_at >= 0, stop_at // BLOCK, -1)
+    mass_B += tl.where(blocks_B == stop_block, tl.exp2((stop32 - peak) * scale), 0.0)
+    mass = tl.sum(mass_B)
 
-    # The group of the draft, then its column there.
+    # The block of the draft, then its column there.
     if greedy:
-        group = tl.min(tl.where(peak_G == peak, groups_G, GROUPS - 1))
-        group = tl.where((stop_group >= 0) & (stop32 == peak), tl.minimum(group, stop_group), group)
-        goal = mass * 0.0
+        block = tl.min(tl.where(peak_B == peak, blocks_B, BLOCKS - 1))
+        block = tl.where((stop_block >= 0) & (stop32 == peak), tl.minimum(block, stop_block), block)
     else:
-        group, goal = group_at(mass_G, uniform, GROUPS)
+        arrival_B = arrivals(mass_B, blocks_B.to(tl.int64) + FIRST_BLOCK, uniform)
+        block = tl.min(tl.where(arrival_B == tl.min(arrival_B), blocks_B, BLOCKS - 1))
     column = tl.full((), FAR, tl.int32)
-    final = tl.zeros(
-        (), tl.int32
-    )  # the last column with mass, should rounding leave the goal beyond all
-    for start in range(group * SPAN, tl.minimum((group + 1) * SPAN, length), R * 8):
+    least = tl.full((), float("inf"), tl.float64)  # arrival of that column
+    for start in range(block * BLOCK, tl.minimum((block + 1) * BLOCK, length), R * 8):
         b, cols = side_tile(row, start, R, BASE, True)
         if greedy:
             column = tl.minimum(column, tl.min(tl.where(b == peak, cols, FAR)))
-        elif column == FAR:
-            each = tl.exp2((b - peak) * scale).to(tl.float64)
-            lane = tl.sum(each, axis=1)
-            here = tl.sum(lane)
-            if here > 0:
-                column, last = column_at(each, lane, cols, goal)
-                final = tl.maximum(final, last)
-            goal -= here
-    column = tl.where(column == FAR, final, column)
+        else:
+            arrival = arrivals(tl.exp2((b - peak) * scale).to(tl.float64), cols, uniform)
+            here = tl.min(arrival)
+            if here < least:
+                column = tl.min(tl.where(arrival == here, cols, FAR))
+                least = here
     some = mass > 0
     column = tl.where(some & (tl.abs(raw_lse) < float("inf")) & (column < length), column, 0)
 

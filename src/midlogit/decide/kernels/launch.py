@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from midlogit.core.noise import IDS_PER_BLOCK
 from midlogit.decide.base import RowSettings
 from midlogit.decide.kernels.decided import KernelDecided, TopTables
 from midlogit.decide.kernels.draft import draft_kernel
@@ -35,7 +36,7 @@ LANES = 512  # lanes of a tile, eight ids each
 CAPACITY = 4096  # candidates of a nucleus that are copied out
 WARPS, REGISTERS = 16, 64  # of a program: two of them share a multiprocessor
 FEW_LANES, FEW_WARPS = 128, 4  # the same for those copies
-GROUP = 4  # tiles whose mass is kept for a draw
+GROUP = 4  # tiles whose mass is kept for a draw of (q − D)₊
 LONGEST = (32, MOST_LOGPROBS)  # lists of top_logprobs that the kernel is compiled for
 COARSE = {
     torch.float32: 0,
@@ -185,8 +186,8 @@ class KernelLauncher:
             tokens=tokens_N,
             R=LANES,
             STOPS=STOPS,
-            GROUP=GROUP,
-            GROUPS=_groups(self._vocabulary, LANES),
+            BLOCK=IDS_PER_BLOCK,
+            BLOCKS=_parts(self._vocabulary, IDS_PER_BLOCK),
             num_warps=WARPS,
             maxnreg=REGISTERS,
         )
@@ -234,12 +235,12 @@ class KernelLauncher:
 
         widths = {"base_width": base_NV.shape[1], "width": teacher_NV.shape[1]}
         self._run(teacher_scan_kernel, rows, **whole, **few, **widths, CAPACITY=CAPACITY)
-        groups = {"GROUP": GROUP, "GROUPS": _groups(self._vocabulary, LANES)}
+        groups = {"GROUP": GROUP, "GROUPS": _parts(self._vocabulary, GROUP * 8 * LANES)}
         fusion = _aligned(base_NV, teacher_NV)
         self._run(
             solve_kernel, rows, **whole, **outputs, **groups, FULL=True, enable_fp_fusion=fusion
         )
-        groups = {"GROUP": GROUP, "GROUPS": _groups(CAPACITY, FEW_LANES)}
+        groups = {"GROUP": GROUP, "GROUPS": _parts(CAPACITY, GROUP * 8 * FEW_LANES)}
         self._run(solve_kernel, few_rows, **copies, **outputs, **groups, FULL=False)
         top = self._list_top(rows, prepared.top_logprobs, **pair, **widths, **found)
         return KernelDecided(prepared.settings, tokens_N, results_NC, top)
@@ -317,6 +318,6 @@ def _alphabets(tables: AlphabetTables) -> dict[str, torch.Tensor | int]:
     }
 
 
-def _groups(columns: int, lanes: int) -> int:
-    """How many groups of tiles hold so many columns, as a power of two."""
-    return 1 << (-(-columns // (8 * lanes * GROUP)) - 1).bit_length()
+def _parts(columns: int, size: int) -> int:
+    """How many parts of a size hold so many columns, as a power of two."""
+    return 1 << (-(-columns // size) - 1).bit_length()

@@ -158,7 +158,7 @@ class TruncatedRows(Rows):
 
     def draft(self, base_NV: Array) -> DraftedColumns:
         """The server's draft where there is one, with the stop class summed as the outcomes are; else one of ours."""
-        ours = DraftedColumns.sample(base_NV, self.settings)
+        ours = DraftedColumns.sample(base_NV, self.settings, self.columns.ids_NU)
         drafts = [s.draft for s in self.settings]
         if not any(drafts):
             return ours

@@ -7,10 +7,11 @@ nothing else depends on how it works.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, compress
 
 from midlogit.core.mixture import FLOAT32, rounding
+from midlogit.core.noise import FIRST_BLOCK, IDS_PER_BLOCK, exponential
 from midlogit.core.rules import AlphaRule
 from midlogit.core.solver import MAX_STEPS, NARROWEST, NEWTON_STEPS
 from midlogit.decide.base import RowSettings
@@ -231,7 +232,7 @@ def _draft(p: list[float], ids: list[int], settings: RowSettings) -> tuple[int, 
         probs = [math.exp(x - peak) for x in p] if peak > NO_MASS else [0.0] * len(p)
         total = sum(probs) or 1.0
         probs = [x / total for x in probs]
-        return _inverse_cdf(probs, settings.uniforms.draft), probs
+        return _gumbel_max(probs, ids, settings.uniforms.draft), probs
 
     outcome_of = settings.outcomes.outcome_of
     place = {i: k for k, i in enumerate(ids)}
@@ -240,6 +241,28 @@ def _draft(p: list[float], ids: list[int], settings: RowSettings) -> tuple[int, 
         if outcome_of(i) in place:
             probs[place[outcome_of(i)]] += mass
     return place.get(outcome_of(settings.draft.token_id), -1), probs
+
+
+def _gumbel_max(masses: list[float], ids: list[int], uniform: float) -> int:
+    """The place that `core.draw.gumbel_max_listed` draws."""
+    blocks: dict[int, float] = {}
+    of_place = [FIRST_BLOCK + i // IDS_PER_BLOCK for i in ids]
+    for block, mass in zip(of_place, masses, strict=True):
+        blocks[block] = blocks.get(block, 0.0) + mass
+    drawn = _largest(blocks.values(), blocks, blocks, uniform)
+    inside = [place for place, block in enumerate(of_place) if block == drawn]
+    return _largest([masses[k] for k in inside], [ids[k] for k in inside], inside, uniform)
+
+
+def _largest(
+    masses: Iterable[float], numbers: Iterable[int], outcomes: Iterable[int], uniform: float
+) -> int:
+    """The outcome whose log mass plus Gumbel noise is the largest."""
+    arrivals = {
+        outcome: exponential(uniform, number) / mass if mass else math.inf
+        for outcome, number, mass in zip(outcomes, numbers, masses, strict=True)
+    }
+    return min(arrivals, key=arrivals.__getitem__)
 
 
 def _inverse_cdf(masses: list[float], uniform: float) -> int:

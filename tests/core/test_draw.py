@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
-from midlogit.core import draw as draws
 from midlogit.core import reference
-from midlogit.core.draw import gumbel_max, gumbel_max_listed, inverse_cdf
+from midlogit.core.draw import draw_columns
+from midlogit.core.noise import IDS_PER_BLOCK
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rules import AlphaRule, FixedAlpha, KLBudget
 from midlogit.core.uniforms import BLOCK, TokenUniforms, Uniforms, identity
@@ -167,7 +167,8 @@ def test_disjoint_supports_fall_back_to_the_teacher() -> None:
     base[0, :2], teacher[0, 2:] = 0.0, [0.0, 1.0]
     settings = [row_settings(uniforms=TokenUniforms(0.999, 0.9, 0.999))]
     (d,) = decide(base, teacher, settings)
-    assert (d.token_id, d.alpha, d.fallback, d.kl_base) == (3, 1.0, True, np.inf)
+    assert d.token_id in (2, 3)
+    assert (d.alpha, d.fallback, d.kl_base) == (1.0, True, np.inf)
     assert d.kl_teacher == pytest.approx(0)
 
 
@@ -188,13 +189,6 @@ def test_top_logprobs_are_q_and_each_model_alone() -> None:
         )
 
 
-def test_inverse_cdf_reaches_every_outcome_and_only_those() -> None:
-    mass = np.array([[0.25, 0.0, 0.5, 0.25]])
-    uniforms = np.array([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53])
-    drawn = inverse_cdf(np.tile(mass, (6, 1)), uniforms)
-    assert drawn.tolist() == [0, 0, 2, 2, 3, 3]
-
-
 def wide_masses() -> np.ndarray:
     """Masses of ids in three blocks, few of which have most of it, and many none."""
     rng = np.random.default_rng(2)
@@ -208,11 +202,11 @@ def uniforms_of(draws: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("to_array", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
-def test_gumbel_noise_draws_in_proportion_to_mass(to_array) -> None:
+def test_draws_are_in_proportion_to_mass(to_array) -> None:
     mass, uniforms = wide_masses(), uniforms_of(4000)
     drawn = np.concatenate(
         [
-            np.asarray(gumbel_max(to_array(np.tile(mass, (100, 1))), to_array(some)))
+            np.asarray(draw_columns(to_array(np.tile(mass, (100, 1))), to_array(some)))
             for some in uniforms.reshape(40, 100)
         ]
     )
@@ -225,31 +219,29 @@ def test_lists_draw_what_whole_rows_draw() -> None:
     mass, uniforms = wide_masses(), uniforms_of(200)
     ids = np.append(np.flatnonzero(mass), -1)
     listed = np.tile(np.append(mass[ids[:-1]], 0.0), (200, 1))
-    columns = gumbel_max_listed(listed, np.tile(ids, (200, 1)), uniforms)
-    assert ids[columns].tolist() == gumbel_max(np.tile(mass, (200, 1)), uniforms).tolist()
+    columns = draw_columns(listed, uniforms, np.tile(ids, (200, 1)))
+    assert ids[columns].tolist() == draw_columns(np.tile(mass, (200, 1)), uniforms).tolist()
 
 
-def test_gumbel_noise_draws_the_same_where_rows_hardly_differ() -> None:
-    """A little mass at a low id moves the choice among ids above it by inverse CDF, and seldom by Gumbel noise."""
+def test_draws_are_the_same_where_rows_hardly_differ() -> None:
+    """By inverse CDF a little mass at a low id would move the choice among all ids above it."""
     uniforms = uniforms_of(4000)
     mass = np.full(64, 1 / 64)
     moved = mass.copy()
     moved[[0, -1]] += 0.01, -0.01
-    rows = [np.tile(x, (len(uniforms), 1)) for x in (mass, moved)]
-    same = {
-        draw: np.mean(draw(rows[0], uniforms) == draw(rows[1], uniforms))
-        for draw in (gumbel_max, inverse_cdf)
-    }
-    assert same[gumbel_max] > 0.97 and same[gumbel_max] > same[inverse_cdf]
+    one, other = (draw_columns(np.tile(x, (len(uniforms), 1)), uniforms) for x in (mass, moved))
+    assert np.mean(one == other) > 0.97
+    one, other = (np.searchsorted(x.cumsum(), uniforms) for x in (mass, moved))
+    assert np.mean(one == other) < 0.5
 
 
-def test_gumbel_noise_reaches_only_what_has_mass() -> None:
-    mass = np.zeros((500, 3 * draws.IDS_PER_BLOCK))
-    mass[:, [7, 2 * draws.IDS_PER_BLOCK + 1]] = 1.0, 1e-200
-    assert set(gumbel_max(mass, uniforms_of(500)).tolist()) == {7}
+def test_only_what_has_mass_is_drawn() -> None:
+    mass = np.zeros((500, 3 * IDS_PER_BLOCK))
+    mass[:, [7, 2 * IDS_PER_BLOCK + 1]] = 1.0, 1e-200
+    assert set(draw_columns(mass, uniforms_of(500)).tolist()) == {7}
     mass[:, 7] = 0.0
-    assert set(gumbel_max(mass, uniforms_of(500)).tolist()) == {2 * draws.IDS_PER_BLOCK + 1}
-    assert set(gumbel_max(np.zeros((3, 5)), uniforms_of(3)).tolist()) == {0}
+    assert set(draw_columns(mass, uniforms_of(500)).tolist()) == {2 * IDS_PER_BLOCK + 1}
+    assert set(draw_columns(np.zeros((3, 5)), uniforms_of(3)).tolist()) == {0}
 
 
 def test_uniforms_depend_on_their_key_alone() -> None:

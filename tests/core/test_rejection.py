@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from midlogit.core import reference
-from midlogit.core.draw import gumbel_max, inverse_cdf
+from midlogit.core.draw import draw_columns
 from midlogit.core.outcomes import Outcomes
 from midlogit.core.rejection import accepted, num_accepted, residual
 from midlogit.core.rules import AlphaRule, EqualKL, FixedAlpha, KLBudget
@@ -282,11 +282,11 @@ def test_a_token_without_mass_under_the_target_is_never_the_outcome(
     target_NV[:, ::2] = 0  # as masks and the support do
     if target_NV.sum() == 0:
         return
-    (drafted,) = gumbel_max(draft_NV, np.array([first]))
+    (drafted,) = draw_columns(draft_NV, np.array([first]))
     if accepted(target_NV[:, drafted], draft_NV[:, drafted], np.array([second]))[0]:
         assert target_NV[0, drafted] > 0
     else:
-        assert target_NV[0, inverse_cdf(residual(target_NV, draft_NV), np.array([third]))[0]] > 0
+        assert target_NV[0, draw_columns(residual(target_NV, draft_NV), np.array([third]))[0]] > 0
 
 
 @given(row_pairs(60), uniform)

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
 )  # NumPy's, where the kernel computes with infinities
 
 # Small tiles and blocks, so that small rows have several, and a nucleus that may or may not fit the copy.
-kernels.LANES, kernels.FEW_LANES, kernels.CAPACITY, kernels.GROUP = 16, 16, 128, 2
+kernels.LANES, kernels.FEW_LANES, kernels.CAPACITY = 16, 16, 128
 kernels.IDS_PER_BLOCK = draw.IDS_PER_BLOCK = 256
 torch.set_num_threads(1)
 PLAIN = kernel_settings(uniforms=TokenUniforms(0.3, 0.6, 0.7))

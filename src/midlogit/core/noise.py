@@ -1,6 +1,6 @@
 """Exponential noise of numbered outcomes at one position, hashed from a uniform of it; knows no masses.
 
-SplitMix64 (Steele, Lea and Flood 2014; docs/theory.md (17b)): its n-th output is a function of n and of where it
+SplitMix64 (Steele, Lea and Flood 2014; docs/theory.md (17)): its n-th output is a function of n and of where it
 started, so the noise of one outcome is found without that of the others.
 """
 

@@ -17,7 +17,7 @@ from midlogit.core.arrays import (
     take_columns,
     to_column,
 )
-from midlogit.core.draw import gumbel_max, masses, most_likely
+from midlogit.core.draw import draw_columns, masses, most_likely
 from midlogit.core.mixture import FLOAT32
 from midlogit.core.nucleus import Nucleus, nucleus
 from midlogit.core.outcomes import Outcomes
@@ -74,7 +74,7 @@ def draft(base_NV: Array, settings: Sequence[RowSettings], vocabulary: int) -> l
 
         uniform_N = to_column([s.uniforms.draft for s in alike], base_NV)
         greedy_N = to_column([s.temperature == 0 for s in alike], base_NV)
-        drawn_N = xp.where(greedy_N, most_likely(p_NV), gumbel_max(masses(p_NV), uniform_N))
+        drawn_N = xp.where(greedy_N, most_likely(p_NV), draw_columns(masses(p_NV), uniform_N))
         drafted.update(zip(group, drawn_N.tolist(), strict=True))
     return [drafted[row] for row in range(len(settings))]
 
@@ -133,11 +133,15 @@ class WholeRows(Rows):
         )
         return base_NV, teacher_NV
 
+    @property
+    def column_ids(self) -> None:
+        return None
+
     def nucleus(self, teacher_NV: Array, top_p_N: Array) -> Nucleus:
         return nucleus(teacher_NV, top_p_N)
 
     def draft(self, base_NV: Array) -> DraftedColumns:
-        return DraftedColumns.sample(base_NV, self.settings)
+        return DraftedColumns.sample(base_NV, self.settings, self.column_ids)
 
     def columns_of(self, ids_N: Array) -> Array:
         return ids_N

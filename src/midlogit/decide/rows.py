@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from midlogit.core.arrays import Array, array_namespace, device, float64, row_sum, take_columns
-from midlogit.core.draw import gumbel_max, gumbel_max_listed, masses
+from midlogit.core.draw import draw_columns, masses
 from midlogit.core.mixture import LogPair
 from midlogit.core.nucleus import Nucleus
 from midlogit.core.outcomes import Outcomes
@@ -39,6 +39,11 @@ class Rows(ABC):
     @abstractmethod
     def log_weights(self) -> tuple[Array, Array]:
         """Log weights of base and teacher [N, V]: tempered, masked, stop class merged; −inf for what is not drawn."""
+
+    @property
+    @abstractmethod
+    def column_ids(self) -> Array | None:
+        """The id of each column [N, V], negative for none; None where the columns are all ids in order."""
 
     @abstractmethod
     def nucleus(self, teacher_NV: Array, top_p_N: Array) -> Nucleus:
@@ -104,12 +109,12 @@ class DraftedColumns(NamedTuple):
 
     @classmethod
     def sample(
-        cls, base_NV: Array, settings: Sequence[RowSettings], ids_NV: Array | None = None
+        cls, base_NV: Array, settings: Sequence[RowSettings], ids_NV: Array | None
     ) -> DraftedColumns:
         """Drafts from the base's log weights.
 
         Args:
-            ids_NV: the ids of the columns, where these are not all ids in order.
+            ids_NV: as `Rows.column_ids`.
         """
         xp = array_namespace(base_NV)
         uniform_N = xp.asarray(
@@ -118,11 +123,7 @@ class DraftedColumns(NamedTuple):
         mass_NV = masses(base_NV)
         total_N = row_sum(xp, mass_NV)
         total_N = xp.where(total_N > 0, total_N, xp.ones_like(total_N))
-        columns_N = (
-            gumbel_max(mass_NV, uniform_N)
-            if ids_NV is None
-            else gumbel_max_listed(mass_NV, ids_NV, uniform_N)
-        )
+        columns_N = draw_columns(mass_NV, uniform_N, ids_NV)
         prob_N = float64(xp, take_columns(mass_NV, columns_N[:, None])[:, 0]) / total_N
         return cls(columns_N, prob_N, mass_NV, total_N)
 

@@ -18,7 +18,7 @@ from midlogit.core.arrays import (
     take_columns,
     to_column,
 )
-from midlogit.core.draw import inverse_cdf, most_likely, stop_place
+from midlogit.core.draw import draw_columns, gumbel_max, masses, most_likely
 from midlogit.core.mixture import LogPair, log_mixture, normalise_with_mass, rounding
 from midlogit.core.nucleus import Nucleus
 from midlogit.core.rejection import accepted, residual
@@ -94,6 +94,7 @@ def _stop_ids(rows: Rows) -> Array:
     """The id that a drawn stop class emits in each row."""
     if not rows.outcomes.draws_stop_id:
         return rows.emitted_stop()
+    xp = array_namespace(rows.broken_N)
     ending_N, greedy_N, stop_ids_K = (
         to_column(x, rows.broken_N)
         for x in (
@@ -102,7 +103,9 @@ def _stop_ids(rows: Rows) -> Array:
             rows.outcomes.stop_ids,
         )
     )
-    return stop_ids_K[stop_place(rows.stop_weights(), ending_N, greedy_N)]
+    log_weights_NK = rows.stop_weights()
+    drawn_N = gumbel_max(masses(log_weights_NK), ending_N, stop_ids_K[None, :])
+    return stop_ids_K[xp.where(greedy_N, most_likely(log_weights_NK), drawn_N)]
 
 
 def _restrict(
@@ -170,13 +173,16 @@ def _draw(rows: Rows, log_q_NV: Array, support: Nucleus | None, base_NV: Array) 
         log_q_KV, mass_KV = (
             xp.take(x_NV, rejected_K, axis=0) for x_NV in (log_q_NV, draft.mass_NV)
         )
+        ids_NV = rows.column_ids
         if support is not None:
+            ids_NV = rows.ids_of(support.columns_NK)
             mass_KV = take_columns(mass_KV, xp.take(support.columns_NK, rejected_K, axis=0))
+        ids_KV = None if ids_NV is None else xp.take(ids_NV, rejected_K, axis=0)
         draft_KV = float64(xp, mass_KV) / xp.take(draft.total_N, rejected_K)[:, None]
         rest_KV = residual(xp.exp(log_q_KV), draft_KV)
 
         places_N = xp.zeros_like(columns_N)
-        places_N[rejected_K] = inverse_cdf(rest_KV, xp.take(redraw_uniform_N, rejected_K))
+        places_N[rejected_K] = draw_columns(rest_KV, xp.take(redraw_uniform_N, rejected_K), ids_KV)
         columns_N = xp.where(accepted_N, columns_N, _columns_of(support, places_N))
 
     if any(greedy):

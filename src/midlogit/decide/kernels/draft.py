@@ -24,6 +24,7 @@ from midlogit.decide.kernels.tiles import (
     LOWEST,
     RowPair,
     columns,
+    first_place,
     hidden_ids,
     log_add,
     log_total,
@@ -151,9 +152,8 @@ def draft_kernel(
     stop_at = tl.load(stops + alphabet * STOPS)
     stop_raw, stop, x = stop_sums(base, stop_ids, width, inv_temperature)
     ending = tl.load(settings + SETTING_ENDING_UNIFORM)
-    stop_id = tl.load(
-        stops + alphabet * STOPS + stop_place(x, ending, greedy, inv_temperature, STOPS)
-    )
+    place = stop_place(x, stop_ids, ending, greedy, inv_temperature, STOPS)
+    stop_id = tl.load(stops + alphabet * STOPS + place)
     stop32 = stop.to(tl.float32)
     row = RowPair(
         base=base, teacher=base, length=length,
@@ -180,7 +180,7 @@ def draft_kernel(
         block = tl.where((stop_block >= 0) & (stop32 == peak), tl.minimum(block, stop_block), block)
     else:
         arrival_B = arrivals(mass_B, blocks_B.to(tl.int64) + FIRST_BLOCK, uniform)
-        block = tl.min(tl.where(arrival_B == tl.min(arrival_B), blocks_B, BLOCKS - 1))
+        block = first_place(arrival_B, blocks_B)
     column = tl.full((), FAR, tl.int32)
     least = tl.full((), float("inf"), tl.float64)  # arrival of that column
     for start in range(block * BLOCK, tl.minimum((block + 1) * BLOCK, length), R * 8):
@@ -191,7 +191,7 @@ def draft_kernel(
             arrival = arrivals(tl.exp2((b - peak) * scale).to(tl.float64), cols, uniform)
             here = tl.min(arrival)
             if here < least:
-                column = tl.min(tl.where(arrival == here, cols, FAR))
+                column = first_place(arrival, cols)
                 least = here
     some = mass > 0
     column = tl.where(some & (tl.abs(raw_lse) < float("inf")) & (column < length), column, 0)

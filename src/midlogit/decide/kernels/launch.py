@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton
 
 from midlogit.core.noise import IDS_PER_BLOCK
 from midlogit.decide.base import RowSettings
@@ -36,7 +37,6 @@ LANES = 512  # lanes of a tile, eight ids each
 CAPACITY = 4096  # candidates of a nucleus that are copied out
 WARPS, REGISTERS = 16, 64  # of a program: two of them share a multiprocessor
 FEW_LANES, FEW_WARPS = 128, 4  # the same for those copies
-GROUP = 4  # tiles whose mass is kept for a draw of (q − D)₊
 LONGEST = (32, MOST_LOGPROBS)  # lists of top_logprobs that the kernel is compiled for
 COARSE = {
     torch.float32: 0,
@@ -186,8 +186,7 @@ class KernelLauncher:
             tokens=tokens_N,
             R=LANES,
             STOPS=STOPS,
-            BLOCK=IDS_PER_BLOCK,
-            BLOCKS=_parts(self._vocabulary, IDS_PER_BLOCK),
+            **self._blocks,
             num_warps=WARPS,
             maxnreg=REGISTERS,
         )
@@ -235,13 +234,17 @@ class KernelLauncher:
 
         widths = {"base_width": base_NV.shape[1], "width": teacher_NV.shape[1]}
         self._run(teacher_scan_kernel, rows, **whole, **few, **widths, CAPACITY=CAPACITY)
-        groups = {"GROUP": GROUP, "GROUPS": _parts(self._vocabulary, GROUP * 8 * LANES)}
         fusion = _aligned(base_NV, teacher_NV)
         self._run(
-            solve_kernel, rows, **whole, **outputs, **groups, FULL=True, enable_fp_fusion=fusion
+            solve_kernel,
+            rows,
+            **whole,
+            **outputs,
+            **self._blocks,
+            FULL=True,
+            enable_fp_fusion=fusion,
         )
-        groups = {"GROUP": GROUP, "GROUPS": _parts(CAPACITY, GROUP * 8 * FEW_LANES)}
-        self._run(solve_kernel, few_rows, **copies, **outputs, **groups, FULL=False)
+        self._run(solve_kernel, few_rows, **copies, **outputs, **self._blocks, FULL=False)
         top = self._list_top(rows, prepared.top_logprobs, **pair, **widths, **found)
         return KernelDecided(prepared.settings, tokens_N, results_NC, top)
 
@@ -266,6 +269,12 @@ class KernelLauncher:
             enable_fp_fusion=False,  # both sweeps must give an id the same score
         )
         return tables
+
+    @property
+    def _blocks(self) -> dict[str, int]:
+        """Sizes of the blocks that are drawn from first, as the kernels take them."""
+        num_blocks = -(-self._vocabulary // IDS_PER_BLOCK)
+        return {"BLOCK": IDS_PER_BLOCK, "BLOCKS": triton.next_power_of_2(num_blocks)}
 
     def _few(self, rows: int) -> dict[str, torch.Tensor]:
         """Buffers for the candidates of the nucleus, copied out of both rows."""
@@ -316,8 +325,3 @@ def _alphabets(tables: AlphabetTables) -> dict[str, torch.Tensor | int]:
         "hidden_tiles_stride": tables.hidden_tiles_AT.stride(0),
         "stops": tables.stops_AS,
     }
-
-
-def _parts(columns: int, size: int) -> int:
-    """How many parts of a size hold so many columns, as a power of two."""
-    return 1 << (-(-columns // size) - 1).bit_length()

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 
 from midlogit.decide.kernels.moments import SERIES, anchors, curvature, log_ratio
-from midlogit.decide.kernels.tiles import FAR, LN2, column_at, columns, group_at, pair_tile, total
+from midlogit.decide.kernels.noise import FIRST_BLOCK, arrivals
+from midlogit.decide.kernels.tiles import FAR, LN2, columns, first_place, pair_tile, total
 
 
 class Mixture(NamedTuple):
@@ -44,8 +45,8 @@ class Report(NamedTuple):
     """Sums over a row pair.
 
     Attributes:
-        mass_G: per group of tiles Σ q, or the largest log2 q of a greedy row.
-        rest_G: per group Σ (q − D)₊.
+        mass_B: per group of tiles Σ q, or the largest log2 q of a greedy row.
+        rest_B: per group Σ (q − D)₊.
         z: Σ q.
         kl_base: Σ q (p/q − 1 − log(p/q)) in nats, or Σ q log(q/p), the same but for rounding.
         kl_teacher: the same for t.
@@ -55,8 +56,8 @@ class Report(NamedTuple):
         missing: mass of q where p is 0.
     """
 
-    mass_G: Any
-    rest_G: Any
+    mass_B: Any
+    rest_B: Any
     z: Any
     kl_base: Any
     kl_teacher: Any
@@ -115,8 +116,8 @@ def report_sweep(
     NUCLEUS: tl.constexpr,
     HOLES: tl.constexpr,
     CLOSE: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
     """The Report of a row pair.
 
@@ -126,8 +127,8 @@ def report_sweep(
         HOLES: whether the rows may hold −inf, or q is the teacher.
         CLOSE: whether the KLs may be small, and are summed from terms that are never negative.
     """
-    mass_G = tl.zeros((GROUPS,), tl.float32)
-    rest_G = mass_G
+    mass_B = tl.zeros((BLOCKS,), tl.float32)
+    rest_B = mass_B
     kl_b = tl.zeros((R,), tl.float32)
     kl_t = kl_b
     entropy = kl_b
@@ -137,11 +138,11 @@ def report_sweep(
     t_off = kl_b
     missing = kl_b
     z = tl.zeros((), tl.float64)
-    for group in range(0, row.length, GROUP * R * 8):
+    for block in range(0, row.length, BLOCK):
         q_lane = tl.zeros((R,), tl.float32)
         rest = q_lane
         best = tl.full((R,), float("-inf"), tl.float32)
-        for start in range(group, tl.minimum(group + GROUP * R * 8, row.length), R * 8):
+        for start in range(block, tl.minimum(block + BLOCK, row.length), R * 8):
             b, t, _ = pair_tile(row, start, R, FULL, NUCLEUS, HOLES)
             q_log, t_log, ratio, p_rel, drawn, common = weigh(b, t, mix, HOLES)
             q = tl.exp2(q_log)
@@ -183,12 +184,12 @@ def report_sweep(
         z += value.to(tl.float64)
         if greedy:
             value = tl.max(best)
-        mine = tl.arange(0, GROUPS) == group // (GROUP * R * 8)
-        mass_G = tl.where(mine, value, mass_G)
-        rest_G = tl.where(mine, tl.sum(rest), rest_G)
+        mine = tl.arange(0, BLOCKS) == block // BLOCK
+        mass_B = tl.where(mine, value, mass_B)
+        rest_B = tl.where(mine, tl.sum(rest), rest_B)
     return Report(
-        mass_G=mass_G,
-        rest_G=rest_G,
+        mass_B=mass_B,
+        rest_B=rest_B,
         z=z,
         kl_base=total(kl_b),
         kl_teacher=total(kl_t),
@@ -213,17 +214,17 @@ def make_report(
     R: tl.constexpr,
     FULL: tl.constexpr,
     NUCLEUS: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
     """The Report, by the cheapest sweep that is exact enough."""
     if general:
-        report = report_sweep(row, mix, share, greedy, R, FULL, NUCLEUS, True, True, GROUP, GROUPS)
+        report = report_sweep(row, mix, share, greedy, R, FULL, NUCLEUS, True, True, BLOCK, BLOCKS)
     elif close:
-        report = report_sweep(row, mix, share, greedy, R, FULL, NUCLEUS, False, True, GROUP, GROUPS)
+        report = report_sweep(row, mix, share, greedy, R, FULL, NUCLEUS, False, True, BLOCK, BLOCKS)
     else:
         report = report_sweep(
-            row, mix, share, greedy, R, FULL, NUCLEUS, False, False, GROUP, GROUPS
+            row, mix, share, greedy, R, FULL, NUCLEUS, False, False, BLOCK, BLOCKS
         )
     return report
 
@@ -267,59 +268,123 @@ def describe_given(row, given, stop_id, mix, R: tl.constexpr, NUCLEUS: tl.conste
 
 
 @triton.jit
-def draw(
+def rest_tile(
+    row, ids, start, mix, share, R: tl.constexpr, FULL: tl.constexpr, NUCLEUS: tl.constexpr
+):
+    """(q − D)₊ of a tile in float64, log2 q, the columns and the ids."""
+    b, t, cols = pair_tile(row, start, R, FULL, NUCLEUS, True)
+    q_log, _, _, p_rel, _, _ = weigh(b, t, mix, True)
+    rest = tl.maximum(tl.exp2(q_log) - share * tl.exp2(p_rel - mix.p_size), 0.0)
+    numbers = cols
+    if not FULL:
+        numbers = tl.load(ids + cols, mask=cols < row.length, other=0)
+    return rest.to(tl.float64), q_log, cols, numbers
+
+
+@triton.jit
+def draw_block(
     row,
+    ids,
     mix,
-    mass_G,
+    mass_B,
     share,
-    greedy,
     uniform,
     R: tl.constexpr,
     FULL: tl.constexpr,
     NUCLEUS: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
-    """A column and its log2 q: the most likely, or the inverse CDF of (q − D)₊ in column order.
+    """The block of ids to draw from; that of copied candidates is found by their ids.
+
+    Args:
+        mass_B: the mass of (q − D)₊ in each block of columns.
+    """
+    blocks_B = tl.arange(0, BLOCKS)
+    mass_B = mass_B.to(tl.float64)
+    if not FULL:
+        mass_B = tl.zeros((BLOCKS,), tl.float64)
+        for start in range(0, row.length, R * 8):
+            rest, _, _, numbers = rest_tile(row, ids, start, mix, share, R, FULL, NUCLEUS)
+            for block in range(BLOCKS):
+                mass = tl.sum(tl.where(numbers // BLOCK == block, rest, 0.0))
+                mass_B += tl.where(blocks_B == block, mass, 0.0)
+    return first_place(arrivals(mass_B, blocks_B.to(tl.int64) + FIRST_BLOCK, uniform), blocks_B)
+
+
+@triton.jit
+def redraw(
+    row,
+    ids,
+    mix,
+    mass_B,
+    share,
+    uniform,
+    R: tl.constexpr,
+    FULL: tl.constexpr,
+    NUCLEUS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """A column and its log2 q, by Gumbel noise from (q − D)₊.
 
     Args:
         mix: a Mixture.
-        mass_G: per group the largest log2 q if greedy, else the mass of (q − D)₊.
+        mass_B: the mass of (q − D)₊ in each block of columns.
         share: D is p times that; 0 draws from q.
     """
-    SPAN: tl.constexpr = GROUP * R * 8
-    groups_G = tl.arange(0, GROUPS)
-    if greedy:
-        used = groups_G * SPAN < row.length
-        best = tl.max(tl.where(used, mass_G, float("-inf")))
-        group = tl.min(tl.where(used & (mass_G == best), groups_G, GROUPS - 1))
-        goal = tl.zeros((), tl.float64)
-    else:
-        group, goal = group_at(mass_G.to(tl.float64), uniform, GROUPS)
+    block = draw_block(row, ids, mix, mass_B, share, uniform, R, FULL, NUCLEUS, BLOCK, BLOCKS)
+    start_at = block * BLOCK if FULL else 0
+    end_at = tl.minimum(start_at + BLOCK, row.length) if FULL else row.length
     column = tl.full((), FAR, tl.int32)
-    final = tl.zeros(
-        (), tl.int32
-    )  # the last column with mass, should rounding leave the goal beyond all
+    least = tl.full((), float("inf"), tl.float64)
     log_q = tl.full((), float("-inf"), tl.float32)
-    final_log_q = log_q
-    for start in range(group * SPAN, tl.minimum((group + 1) * SPAN, row.length), R * 8):
-        b, t, cols = pair_tile(row, start, R, FULL, NUCLEUS, True)
-        q_log, _, _, p_rel, _, _ = weigh(b, t, mix, True)
-        if greedy:
-            top = tl.max(q_log)
-            if top > log_q:
-                log_q = top
-                column = tl.min(tl.where(q_log == top, cols, FAR))
-        elif column == FAR:
-            rest = tl.maximum(tl.exp2(q_log) - share * tl.exp2(p_rel - mix.p_size), 0.0).to(
-                tl.float64
-            )
-            lane = tl.sum(rest, axis=1)
-            mass = tl.sum(lane)
-            if mass > 0:
-                column, final = column_at(rest, lane, cols, goal)
-                log_q = tl.sum(tl.where(cols == column, q_log, 0.0))
-                final_log_q = tl.sum(tl.where(cols == final, q_log, 0.0))
-            goal -= mass
+    likeliest = tl.zeros((), tl.int32)  # taken should rounding leave nothing of (q − D)₊ here
+    most = log_q
+    for start in range(start_at, end_at, R * 8):
+        rest, q_log, cols, numbers = rest_tile(row, ids, start, mix, share, R, FULL, NUCLEUS)
+        arrival = arrivals(tl.where(numbers // BLOCK == block, rest, 0.0), numbers, uniform)
+        here = tl.min(arrival)
+        if here < least:
+            least = here
+            column = first_place(arrival, cols)
+            log_q = tl.sum(tl.where(cols == column, q_log, 0.0))
+        top = tl.max(q_log)
+        if top > most:
+            most = top
+            likeliest = tl.min(tl.where(q_log == top, cols, FAR))
     missed = column == FAR
-    return tl.where(missed, final, column), tl.where(missed, final_log_q, log_q)
+    return tl.where(missed, likeliest, column), tl.where(missed, most, log_q)
+
+
+@triton.jit
+def take_likeliest(
+    row,
+    mix,
+    most_B,
+    R: tl.constexpr,
+    FULL: tl.constexpr,
+    NUCLEUS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """The most likely column, the lowest of several, and its log2 q.
+
+    Args:
+        mix: a Mixture.
+        most_B: the largest log2 q in each block of columns.
+    """
+    blocks_B = tl.arange(0, BLOCKS)
+    used = blocks_B * BLOCK < row.length
+    best = tl.max(tl.where(used, most_B, float("-inf")))
+    block = tl.min(tl.where(used & (most_B == best), blocks_B, BLOCKS - 1))
+    column = tl.full((), FAR, tl.int32)
+    log_q = tl.full((), float("-inf"), tl.float32)
+    for start in range(block * BLOCK, tl.minimum((block + 1) * BLOCK, row.length), R * 8):
+        b, t, cols = pair_tile(row, start, R, FULL, NUCLEUS, True)
+        q_log, _, _, _, _, _ = weigh(b, t, mix, True)
+        top = tl.max(q_log)
+        if top > log_q:
+            log_q = top
+            column = tl.min(tl.where(q_log == top, cols, FAR))
+    return column, log_q

@@ -33,7 +33,7 @@ from midlogit.decide.kernels.moments import landmarks
 from midlogit.decide.kernels.nucleus import find_nucleus, last_tie
 
 from midlogit.decide.kernels.report import (  # isort: skip
-    describe_given, draw, find_draft, make_report, mixture_of, weigh,
+    describe_given, find_draft, make_report, mixture_of, redraw, take_likeliest, weigh,
 )  # fmt: skip
 from midlogit.decide.kernels.tiles import FAR, LN2, LOWEST, RowPair
 from midlogit.decide.kernels.top import store_mixture
@@ -135,8 +135,8 @@ def sample(
     R: tl.constexpr,
     FULL: tl.constexpr,
     NUCLEUS: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
     """The token's column and its log2 q: the draft if it is accepted, else a draw from (q − D)₊."""
     column, b, t = find_draft(row, ids, draft, R, FULL, NUCLEUS)
@@ -144,15 +144,16 @@ def sample(
     draft_mass = share * tl.exp2(p_rel - mix.p_size)
     accept_uniform = tl.load(settings + SETTING_ACCEPT_UNIFORM)
     accepted = drafted & (accept_uniform * draft_mass * report.z < tl.exp2(q_log))
-    if greedy | ~accepted:
-        some = (
-            tl.sum(report.rest_G) > 0
-        )  # else rounding left nothing of it, and q itself is drawn from
-        mass_G = tl.where(greedy | ~some, report.mass_G, report.rest_G)
+    if greedy:
+        column, q_log = take_likeliest(row, mix, report.mass_B, R, FULL, NUCLEUS, BLOCK, BLOCKS)
+    elif ~accepted:
+        # Should rounding have left nothing of (q − D)₊, q itself is drawn from.
+        some = tl.sum(report.rest_B) > 0
+        mass_B = tl.where(some, report.rest_B, report.mass_B)
         share = tl.where(some, share, 0.0)
-        redraw_uniform = tl.load(settings + SETTING_REDRAW_UNIFORM)
-        column, q_log = draw(
-            row, mix, mass_G, share, greedy, redraw_uniform, R, FULL, NUCLEUS, GROUP, GROUPS
+        uniform = tl.load(settings + SETTING_REDRAW_UNIFORM)
+        column, q_log = redraw(
+            row, ids, mix, mass_B, share, uniform, R, FULL, NUCLEUS, BLOCK, BLOCKS
         )
     return column, q_log
 
@@ -276,9 +277,9 @@ def solve_kernel(
     drafts, scans,
     # Results: the tables, and the ids for the models to read next.
     results, mixtures, tokens,
-    # Sizes: lanes of a tile, ids of a stop class, low bits that a row's type lacks, tiles of a group, groups.
-    R: tl.constexpr, STOPS: tl.constexpr, SHIFT: tl.constexpr, GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
+    # Sizes: lanes of a tile, ids of a stop class, low bits that a row's type lacks, ids of a block, blocks.
+    R: tl.constexpr, STOPS: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
     # Whether rows may have a support constraint; whether these are whole rows.
     NUCLEUS: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
@@ -369,11 +370,11 @@ def solve_kernel(
     close = (
         tl.minimum(alpha * gradient, (alpha - 1) * gradient) - F < SMALL_KL
     )  # the smaller KL: (6)
-    report = make_report(row, mix, share, greedy, general, close, R, FULL, NUCLEUS, GROUP, GROUPS)
+    report = make_report(row, mix, share, greedy, general, close, R, FULL, NUCLEUS, BLOCK, BLOCKS)
     store_mixture(mixtures, mix, row, report.z, ids, FULL)
     column, q_log = sample(
         row, ids, mix, report, share, greedy, draft, d_peak > float("-inf"), settings,
-        R, FULL, NUCLEUS, GROUP, GROUPS,
+        R, FULL, NUCLEUS, BLOCK, BLOCKS,
     )  # fmt: skip
 
     inside = column >= 0  # a drawn one is

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from midlogit.decide.kernels.noise import arrivals
+
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
 NOTHING = tl.constexpr(-1.0e30)  # below every exponent, and finite
@@ -162,37 +164,20 @@ def stop_sums(logits, ids, width, inv_temperature):
 
 
 @triton.jit
-def stop_place(x, uniform, greedy, inv_temperature, STOPS: tl.constexpr):
+def stop_place(x, ids, uniform, greedy, inv_temperature, STOPS: tl.constexpr):
     """The member of a stop class that its own tempered masses draw (docs/theory.md (20b)); 0 where none has any.
 
     Args:
-        x: the members' logits, float64.
+        x, ids: the members' logits, float64, and their ids.
     """
-    places = tl.arange(0, STOPS)
     peak = tl.max(x)
     mass = tl.exp((x - tl.where(peak > float("-inf"), peak, 0.0)) * inv_temperature)
-    passed = tl.cumsum(mass, axis=0) > uniform * tl.sum(mass)
-    drawn = tl.where(greedy, (x == peak) & (mass > 0), passed & (mass > 0))
-    last = tl.max(tl.where(mass > 0, places, 0))
-    return tl.minimum(tl.min(tl.where(drawn, places, STOPS - 1)), last)
+    likeliest = tl.where((x == peak) & (mass > 0), 0.0, float("inf"))
+    arrival = tl.where(greedy, likeliest, arrivals(mass, ids, uniform))
+    return first_place(arrival, tl.arange(0, STOPS))
 
 
 @triton.jit
-def group_at(mass_G, uniform, GROUPS: tl.constexpr):
-    """The group of columns that has the inverse CDF at `uniform`, and the mass to pass within it."""
-    groups_G = tl.arange(0, GROUPS)
-    goal = uniform * tl.sum(mass_G)
-    last = tl.max(tl.where(mass_G > 0, groups_G, 0))
-    group = tl.minimum(
-        tl.min(tl.where(tl.cumsum(mass_G, axis=0) > goal, groups_G, GROUPS - 1)), last
-    )
-    return group, goal - tl.sum(tl.where(groups_G < group, mass_G, 0.0))
-
-
-@triton.jit
-def column_at(mass, lane, cols, goal):
-    """The first column of a tile at which the mass passes the goal, FAR if none; and the last that has any."""
-    until = (tl.cumsum(lane, axis=0) - lane)[:, None] + tl.cumsum(mass, axis=1)
-    return tl.min(tl.where((until > goal) & (mass > 0), cols, FAR)), tl.max(
-        tl.where(mass > 0, cols, 0)
-    )
+def first_place(arrival, places):
+    """The place of the first arrival, the lowest of several."""
+    return tl.min(tl.where(arrival == tl.min(arrival), places, FAR))

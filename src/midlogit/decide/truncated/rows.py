@@ -156,9 +156,13 @@ class TruncatedRows(Rows):
         )
         return nucleus(teacher_NV, top_p_N, total_N)
 
+    @property
+    def column_ids(self) -> Array:
+        return self.columns.ids_NU
+
     def draft(self, base_NV: Array) -> DraftedColumns:
         """The server's draft where there is one, with the stop class summed as the outcomes are; else one of ours."""
-        ours = DraftedColumns.sample(base_NV, self.settings, self.columns.ids_NU)
+        ours = DraftedColumns.sample(base_NV, self.settings, self.column_ids)
         drafts = [s.draft for s in self.settings]
         if not any(drafts):
             return ours

@@ -63,9 +63,8 @@ def _base_stop(base: dict[int, float], settings: RowSettings) -> int:
     peak = max(log_weights)
     if settings.temperature == 0 or peak == NO_MASS:
         return stop_ids[log_weights.index(peak)]
-    return stop_ids[
-        _inverse_cdf([math.exp(x - peak) for x in log_weights], settings.uniforms.ending)
-    ]
+    masses = [math.exp(x - peak) for x in log_weights]
+    return _gumbel_max(masses, stop_ids, stop_ids, settings.uniforms.ending)
 
 
 def _filled(row: TopLogprobs, ids: list[int], settings: RowSettings) -> list[float]:
@@ -222,7 +221,7 @@ def _draw(
     if draft >= 0 and probs[draft] > 0 and settings.uniforms.accept * probs[draft] < target[draft]:
         return draft
     rest = [max(r - d, 0.0) for r, d in zip(target, probs, strict=True)]
-    return _inverse_cdf(rest if sum(rest) > 0 else target, settings.uniforms.redraw)
+    return _draw_place(rest if sum(rest) > 0 else target, ids, settings.uniforms.redraw)
 
 
 def _draft(p: list[float], ids: list[int], settings: RowSettings) -> tuple[int, list[float]]:
@@ -232,7 +231,7 @@ def _draft(p: list[float], ids: list[int], settings: RowSettings) -> tuple[int, 
         probs = [math.exp(x - peak) for x in p] if peak > NO_MASS else [0.0] * len(p)
         total = sum(probs) or 1.0
         probs = [x / total for x in probs]
-        return _gumbel_max(probs, ids, settings.uniforms.draft), probs
+        return _draw_place(probs, ids, settings.uniforms.draft), probs
 
     outcome_of = settings.outcomes.outcome_of
     place = {i: k for k, i in enumerate(ids)}
@@ -243,37 +242,30 @@ def _draft(p: list[float], ids: list[int], settings: RowSettings) -> tuple[int, 
     return place.get(outcome_of(settings.draft.token_id), -1), probs
 
 
-def _gumbel_max(masses: list[float], ids: list[int], uniform: float) -> int:
-    """The place that `core.draw.gumbel_max_listed` draws."""
+def _draw_place(masses: list[float], ids: list[int], uniform: float) -> int:
+    """The place that `core.draw.draw_columns` draws."""
     blocks: dict[int, float] = {}
     of_place = [FIRST_BLOCK + i // IDS_PER_BLOCK for i in ids]
     for block, mass in zip(of_place, masses, strict=True):
         blocks[block] = blocks.get(block, 0.0) + mass
-    drawn = _largest(blocks.values(), blocks, blocks, uniform)
+    drawn = _gumbel_max(blocks.values(), blocks, blocks, uniform)
     inside = [place for place, block in enumerate(of_place) if block == drawn]
-    return _largest([masses[k] for k in inside], [ids[k] for k in inside], inside, uniform)
+    return _gumbel_max([masses[k] for k in inside], [ids[k] for k in inside], inside, uniform)
 
 
-def _largest(
+def _gumbel_max(
     masses: Iterable[float], numbers: Iterable[int], outcomes: Iterable[int], uniform: float
 ) -> int:
-    """The outcome whose log mass plus Gumbel noise is the largest."""
+    """The outcome whose log mass plus Gumbel noise is the largest.
+
+    Args:
+        numbers: of the outcomes, as `core.noise` counts them.
+    """
     arrivals = {
         outcome: exponential(uniform, number) / mass if mass else math.inf
         for outcome, number, mass in zip(outcomes, numbers, masses, strict=True)
     }
     return min(arrivals, key=arrivals.__getitem__)
-
-
-def _inverse_cdf(masses: list[float], uniform: float) -> int:
-    cumulative = list(accumulate(masses))
-    wanted = uniform * cumulative[-1]
-    drawn = sum(x <= wanted for x in cumulative)
-    while drawn and (
-        drawn == len(masses) or not masses[drawn]
-    ):  # rounding at the very end; nothing has mass
-        drawn -= 1
-    return drawn
 
 
 def _normalised(log_weights: list[float]) -> list[float]:

@@ -389,13 +389,13 @@ def test_a_text_that_fills_the_context_is_scored(pair: Pair) -> None:
 
 
 def test_a_huge_prompt_is_refused_at_once(pair: Pair) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for prompt, chat in (("the quick fox " * 500_000, False), ("the quick fox " * 500_000, True)):
         with pytest.raises(
             PromptTooLong, match=r"base prompt 0 has 70\d+ characters, so at least \d+ tokens"
         ):
             pair.generate([prompt], chat=chat)
-    assert time.perf_counter() - start < 2  # tokenized, each took 6 s a side
+    assert time.process_time() - start < 2  # tokenized, each took 6 s a side
 
 
 def byte_level(**changes: Any) -> tokenizers.Tokenizer:

@@ -161,13 +161,13 @@ def test_calls_for_a_token_fall_to_a_third(proxies: tuple[Proxy, Proxy], preset:
             before, drawn = sum(proxy.calls for proxy in proxies), 0
             for temperature in (0.0, 1.0):
                 params = SamplingParams.preset(
-                    preset, max_tokens=48, seed=3, ignore_eos=True, temperature=temperature
+                    preset, max_tokens=48, seed=5, ignore_eos=True, temperature=temperature
                 )
                 for prompt in PROMPTS[4:5]:
                     drawn += len(pair.generate([prompt], params)[0].token_ids)
             calls[drafts] = (sum(proxy.calls for proxy in proxies) - before) / drawn
     print(f"{preset}: calls a token {calls[0]:.2f} in lock-step, {calls[4]:.2f} with four drafts")
-    assert calls[4] <= 0.38 * calls[0]  # by seed 0.28 to 0.37
+    assert calls[4] <= 0.35 * calls[0]
 
 
 def test_stop_strings_limits_and_streams(four: Pair, lockstep: Pair) -> None:

@@ -16,7 +16,7 @@ WORD = (1 << 64) - 1
 STEP = 0x9E3779B97F4A7C15
 FACTOR_1, FACTOR_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 SHIFT_1, SHIFT_2, SHIFT_3 = 30, 27, 31
-SEEDS = 1 << 53  # a uniform is a multiple of one of so many parts
+SEEDS = 1 << 53  # uniforms are multiples of 1 / SEEDS
 DROPPED_BITS = 12  # of 64; a double holds the middle of each of the intervals that are left
 SPACING = 2.0**-52
 

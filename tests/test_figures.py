@@ -181,6 +181,20 @@ def test_law_of_a_real_pair_on_a_gpu() -> None:
         assert_row(cells[1:], *(row[name] for name in names), *drawn)
 
 
+def test_speed_of_a_real_pair_on_a_gpu() -> None:
+    document = results("speculation_real_gpu")
+    for cells in table(SPECULATION, "| batch | 0.5B alone"):
+        rows = {row["gamma"]: row for row in document["rows"] if row["batch"] == int(cells[0])}
+        rates = {gamma: row["tokens_per_s"] for gamma, row in rows.items()}
+        base, teacher = (
+            1e3 * int(cells[0]) / document["alone"][side]["step_ms"][cells[0]]
+            for side in ("base", "teacher")
+        )
+        ratios = rates[0] * (1 / base + 1 / teacher), rates["auto"] / rates[0]
+        measured = base, teacher, *rates.values(), rows["auto"]["acceptance"]
+        assert_row(cells[1:], *measured, *ratios, rates["auto"] / teacher)
+
+
 def test_drafts_from_other_distributions() -> None:
     names = ["base", *(f"min-p {share}" for share in (0.005, 0.02, 0.1))]
     names += ["top-p 0.9", "top-p 0.95", *(f"temperature {t}" for t in (0.7, 0.8, 0.9))]

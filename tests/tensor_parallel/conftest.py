@@ -39,7 +39,7 @@ def wide_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_widened(tmp_path_factory.mktemp("models") / "base")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared(wide_base: Path) -> Iterator[Pair]:
     """Two ranks whose caches are too small for the sequences that run, and whose prompts are computed in chunks."""
     caches = (16 * BLOCK * HALF_BASE_TOKEN, 12 * BLOCK * HALF_TEACHER_TOKEN)

@@ -145,6 +145,7 @@ def test_a_vllm_without_the_internals_is_refused(
         ({"speling": 1}, "no option 'speling'"),
         ({"max_num_seqs": 0}, "max_num_seqs is 0"),
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization is 1.5"),
+        ({"kv_cache_memory_bytes": 2**26}, "kv_cache_memory_bytes is 67108864. Give .* both"),
         ({"max_model_len": 5000}, "max_model_len is 5000. The base .* takes 1 to 1024 tokens"),
     ],
 )

@@ -52,7 +52,7 @@ def open_pair(
     teacher_args: Options,
 ) -> tuple[Mixing, VllmEngine]:
     """See `Pair.vllm`."""
-    _require_in_range(max_num_seqs, gpu_memory_utilization)
+    _require_in_range(max_num_seqs, gpu_memory_utilization, kv_cache_memory_bytes)
     draft_length(speculation)
 
     given = [{**options, **own} for own in (base_args, teacher_args)]
@@ -151,7 +151,9 @@ def _require_usable(
     return mixing
 
 
-def _require_in_range(max_num_seqs: int, gpu_memory_utilization: float) -> None:
+def _require_in_range(
+    max_num_seqs: int, gpu_memory_utilization: float, kv_cache_memory_bytes: tuple[int, int] | None
+) -> None:
     if max_num_seqs < 1:
         raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
     if not 0 < gpu_memory_utilization <= 1:
@@ -159,6 +161,14 @@ def _require_in_range(max_num_seqs: int, gpu_memory_utilization: float) -> None:
             f"gpu_memory_utilization is {gpu_memory_utilization}.",
             "It is a share of the device, in (0, 1].",
         )
+    match kv_cache_memory_bytes:
+        case None | [int(), int()]:
+            pass
+        case _:
+            raise InvalidRequest(
+                f"kv_cache_memory_bytes is {kv_cache_memory_bytes!r}.",
+                "Give the sizes of both KV caches in bytes, as (base, teacher).",
+            )
 
 
 def _open_adapters(

@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Bytecode is written as modules are imported: most of torch and vLLM never are.
+# Bytecode is written as modules are imported: most of torch and vLLM never are. Where Python is told to write none, each
+# process compiles 3,000 modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 PIP := $(BIN)/$(INSTALL) --constraint constraints.txt
 RUNS := $(VENV)/.runs

@@ -6,8 +6,9 @@ In float64, where rounding that depends on the batch is too small to move a toke
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import cache
 
 import pytest
 
@@ -82,22 +83,26 @@ ASKED = {
 }
 
 
-@pytest.fixture(scope="module", params=ASKED)
-def expected(
-    request: pytest.FixtureRequest, lock_step: Pair
-) -> tuple[SamplingParams, list[Completion]]:
-    asked = ASKED[request.param]
-    return asked, lock_step.generate(prompts_for(asked), asked, chat=True)
+@pytest.fixture(scope="module")
+def expected(lock_step: Pair) -> Callable[[str], list[Completion]]:
+    """What lock-step gives for a case, generated once."""
+
+    @cache
+    def generate(case: str) -> list[Completion]:
+        return lock_step.generate(prompts_for(ASKED[case]), ASKED[case], chat=True)
+
+    return generate
 
 
 def prompts_for(asked: SamplingParams) -> tuple[str, ...]:
     return QUESTIONS if asked.temperature == 0 else QUESTIONS[: 9 // asked.n]
 
 
-def test_every_completion_is_that_of_lock_step(drafting: Pair, expected) -> None:
-    asked, completions = expected
+@pytest.mark.parametrize("case", ASKED)
+def test_every_completion_is_that_of_lock_step(case: str, drafting: Pair, expected) -> None:
+    asked = ASKED[case]
     before = drafting.statistics()["speculation"]["rounds"]
-    require_equal(drafting.generate(prompts_for(asked), asked, chat=True), completions)
+    require_equal(drafting.generate(prompts_for(asked), asked, chat=True), expected(case))
     drafted = drafting.statistics()["speculation"]["rounds"] > before
     assert drafted or asked.max_tokens == 1 or not drafting.engine.draft_length.fixed
 
@@ -112,14 +117,23 @@ def test_the_cases_end_in_every_way(lock_step: Pair) -> None:
     assert ends == {("length", type(None)), ("stop", type(None)), ("stop", str), ("stop", int)}
 
 
-def test_prompts_near_the_end_of_the_context(lock_step: Pair, drafting: Pair) -> None:
-    """Drafts stop at the end of a context; sequences with more room share the batch."""
+AT_THE_END = SamplingParams(seed=3, max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def at_the_end(lock_step: Pair) -> tuple[list[list[int]], list[Completion]]:
+    """Prompts that leave little of the context, beside a short one, and what lock-step gives for them."""
     longest = lock_step.mixing.teacher.max_context
     prompts = [[1000 + room] * (longest - room) for room in (1, 2, 7)] + [[1000, 2000]]
-    asked = SamplingParams(seed=3, max_tokens=12, ignore_eos=True)
-    found = drafting.generate(prompts, asked)
+    return prompts, lock_step.generate(prompts, AT_THE_END)
+
+
+def test_prompts_near_the_end_of_the_context(drafting: Pair, at_the_end) -> None:
+    """Drafts stop at the end of a context; sequences with more room share the batch."""
+    prompts, completions = at_the_end
+    found = drafting.generate(prompts, AT_THE_END)
     assert [len(c.token_ids) for c in found] == [1, 2, 7, 12]
-    require_equal(found, lock_step.generate(prompts, asked))
+    require_equal(found, completions)
 
 
 def test_streams_tokens_in_order(lock_step: Pair, drafting: Pair) -> None:

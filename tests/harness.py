@@ -1,11 +1,14 @@
-"""Tasks of lm-evaluation-harness made from local rows, and a run of them; knows no server and no number."""
+"""Tasks of lm-evaluation-harness made from local rows, a run of them, and their scores by a pair; knows no server."""
 
 from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from midlogit import Pair, SamplingParams
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -85,3 +88,18 @@ def evaluate(manager: TaskManager, model: str, *tasks: str, **arguments: Any) ->
             bootstrap_iters=0,
             **{"batch_size": 1, **arguments},
         )
+
+
+def score(pair: Pair, texts: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+    """log q of each text after its context, and whether all of its tokens are the most likely ones."""
+    encode = pair.mixing.teacher.encode
+    params = SamplingParams.preset("exploratory", temperature=0, top_logprobs=1)
+    found = []
+    wholes = [encode(context + text) for context, text in texts]
+    for (context, _), ids, scores in zip(texts, wholes, pair.score(wholes, params), strict=True):
+        count = len(ids) - len(encode(context))
+        assert scores.top is not None
+        most_likely = [top.q[0][0] for top in scores.top[-count:]]
+        loglikelihood = sum(scores.diagnostics.logprobs[-count:])
+        found.append((loglikelihood, ids[-count:] == most_likely))
+    return found

@@ -8,17 +8,16 @@ import math
 import socket
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
 
 import pytest
 
 from midlogit import Completion, Pair, SamplingParams
 from midlogit.engines.http import client, rows
 from midlogit.engines.http.client import BrokenAnswer, CallFailed, Client, endpoint
+from tests.http.calls import model_of, post
 from tests.http.conftest import WHOLE, Urls
 from tests.http.damage import DAMAGE
 from tests.http.proxy import Proxy
@@ -38,25 +37,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "BACKOFF", (0.01,))
 
 
-def answer_to(urls: Urls, body: dict[str, Any]) -> Any:
-    """A server's answer to rows, not yet read."""
-    request = urllib.request.Request(
-        f"{urls.base}/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)
-
-
-def model_of(urls: Urls) -> str:
-    with urllib.request.urlopen(f"{urls.base}/models") as answer:
-        return str(json.load(answer)["data"][0]["id"])
-
-
 def test_every_damage_is_recognised(urls: Urls) -> None:
     """In rows, drafts and scores alike, except where what is too much was asked for."""
-    model = model_of(urls)
+    model = model_of(urls.base)
     top = rows.top_body(model, PROMPT_IDS, 20)
     draft = rows.draft_body(model, PROMPT_IDS[0], 20, rows.DraftRequest(4, 1.0, seed=1))
     scores = rows.score_body(model, PROMPT_IDS, [7, 8, 9])
@@ -65,7 +48,7 @@ def test_every_damage_is_recognised(urls: Urls) -> None:
         (draft, rows.read_drafts, set()),
         (scores, rows.read_scores, {"ids too many"}),
     ):
-        whole = answer_to(urls, body)
+        whole = post(urls.base, "/v1/completions", body)
         expected = read(deepcopy(whole), body, FORM)
         for name in DAMAGE.keys() - unseen:
             damaged = DAMAGE[name](deepcopy(whole))
@@ -77,8 +60,8 @@ def test_every_damage_is_recognised(urls: Urls) -> None:
 
 
 def test_an_answer_is_put_in_the_order_of_its_prompts(urls: Urls) -> None:
-    body = rows.top_body(model_of(urls), PROMPT_IDS, 20)
-    whole = answer_to(urls, body)
+    body = rows.top_body(model_of(urls.base), PROMPT_IDS, 20)
+    whole = post(urls.base, "/v1/completions", body)
     expected = rows.read_top(whole, body, FORM)
     whole["choices"].reverse()
     assert rows.read_top(whole, body, FORM) == expected

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from midlogit import Pair, SamplingParams
-from tests.harness import ROWS, evaluate, write_tasks
+from midlogit import Pair
+from tests.harness import ROWS, evaluate, score, write_tasks
 from tests.http.servers import install
 from tests.server.conftest import process
+from tests.vllm_environment import SETTINGS
 
 OPTIONS = "--engine vllm --dtype float32 --enforce-eager --max-model-len 256 --preset exploratory"
-ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR"}
 END = "<|end|>"  # the teacher's last token, by which the harness begins a text that has no context
 
 
@@ -21,7 +20,7 @@ END = "<|end|>"  # the teacher's last token, by which the harness begins a text 
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All tasks, with two requests of two texts each under way."""
     manager = write_tasks(tmp_path_factory.mktemp("tasks"))
-    with process(*OPTIONS.split(), python=install(), **ENVIRONMENT) as (_, http):
+    with process(*OPTIONS.split(), python=install(), **SETTINGS) as (_, http):
         return evaluate(
             manager,
             "local-completions",
@@ -31,21 +30,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             model_args={"base_url": f"{http.base_url}/v1/completions", "num_concurrent": 2},
             batch_size=2,
         )
-
-
-def score(pair: Pair, texts: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-    """log q of each text after its context, and whether all of its tokens are the most likely ones."""
-    encode = pair.mixing.teacher.encode
-    params = SamplingParams.preset("exploratory", temperature=0, top_logprobs=1)
-    found = []
-    wholes = [encode(context + text) for context, text in texts]
-    for (context, _), ids, scores in zip(texts, wholes, pair.score(wholes, params), strict=True):
-        count = len(ids) - len(encode(context))
-        assert scores.top is not None
-        most_likely = [top.q[0][0] for top in scores.top[-count:]]
-        loglikelihood = sum(scores.diagnostics.logprobs[-count:])
-        found.append((loglikelihood, ids[-count:] == most_likely))
-    return found
 
 
 @pytest.mark.parametrize("task", ["local_choice", "local_last"])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 import random
 import re
@@ -24,6 +23,7 @@ from midlogit import Completion, Pair, SamplingParams
 from midlogit.engines.http import client, rows, verification
 from midlogit.engines.http.client import BrokenAnswer
 from midlogit.models.checkpoint import bundled
+from tests.http.calls import model_of, post
 from tests.http.conftest import FLAGS, WHOLE, Urls
 from tests.http.proxy import Proxy
 from tests.http.servers import Server
@@ -56,21 +56,6 @@ def between(urls: Urls, verifier: str) -> Iterator[tuple[Proxy, Proxy]]:
     """A proxy before the base and before the verifying teacher."""
     with Proxy(urls.base) as base, Proxy(verifier) as teacher:
         yield base, teacher
-
-
-def post(url: str, path: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(
-        url.removesuffix("/v1") + path,
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)
-
-
-def model_of(url: str) -> str:
-    with urllib.request.urlopen(f"{url}/models") as answer:
-        return str(json.load(answer)["data"][0]["id"])
 
 
 def computed(url: str) -> float:

@@ -25,11 +25,14 @@ from midlogit.decide.kernels import launch as kernels
 from midlogit.decide.kernels.decider import KernelDecider
 from midlogit.outputs import Decision
 from tests.kernels.cases import assert_agree, kernel_settings, make_batch, mixed_settings
+from tests.kernels.interpreter import patch_once_per_launch
 from tests.rows import DoubleKL
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"
 )  # NumPy's, where the kernel computes with infinities
+
+patch_once_per_launch()
 
 # Small tiles and blocks, so that small rows have several, and a nucleus that may or may not fit the copy.
 kernels.LANES, kernels.FEW_LANES, kernels.CAPACITY = 16, 16, 128

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -11,15 +10,12 @@ import pytest
 
 from midlogit import Pair
 from midlogit.engines.vllm.engine import VllmEngine
+from tests.vllm_environment import prepare_environment
 
 if find_spec("vllm") is None:
     collect_ignore_glob = ["test_*.py"]
 
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-# On a GPU vLLM's attention in float32 would round its products to TF32, 1e-3 away from the local engine.
-os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
+prepare_environment()
 
 CONTEXT = 256
 BLOCK = 32  # tokens of a KV cache block

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 from midlogit.core.outcomes import StopId
 from midlogit.core.rules import AlphaRule, EqualKL, KLBudget
 from midlogit.errors import InvalidRequest
+from midlogit.kinds import KINDS, require_kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ class SamplingParams:
         alpha_tol: solver tolerance on α and on |KL_base − KL_teacher| (docs/theory.md (11)).
 
     Raises:
-        InvalidRequest: a value out of range, naming what is allowed.
+        InvalidRequest: a value of another kind or out of range, naming what is allowed.
     """
 
     n: int = 1
@@ -134,6 +137,7 @@ class SamplingParams:
     alpha_tol: float = 1e-6
 
     def __post_init__(self) -> None:
+        self._require_kinds()
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
@@ -184,6 +188,25 @@ class SamplingParams:
             "Use EqualKL(), FixedAlpha(α) or KLBudget(nats), or parse_rule('equal-kl').",
         )
 
+    def _require_kinds(self) -> None:
+        for field in fields(self):
+            if field.type in KINDS:
+                require_kind(str(field.type), **{field.name: getattr(self, field.name)})
+        if self.seed is not None:
+            require_kind("int", seed=self.seed)
+
+        for name, item in (
+            ("stop", str),
+            ("stop_token_ids", Integral),
+            ("special_token_ids", Integral),
+        ):
+            given = getattr(self, name)
+            _require(
+                isinstance(given, Iterable) and all(isinstance(one, item) for one in given),
+                f"{name} is {given!r:.80}.",
+                "It must be a list of strings." if item is str else "It must be a list of ids.",
+            )
+
     @classmethod
     def preset(cls, name: str, **changes: Any) -> SamplingParams:
         """The parameters of a preset, with changes.
@@ -198,12 +221,14 @@ class SamplingParams:
         if name not in PRESETS:
             raise InvalidRequest(f"Unknown preset {name!r:.80}.", f"Use {', '.join(PRESETS)}.")
         preset = PRESETS[name]
+        max_tokens = changes.get("max_tokens", DEFAULT_MAX_TOKENS)
+        require_kind("int", max_tokens=max_tokens)
         chosen: dict[str, Any] = {
             "force_first_token": preset.force_first_token,
             "constraint_to_target": preset.target_top_p is not None,
             "exclude_special_tokens": preset.exclude_special_tokens,
             "stop_id": preset.stop_id,
-            "alpha_rule": preset.rule(changes.get("max_tokens", DEFAULT_MAX_TOKENS)),
+            "alpha_rule": preset.rule(max_tokens),
         }
         if preset.target_top_p is not None:
             chosen["target_top_p"] = preset.target_top_p

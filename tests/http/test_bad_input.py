@@ -113,8 +113,17 @@ def test_top_k_above_the_limit(urls: Urls) -> None:
     assert "allows 20" in message and "--max-logprobs 50" in message
 
 
-def test_max_num_seqs_of_none(urls: Urls) -> None:
-    assert "max_num_seqs is 0" in refused(urls.base, urls.teacher, InvalidRequest, max_num_seqs=0)
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"max_num_seqs": 0}, "max_num_seqs is 0"),
+        ({"max_num_seqs": "8"}, "max_num_seqs is '8'. It must be a whole number."),
+        ({"max_retries": 2.5}, "max_retries is 2.5. It must be a whole number."),
+        ({"timeout": None}, "timeout is None. It must be a number."),
+    ],
+)
+def test_numbers_that_cannot_be_used(urls: Urls, option: dict[str, object], says: str) -> None:
+    assert says in refused(urls.base, urls.teacher, InvalidRequest, **option)
 
 
 @pytest.mark.parametrize("top_k", [0, "many"])

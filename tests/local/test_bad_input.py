@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -48,6 +49,17 @@ PARAMS = SamplingParams.preset("balanced", max_tokens=12, seed=7, ignore_eos=Tru
         ({"alpha_tol": 0.0}, "alpha_tol"),
         ({"stop": ("",)}, "stop string is empty"),
         ({"alpha_rule": "equal-kl"}, "parse_rule"),
+        ({"max_tokens": "8"}, "max_tokens is '8'. It must be a whole number."),
+        ({"max_tokens": 2.5}, "max_tokens is 2.5. It must be a whole number."),
+        ({"n": True}, "n is True. It must be a whole number."),
+        ({"seed": 1.5}, "seed is 1.5. It must be a whole number."),
+        ({"top_logprobs": None}, "top_logprobs is None. It must be a whole number."),
+        ({"temperature": "1"}, "temperature is '1'. It must be a number."),
+        ({"ignore_eos": 1}, "ignore_eos is 1. It must be True or False."),
+        ({"stop": 3}, "stop is 3. It must be a list of strings."),
+        ({"stop": [3]}, "stop is [3]. It must be a list of strings."),
+        ({"stop_token_ids": 3}, "stop_token_ids is 3. It must be a list of ids."),
+        ({"stop_token_ids": ["<|end|>"]}, "It must be a list of ids."),
     ],
 )
 def test_parameters_out_of_range(changes, says: str) -> None:
@@ -57,7 +69,16 @@ def test_parameters_out_of_range(changes, says: str) -> None:
     assert isinstance(caught.value, ValueError)
 
 
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    params = SamplingParams(
+        max_tokens=np.int64(8), temperature=np.float32(0.5), stop_token_ids=np.arange(3)
+    )
+    assert params.max_tokens == 8 and params.stop_token_ids == (0, 1, 2)
+
+
 def test_unknown_preset_and_rule_name_the_known_ones() -> None:
+    with pytest.raises(InvalidRequest, match="max_tokens is '8'"):
+        SamplingParams.preset("rollout", max_tokens="8")
     with pytest.raises(InvalidRequest, match="conservative, balanced, exploratory"):
         SamplingParams.preset("bold")
     for spec in ("middle", "fixed", "fixed:x", "kl-budget:", "equal-kl:1"):
@@ -144,8 +165,13 @@ def test_unknown_devices_dtypes_and_sizes() -> None:
         Pair.local(device="gpu7")
     with pytest.raises(InvalidRequest, match="Unknown dtype 'int8'"):
         Pair.local(dtype="int8", device="cpu")
-    with pytest.raises(InvalidRequest, match="max_num_seqs is 0"):
-        Pair.local(max_num_seqs=0)
+    for number, says in (
+        (0, "is 0"),
+        ("8", "is '8'. It must be a whole"),
+        (2.5, "is 2.5. It must"),
+    ):
+        with pytest.raises(InvalidRequest, match=f"max_num_seqs {says}"):
+            Pair.local(max_num_seqs=number)
 
 
 def change_tokens(folder: Path, how_many: int) -> None:

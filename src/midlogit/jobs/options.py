@@ -10,6 +10,7 @@ from midlogit.errors import InvalidRequest
 from midlogit.jobs.inputs import Columns
 from midlogit.jobs.manifest import reading_facts, sampling_facts
 from midlogit.jobs.schema import LEVELS, DiagnosticsLevel
+from midlogit.kinds import require_kind
 from midlogit.params import SamplingParams
 from midlogit.requests.prompts import Reading
 
@@ -37,10 +38,12 @@ class JobOptions:
     max_errors: str | int = "1%"
 
     def __post_init__(self) -> None:
-        if self.rows_per_part is not None and self.rows_per_part < 1:
-            raise InvalidRequest(
-                f"rows_per_part is {self.rows_per_part}.", "It must be at least 1."
-            )
+        if self.rows_per_part is not None:
+            require_kind("int", rows_per_part=self.rows_per_part)
+            if self.rows_per_part < 1:
+                raise InvalidRequest(
+                    f"rows_per_part is {self.rows_per_part}.", "It must be at least 1."
+                )
         if self.diagnostics not in LEVELS:
             raise InvalidRequest(
                 f"diagnostics is {self.diagnostics!r}.", f"Use {', '.join(LEVELS)}."

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
+from midlogit.kinds import require_kind
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.models.weights import key_value_heads
 
@@ -22,9 +23,10 @@ def require_sharable(ranks: int, checkpoints: Sequence[Checkpoint]) -> None:
     Raises:
         InvalidRequest: says what is in the way.
     """
+    require_kind("int", tensor_parallel_size=ranks)
     given = f"tensor_parallel_size is {ranks}"
-    if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
-        raise InvalidRequest(f"{given!r}.", "It must be at least 1.")
+    if ranks < 1:
+        raise InvalidRequest(f"{given}.", "It must be at least 1.")
     if ranks == 1:
         return
 

@@ -22,6 +22,7 @@ from midlogit.engines.vllm.options import (
 )
 from midlogit.errors import InvalidRequest, ModelUnavailable
 from midlogit.extras import require
+from midlogit.kinds import require_kind
 from midlogit.models.checkpoint import Checkpoint, TemplateNames, open_checkpoints
 from midlogit.models.fit import require_fit
 from midlogit.models.mixing import Mixing
@@ -154,6 +155,8 @@ def _require_usable(
 def _require_in_range(
     max_num_seqs: int, gpu_memory_utilization: float, kv_cache_memory_bytes: tuple[int, int] | None
 ) -> None:
+    require_kind("int", max_num_seqs=max_num_seqs)
+    require_kind("float", gpu_memory_utilization=gpu_memory_utilization)
     if max_num_seqs < 1:
         raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
     if not 0 < gpu_memory_utilization <= 1:
@@ -227,14 +230,15 @@ def _limit_context(
     Raises:
         InvalidRequest: a model does not take that many.
     """
+    if max_model_len is None:
+        return checkpoints
+
+    require_kind("int", max_model_len=max_model_len)
     for side, checkpoint in zip(("base", "teacher"), checkpoints, strict=True):
-        if max_model_len is not None and not 1 <= max_model_len <= checkpoint.max_context:
+        if not 1 <= max_model_len <= checkpoint.max_context:
             raise InvalidRequest(
                 f"max_model_len is {max_model_len}.",
                 f"The {side} {checkpoint.name} takes 1 to {checkpoint.max_context} tokens.",
             )
-
     base, teacher = checkpoints
-    if max_model_len is None:
-        return base, teacher
     return replace(base, max_context=max_model_len), replace(teacher, max_context=max_model_len)

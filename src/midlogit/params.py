@@ -137,11 +137,14 @@ class SamplingParams:
     alpha_tol: float = 1e-6
 
     def __post_init__(self) -> None:
-        self._require_kinds()
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        object.__setattr__(self, "special_token_ids", tuple(self.special_token_ids))
+        for field in fields(self):
+            if field.type in KINDS:
+                require_kind(str(field.type), **{field.name: getattr(self, field.name)})
+        if self.seed is not None:
+            require_kind("int", seed=self.seed)
+        self._keep_tuple("stop", str, "strings")
+        self._keep_tuple("stop_token_ids", Integral, "ids")
+        self._keep_tuple("special_token_ids", Integral, "ids")
         _require(
             1 <= self.n <= MOST_SAMPLES, f"n is {self.n}.", f"It must lie in 1 to {MOST_SAMPLES}."
         )
@@ -181,31 +184,25 @@ class SamplingParams:
             "return_support is set, and the support is the whole vocabulary.",
             "Hold it to a nucleus (constraint_to_target), or leave return_support out.",
         )
-        _require(all(stop), "A stop string is empty.", "Leave it out.")
+        _require(all(self.stop), "A stop string is empty.", "Leave it out.")
         _require(
             isinstance(self.alpha_rule, AlphaRule),
             f"alpha_rule is {self.alpha_rule!r:.80}.",
             "Use EqualKL(), FixedAlpha(α) or KLBudget(nats), or parse_rule('equal-kl').",
         )
 
-    def _require_kinds(self) -> None:
-        for field in fields(self):
-            if field.type in KINDS:
-                require_kind(str(field.type), **{field.name: getattr(self, field.name)})
-        if self.seed is not None:
-            require_kind("int", seed=self.seed)
-
-        for name, item in (
-            ("stop", str),
-            ("stop_token_ids", Integral),
-            ("special_token_ids", Integral),
-        ):
-            given = getattr(self, name)
-            _require(
-                isinstance(given, Iterable) and all(isinstance(one, item) for one in given),
-                f"{name} is {given!r:.80}.",
-                "It must be a list of strings." if item is str else "It must be a list of ids.",
-            )
+    def _keep_tuple(self, name: str, kind: type, words: str) -> None:
+        """Keeps what may be given as any iterable, or a string for one, as a tuple."""
+        given = getattr(self, name)
+        items = (
+            (*given,) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+        )
+        _require(
+            isinstance(given, Iterable) and all(isinstance(item, kind) for item in items),
+            f"{name} is {given!r:.80}.",
+            f"It must be a list of {words}.",
+        )
+        object.__setattr__(self, name, items)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> SamplingParams:

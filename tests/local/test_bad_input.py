@@ -76,6 +76,11 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
     assert params.max_tokens == 8 and params.stop_token_ids == (0, 1, 2)
 
 
+def test_any_iterable_is_read_once() -> None:
+    params = SamplingParams(stop=(text for text in ("a", "b")), stop_token_ids=iter([3, 4]))
+    assert params.stop == ("a", "b") and params.stop_token_ids == (3, 4)
+
+
 def test_unknown_preset_and_rule_name_the_known_ones() -> None:
     with pytest.raises(InvalidRequest, match="max_tokens is '8'"):
         SamplingParams.preset("rollout", max_tokens="8")

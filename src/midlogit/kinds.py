@@ -1,8 +1,9 @@
-"""Whether a value that a caller gave is of its kind; knows no parameter and no range."""
+"""Whether a value that a caller gave is of its kind, and numbers that count; knows no parameter."""
 
 from __future__ import annotations
 
 from numbers import Integral, Real
+from typing import Any
 
 from midlogit.errors import InvalidRequest
 
@@ -26,3 +27,15 @@ def require_kind(kind: str, **values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
             raise InvalidRequest(f"{name} is {value!r:.80}.", f"It must be {words}.")
+
+
+def require_count(**values: Any) -> None:
+    """Checks whole numbers of at least 1 by the names that the caller knows them by.
+
+    Raises:
+        InvalidRequest: a value is none; says which.
+    """
+    require_kind("int", **values)
+    for name, value in values.items():
+        if value < 1:
+            raise InvalidRequest(f"{name} is {value}.", "It must be at least 1.")

@@ -11,7 +11,7 @@ from typing import Any
 from midlogit.core.outcomes import StopId
 from midlogit.core.rules import AlphaRule, EqualKL, KLBudget
 from midlogit.errors import InvalidRequest
-from midlogit.kinds import KINDS, require_kind
+from midlogit.kinds import KINDS, require_count, require_kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +148,7 @@ class SamplingParams:
         _require(
             1 <= self.n <= MOST_SAMPLES, f"n is {self.n}.", f"It must lie in 1 to {MOST_SAMPLES}."
         )
-        _require(
-            self.max_tokens >= 1, f"max_tokens is {self.max_tokens}.", "It must be at least 1."
-        )
+        require_count(max_tokens=self.max_tokens)
         _require(
             0 <= self.min_tokens <= self.max_tokens,
             f"min_tokens is {self.min_tokens}.",

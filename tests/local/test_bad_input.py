@@ -20,8 +20,10 @@ import transformers
 
 from midlogit import (
     EngineFailure,
+    FixedAlpha,
     Interrupted,
     InvalidRequest,
+    KLBudget,
     ModelUnavailable,
     Pair,
     PairMismatch,
@@ -74,6 +76,12 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
         max_tokens=np.int64(8), temperature=np.float32(0.5), stop_token_ids=np.arange(3)
     )
     assert params.max_tokens == 8 and params.stop_token_ids == (0, 1, 2)
+
+
+@pytest.mark.parametrize("rule", [FixedAlpha, KLBudget])
+def test_rules_take_numbers(rule: type) -> None:
+    with pytest.raises(InvalidRequest, match="It must be a number"):
+        rule("0.3")
 
 
 def test_any_iterable_is_read_once() -> None:

@@ -13,6 +13,7 @@ from typing import ClassVar
 from midlogit.core.arrays import Array, array_namespace
 from midlogit.core.bounds import Boxes
 from midlogit.errors import InvalidRequest
+from midlogit.kinds import require_kind
 
 
 class AlphaRule(ABC):
@@ -86,6 +87,7 @@ class FixedAlpha(AlphaRule):
     kernel_code: ClassVar[int | None] = 1
 
     def __post_init__(self) -> None:
+        require_kind("float", value=self.value)
         if not 0 <= self.value <= 1:
             raise InvalidRequest(f"fixed α is {self.value}.", "It must lie in [0, 1].")
 
@@ -117,6 +119,7 @@ class KLBudget(AlphaRule):
     kernel_code: ClassVar[int | None] = 2
 
     def __post_init__(self) -> None:
+        require_kind("float", epsilon=self.epsilon)
         if not (self.epsilon >= 0 and math.isfinite(self.epsilon)):
             raise InvalidRequest(
                 f"The KL budget is {self.epsilon}.",

@@ -10,7 +10,7 @@ from midlogit.errors import InvalidRequest
 from midlogit.jobs.inputs import Columns
 from midlogit.jobs.manifest import reading_facts, sampling_facts
 from midlogit.jobs.schema import LEVELS, DiagnosticsLevel
-from midlogit.kinds import require_kind
+from midlogit.kinds import require_count
 from midlogit.params import SamplingParams
 from midlogit.requests.prompts import Reading
 
@@ -39,11 +39,7 @@ class JobOptions:
 
     def __post_init__(self) -> None:
         if self.rows_per_part is not None:
-            require_kind("int", rows_per_part=self.rows_per_part)
-            if self.rows_per_part < 1:
-                raise InvalidRequest(
-                    f"rows_per_part is {self.rows_per_part}.", "It must be at least 1."
-                )
+            require_count(rows_per_part=self.rows_per_part)
         if self.diagnostics not in LEVELS:
             raise InvalidRequest(
                 f"diagnostics is {self.diagnostics!r}.", f"Use {', '.join(LEVELS)}."

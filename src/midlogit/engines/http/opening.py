@@ -34,7 +34,7 @@ from midlogit.engines.http.served import ServedModel
 from midlogit.engines.http.upstream import SIDES, Upstream
 from midlogit.errors import InvalidRequest, ModelUnavailable, PairMismatch, ServerUnavailable
 from midlogit.extras import has_transformers
-from midlogit.kinds import require_kind
+from midlogit.kinds import require_count, require_kind
 from midlogit.models.checkpoint import Checkpoint, Model
 from midlogit.models.mixing import Mixing
 
@@ -76,15 +76,9 @@ def open_pair(
     timeout: float,
 ) -> tuple[Mixing, HttpEngine]:
     """See `Pair.http`."""
-    require_kind(
-        "int",
-        max_num_seqs=max_num_seqs,
-        connection_pool_size=connection_pool_size,
-        max_retries=max_retries,
-    )
+    require_count(max_num_seqs=max_num_seqs)
+    require_kind("int", connection_pool_size=connection_pool_size, max_retries=max_retries)
     require_kind("float", timeout=timeout, tolerance=tolerance)
-    if max_num_seqs < 1:
-        raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
     k = parse_top_k(top_k)
     draft_length = DraftLength(speculation)
     if k is None:

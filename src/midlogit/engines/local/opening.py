@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from midlogit.engines.draft_length import DraftLength, SpeculationOption
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
-from midlogit.kinds import require_kind
+from midlogit.kinds import require_count
 from midlogit.models.checkpoint import Checkpoint, TemplateNames, names_of_sides, open_checkpoints
 from midlogit.models.fit import require_fit
 from midlogit.models.mixing import Mixing
@@ -35,9 +35,7 @@ def open_pair(
     trust_remote_code: bool,
 ) -> tuple[Mixing, LocalEngine]:
     """See `Pair.local`."""
-    require_kind("int", max_num_seqs=max_num_seqs)
-    if max_num_seqs < 1:
-        raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
+    require_count(max_num_seqs=max_num_seqs)
     draft_length = DraftLength(speculation)
     modules = _module(base), _module(teacher)
     checkpoints = _open_checkpoints(

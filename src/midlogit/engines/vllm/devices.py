@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from midlogit.errors import InvalidRequest
 from midlogit.extras import require
-from midlogit.kinds import require_kind
+from midlogit.kinds import require_count
 from midlogit.models.checkpoint import Checkpoint
 from midlogit.models.weights import key_value_heads
 
@@ -23,13 +23,11 @@ def require_sharable(ranks: int, checkpoints: Sequence[Checkpoint]) -> None:
     Raises:
         InvalidRequest: says what is in the way.
     """
-    require_kind("int", tensor_parallel_size=ranks)
-    given = f"tensor_parallel_size is {ranks}"
-    if ranks < 1:
-        raise InvalidRequest(f"{given}.", "It must be at least 1.")
+    require_count(tensor_parallel_size=ranks)
     if ranks == 1:
         return
 
+    given = f"tensor_parallel_size is {ranks}"
     for checkpoint in checkpoints:
         heads, shared = int(checkpoint.config.num_attention_heads), key_value_heads(checkpoint)
         if heads % ranks or (shared % ranks and ranks % shared):

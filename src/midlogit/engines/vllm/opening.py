@@ -22,7 +22,7 @@ from midlogit.engines.vllm.options import (
 )
 from midlogit.errors import InvalidRequest, ModelUnavailable
 from midlogit.extras import require
-from midlogit.kinds import require_kind
+from midlogit.kinds import require_count, require_kind
 from midlogit.models.checkpoint import Checkpoint, TemplateNames, open_checkpoints
 from midlogit.models.fit import require_fit
 from midlogit.models.mixing import Mixing
@@ -155,10 +155,8 @@ def _require_usable(
 def _require_in_range(
     max_num_seqs: int, gpu_memory_utilization: float, kv_cache_memory_bytes: tuple[int, int] | None
 ) -> None:
-    require_kind("int", max_num_seqs=max_num_seqs)
+    require_count(max_num_seqs=max_num_seqs)
     require_kind("float", gpu_memory_utilization=gpu_memory_utilization)
-    if max_num_seqs < 1:
-        raise InvalidRequest(f"max_num_seqs is {max_num_seqs}.", "It must be at least 1.")
     if not 0 < gpu_memory_utilization <= 1:
         raise InvalidRequest(
             f"gpu_memory_utilization is {gpu_memory_utilization}.",
